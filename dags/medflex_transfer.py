@@ -1,0 +1,97 @@
+"""
+### Daily transfer of appointments to Medflex
+
+**Purpose.** Shares each open clinic's appointments of the previous 45 and the next 30 days with its partner services,
+through Medflex: of the patient the first name, patronymic and phone, nothing else, and nothing of a patient, doctor or
+clinic that does not want it.
+
+**Schedule.** Every day at 03:00 Moscow time, one run at a time, no catch-up.
+
+**Input and output.** Connections `medlock_db` (read), `medflex_ledger`, `medflex_api`. Each run leaves a funnel in the
+ledger, Data Docs with counts, and an event on the asset `medflex_appointments`. Staged data is removed at its end.
+
+**Parameters.** `mode`: `transfer` sends what is new or has changed; `plan` shows what would be sent and sends nothing;
+`resync` sends everything that is eligible again. `clinic_ids`: only these clinics.
+
+**When it fails.** A shard that fails does not hold up the others; the run is marked failed at `settle_run`, whose log
+names each problem in one sentence. A failed `validate` has stopped its shard's sending: read the quality report, mend
+the source, then clear that shard from `extract` on. A failed `load` has sent what it could; the rest goes out with the
+next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why the clinic is not open.
+
+**Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
+judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
+holds; to see an older day's quality report, trigger that day with `mode=plan`.
+
+**Never** edit the ledger by hand or delete its records: what is no longer there can no longer be withdrawn.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
+
+from medflex.airflow.assets import APPOINTMENTS
+from medflex.airflow.schedule import CRON, TIMEZONE
+from medflex.airflow.sensors.activation import ActivationSensor
+from medflex.airflow.tasks import transfer
+
+LABEL = "{{ shard_label }}"
+
+with DAG(
+    dag_id="medflex_transfer",
+    description="Share appointments with partners through Medflex, where the clinic and the patient want it.",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable(CRON, timezone=TIMEZONE, run_immediately=False),
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    catchup=False,
+    max_active_runs=1,
+    tags=["medflex", "personal-data"],
+    default_args={
+        "owner": "data-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": timedelta(hours=3),
+        "show_return_value_in_logs": False,
+    },
+    params={
+        "mode": Param("transfer", enum=["transfer", "plan", "resync"], description="What to do with the changes."),
+        "clinic_ids": Param(
+            None, type=["null", "array"], items={"type": "integer"}, description="Only these clinics; empty for all."
+        ),
+    },
+    render_template_as_native_obj=False,
+) as dag:
+    plan_shards = task(transfer.plan_shards)()
+
+    @task_group(group_id="shard")
+    def work_on_shard(shard: dict[str, Any]) -> None:
+        """Everything that happens to one shard, independent of the others."""
+        gate = ActivationSensor(
+            task_id="wait_for_activation", shard=shard, map_index_template=LABEL, execution_timeout=None
+        )
+        steps = [
+            task(function, map_index_template=LABEL)(shard)
+            for function in (
+                transfer.extract,
+                transfer.withhold,
+                transfer.validate,
+                transfer.plan_changes,
+                transfer.load,
+            )
+        ]
+        previous: Any = gate
+        for step in steps:
+            previous >> step
+            previous = step
+
+    publish = task(transfer.publish_quality_report, trigger_rule="all_done")()
+    settle = task(transfer.settle_run, trigger_rule="all_done", outlets=[APPOINTMENTS], retries=0)()
+    # Without a setup: clearing one shard would otherwise clear plan_shards as well, and with it everybody's numbers.
+    remove = task(transfer.remove_staging)().as_teardown(on_failure_fail_dagrun=True)
+
+    # Both are leaves, so that either one's failure fails the run.
+    work_on_shard.expand(shard=plan_shards) >> publish >> [settle, remove]

@@ -1,0 +1,19 @@
+-- Purpose:    become the only writer of these clinics; the epoch fences whoever was it before.
+-- Grain:      one row per clinic that could be had.
+-- Parameters: clinic_ids bigint[], holder text, now timestamptz or NULL for the server's clock, seconds int
+-- Personal:   none.
+INSERT INTO ledger.lease AS lease (clinic_id, epoch, holder, expires_at)
+SELECT
+    wanted.clinic_id,
+    1,
+    %(holder)s::text,
+    coalesce(%(now)s::timestamptz, clock_timestamp()) + make_interval(secs => %(seconds)s)
+FROM unnest(%(clinic_ids)s::bigint []) AS wanted (clinic_id)
+ORDER BY wanted.clinic_id
+ON CONFLICT (clinic_id) DO UPDATE
+    SET epoch = lease.epoch + 1, holder = excluded.holder, expires_at = excluded.expires_at
+    WHERE
+        lease.holder IS NULL
+        OR lease.holder = excluded.holder
+        OR lease.expires_at <= coalesce(%(now)s::timestamptz, clock_timestamp())
+RETURNING lease.clinic_id, lease.epoch

@@ -1,0 +1,10 @@
+-- Purpose:    the clinics of which Medflex may show anything.
+-- Grain:      one row per clinic.
+-- Personal:   none.
+SELECT record.clinic_id
+FROM ledger.record AS record
+WHERE record.state <> 'withdrawn'
+UNION
+SELECT batch.clinic_id
+FROM ledger.batch AS batch
+WHERE batch.outcome IS NULL

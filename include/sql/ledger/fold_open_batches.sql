@@ -1,0 +1,51 @@
+-- Purpose:    after a crash: an intent without outcome may have reached Medflex. Its records are marked so, with the
+--             version they may have there; whatever is sent next gets a higher one.
+-- Grain:      one row with the number of batches.
+-- Parameters: clinic_ids bigint[], now timestamptz or NULL for the server's clock
+-- Personal:   none.
+WITH batch AS (
+    UPDATE ledger.batch
+    SET
+        outcome = 'unknown',
+        unknown_ids = appointment_ids,
+        resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
+    WHERE clinic_id = any(%(clinic_ids)s::bigint []) AND outcome IS NULL
+    RETURNING *
+),
+
+item AS (
+    SELECT DISTINCT ON (batch.clinic_id, item.appointment_id)
+        batch.clinic_id,
+        item.appointment_id,
+        item.version,
+        batch.batch_id,
+        batch.resolved_at,
+        CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END AS state
+    FROM batch
+    CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
+    ORDER BY batch.clinic_id, item.appointment_id, item.version DESC
+),
+
+kept AS (
+    INSERT INTO ledger.record AS record (clinic_id, appointment_id, version, state, batch_id, changed_at)
+    SELECT
+        item.clinic_id,
+        item.appointment_id,
+        item.version,
+        item.state,
+        item.batch_id,
+        item.resolved_at
+    FROM item
+    ON CONFLICT (clinic_id, appointment_id) DO UPDATE
+        SET
+            version = excluded.version,
+            state = excluded.state,
+            batch_id = excluded.batch_id,
+            changed_at = excluded.changed_at
+        WHERE record.version <= excluded.version
+    RETURNING 1
+)
+
+SELECT
+    (SELECT count(*) FROM batch) AS batches,
+    (SELECT count(*) FROM kept) AS records

@@ -1,0 +1,78 @@
+-- Purpose:    write down what became of a batch, and of each of its records.
+--             'to_retry' leaves the records alone: Medflex has not looked at them.
+-- Grain:      one row with the number of batches resolved: 0 when somebody else has resolved it before.
+-- Parameters: batch_id, outcome, http_status, rejected_ids, rejected_fields (jsonb: id -> field names), outdated_ids,
+--             unknown_ids, now timestamptz or NULL for the server's clock
+-- Personal:   none; of a rejection only the names of the fields are kept, never Medflex's text.
+WITH batch AS (
+    UPDATE ledger.batch
+    SET
+        outcome = %(outcome)s::text,
+        http_status = %(http_status)s::int,
+        rejected_ids = %(rejected_ids)s::bigint [],
+        outdated_ids = %(outdated_ids)s::bigint [],
+        unknown_ids = %(unknown_ids)s::bigint [],
+        resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
+    WHERE batch_id = %(batch_id)s AND outcome IS NULL
+    RETURNING *
+),
+
+item AS (
+    SELECT
+        batch.clinic_id,
+        item.appointment_id,
+        item.version,
+        item.digest,
+        batch.batch_id,
+        batch.resolved_at,
+        CASE
+            WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
+            WHEN
+                item.appointment_id = any(batch.rejected_ids || batch.outdated_ids || batch.unknown_ids)
+                THEN CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END
+            ELSE CASE batch.operation WHEN 'send' THEN 'sent' ELSE 'withdrawn' END
+        END AS state,
+        %(rejected_fields)s::jsonb -> item.appointment_id::text AS rejected_fields
+    FROM batch
+    CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests)
+        AS item (appointment_id, version, digest)
+    WHERE batch.outcome <> 'to_retry'
+),
+
+kept AS (
+    INSERT INTO ledger.record AS record (
+        clinic_id, appointment_id, version, state, acked_version, acked_digest, rejected_fields, batch_id, changed_at
+    )
+    SELECT
+        item.clinic_id,
+        item.appointment_id,
+        item.version,
+        item.state,
+        CASE WHEN item.state IN ('sent', 'withdrawn') THEN item.version END,
+        CASE WHEN item.state = 'sent' THEN item.digest END,
+        CASE
+            WHEN item.rejected_fields IS NOT NULL
+                THEN ARRAY(SELECT jsonb_array_elements_text(item.rejected_fields))
+        END,
+        item.batch_id,
+        item.resolved_at
+    FROM item
+    ON CONFLICT (clinic_id, appointment_id) DO UPDATE
+        SET
+            version = excluded.version,
+            state = excluded.state,
+            acked_version = coalesce(excluded.acked_version, record.acked_version),
+            acked_digest = CASE
+                WHEN excluded.state IN ('sent', 'withdrawn') THEN excluded.acked_digest ELSE record.acked_digest
+            END,
+            rejected_fields = excluded.rejected_fields,
+            batch_id = excluded.batch_id,
+            changed_at = excluded.changed_at
+        -- Nothing older may overwrite what is known of a newer version.
+        WHERE record.version <= excluded.version
+    RETURNING 1
+)
+
+SELECT
+    (SELECT count(*) FROM batch) AS batches,
+    (SELECT count(*) FROM kept) AS records

@@ -1,0 +1,346 @@
+"""Medflex, the destination: the one adapter to its HTTP API (include/contracts/medflex.openapi.yaml).
+
+Every request ends in one of four ways: a reply that was read; certainly not processed; an unknown outcome; or an error
+that no repetition can heal.
+"""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+from medflex.errors import ConfigurationError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
+
+SEND_PATH = "/appointments/batch/"
+WITHDRAW_PATH = "/appointments/withdraw/"
+MAX_BATCH = 500
+PAGE_SIZE = 1000
+
+RECORD_FIELDS = frozenset(
+    [
+        "id",
+        "version",
+        "doctor_id",
+        "dt_start",
+        "dt_end",
+        "time_offset",
+        "status",
+        "mis_status",
+        "entry",
+        "partners",
+        "client",
+        "client.first_name",
+        "client.second_name",
+        "client.mobile_phone",
+        "first_name",
+        "second_name",
+        "mobile_phone",
+    ]
+)
+"""Names a rejection may be stored under; Medflex's own words about a field may quote its value and are not kept."""
+
+
+class NotProcessedError(Exception):
+    """Medflex has certainly not looked at the request: it may simply be sent again, ``retry_after`` seconds from now."""
+
+    def __init__(self, status: int | None, retry_after: float | None = None) -> None:
+        super().__init__(f"not processed, status {status}")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class UnknownOutcomeError(Exception):
+    """The request may or may not have had its effect: time-out, 5xx, lost connection, unreadable reply."""
+
+    def __init__(self, what: str, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.status = status
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class BatchReply:
+    """Medflex's verdict on each record of a batch, by id. ``rejected`` maps to the names of the fields at fault."""
+
+    http_status: int
+    accepted: frozenset[int]
+    rejected: Mapping[int, tuple[str, ...]]
+    outdated: frozenset[int]
+    unknown: frozenset[int]
+
+
+@dataclass(frozen=True)
+class MedflexSettings:
+    """How to reach Medflex and how hard to press; all but the first two come from the connection's extra.
+
+    Times in seconds. ``timeout`` is above the 60 s that a write of Medflex can take (domain §4).
+    """
+
+    base_url: str
+    token: str
+    timeout: float = 70.0
+    connect_timeout: float = 5.0
+    rate_per_second: float = 20.0
+    batch_size: int = MAX_BATCH
+    parallel: int = 4
+    attempts: int = 5
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+    retry_budget: float = 600.0
+    compress: bool = True
+
+
+class MedflexClient:
+    """Speaks to Medflex. Sessions are per thread, so that connections are reused and never shared.
+
+    Raises (all methods):
+        NotProcessedError, UnknownOutcomeError: see there; the caller decides what to do about it.
+        MedflexRefusedError: 401 or 403.
+        MedflexContractError: any other refusal of the whole request.
+    """
+
+    def __init__(self, settings: MedflexSettings) -> None:
+        self.settings = settings
+        self._local = threading.local()
+
+    def encode(self, body: Mapping[str, Any]) -> bytes:
+        """Return the bytes of a request body; the same body gives the same bytes, as a repeated key demands."""
+        data = orjson.dumps(body)
+        # mtime=0: gzip's time stamp would make the same body differ.
+        return gzip.compress(data, compresslevel=1, mtime=0) if self.settings.compress else data
+
+    def post_batch(self, path: str, body: bytes, key: str, versions: Mapping[int, int]) -> BatchReply:
+        """Send an encoded batch under an idempotency key and read the verdict on each of its records.
+
+        Args:
+            versions: id → version of the records in the body.
+        """
+        headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+        if self.settings.compress:
+            headers["Content-Encoding"] = "gzip"
+        response = self._request("POST", path, data=body, headers=headers)
+        return _read_verdicts(response.status_code, _json(response), versions)
+
+    def visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
+        """Yield what partners of a clinic can see now: mappings with ``id``, ``version``, ``digest``, page by page."""
+        page = 1
+        while True:
+            response = self._request(
+                "GET", "/appointments/", params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE}
+            )
+            body = _json(response)
+            data = body.get("data") if isinstance(body, dict) else None
+            if not isinstance(data, list) or not all(
+                isinstance(item, dict) and isinstance(item.get("id"), int) and isinstance(item.get("version"), int)
+                for item in data
+            ):
+                raise UnknownOutcomeError("an unreadable page", response.status_code)
+            yield from data
+            links = body.get("links")
+            if not isinstance(links, dict) or not links.get("next"):
+                return
+            page += 1
+
+    def _session(self) -> requests.Session:
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            # Repetition is the caller's: only it knows whether the record may still be sent.
+            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
+            # No proxy and no .netrc of the machine may see or change what is sent.
+            session.trust_env = False
+            session.headers["Authorization"] = f"Token {self.settings.token}"
+            self._local.session = session
+        return session
+
+    def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        settings = self.settings
+        try:
+            response = self._session().request(
+                method,
+                settings.base_url + path,
+                timeout=(settings.connect_timeout, settings.timeout),
+                allow_redirects=False,
+                **arguments,
+            )
+        except requests.exceptions.ConnectTimeout:
+            raise NotProcessedError(None) from None
+        except requests.exceptions.SSLError:
+            raise MedflexRefusedError(
+                "The TLS certificate of Medflex is not trusted: check the host of the connection medflex_api."
+            ) from None
+        except requests.exceptions.ConnectionError as error:
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
+                raise NotProcessedError(None) from None
+            raise UnknownOutcomeError("a lost connection") from None
+        except requests.exceptions.Timeout:
+            raise UnknownOutcomeError("a time-out") from None
+        except requests.exceptions.InvalidURL:
+            raise ConfigurationError(
+                "The connection medflex_api has a host or port that is no URL: correct it."
+            ) from None
+        except requests.exceptions.RequestException as error:
+            raise UnknownOutcomeError(f"a broken reply ({type(error).__name__})") from None
+        _raise_for_status(response)
+        return response
+
+
+def _raise_for_status(response: requests.Response) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    wait = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+    if status in (401, 403):
+        raise MedflexRefusedError(
+            f"Medflex refuses the token (HTTP {status}): put a valid one into the password of the connection medflex_api."
+        )
+    if status == 429:
+        raise NotProcessedError(status, wait)
+    if status == 409:
+        # The same key is still being worked on: its outcome will be known under that key.
+        raise UnknownOutcomeError("a request still in flight", status, wait)
+    if status >= 500:
+        raise UnknownOutcomeError(f"HTTP {status}", status, wait)
+    if status == 404:
+        raise MedflexContractError(
+            "Medflex does not know this clinic's lpu_id for this token (HTTP 404): have it enabled there."
+        )
+    raise MedflexContractError(
+        f"Medflex refuses a whole request with HTTP {status}: compare include/contracts/medflex.openapi.yaml with what"
+        " Medflex expects."
+    )
+
+
+def retry_after(value: str | None, now: datetime) -> float | None:
+    """Return the seconds to wait that a ``Retry-After`` header asks for, in both its forms; ``None`` if it has none.
+
+    Args:
+        value: seconds, or an HTTP date; a date in the past means no wait.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - now).total_seconds())
+
+
+def _json(response: requests.Response) -> Any:
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        raise UnknownOutcomeError("a reply that is no JSON", response.status_code) from None
+
+
+def _read_verdicts(http_status: int, body: Any, versions: Mapping[int, int]) -> BatchReply:
+    """Sort the records of a reply; whatever it does not say clearly of a record is unknown for that record."""
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(data, list):
+        raise UnknownOutcomeError("a reply without data", http_status)
+    verdicts: dict[int, tuple[int, tuple[str, ...]]] = {}
+    doubtful: set[int] = set()
+    for item in data:
+        if not isinstance(item, dict) or type(item.get("id")) is not int:
+            raise UnknownOutcomeError("a reply with unreadable verdicts", http_status)
+        record_id = item["id"]
+        if record_id not in versions:
+            raise UnknownOutcomeError("a reply about records that were not sent", http_status)
+        if record_id in verdicts or item.get("version") != versions[record_id]:
+            doubtful.add(record_id)
+        verdicts[record_id] = (item.get("status_code"), _fields(item.get("errors")))  # type: ignore[assignment]
+    by_code: dict[int, set[int]] = {204: set(), 400: set(), 409: set()}
+    for record_id, (code, _) in verdicts.items():
+        if record_id not in doubtful and code in by_code:
+            by_code[code].add(record_id)
+    known = by_code[204] | by_code[400] | by_code[409]
+    return BatchReply(
+        http_status=http_status,
+        accepted=frozenset(by_code[204]),
+        rejected={record_id: verdicts[record_id][1] for record_id in by_code[400]},
+        outdated=frozenset(by_code[409]),
+        unknown=frozenset(versions.keys() - known),
+    )
+
+
+def _fields(errors: Any) -> tuple[str, ...]:
+    if not isinstance(errors, dict):
+        return ("other",) if errors else ()
+    return tuple(sorted({name if name in RECORD_FIELDS else "other" for name in errors}))
+
+
+def settings_of(connection: Any) -> MedflexSettings:
+    """Build settings from the Airflow connection ``medflex_api``.
+
+    Host (with or without ``https://``), port and schema make the address, the password is the token; ``extra`` may hold
+    ``timeout_seconds``, ``connect_timeout_seconds``, ``rate_per_second`` (0: no limit), ``batch_size`` (1-500),
+    ``parallel``, ``attempts``, ``backoff_seconds``, ``max_backoff_seconds``, ``retry_budget_seconds``, ``compress``.
+
+    Raises:
+        ConfigurationError: something is missing or out of range.
+    """
+    host = (connection.host or "").rstrip("/")
+    if not host:
+        raise ConfigurationError("The connection medflex_api has no host: fill in the address of Medflex.")
+    if not connection.password:
+        raise ConfigurationError("The connection medflex_api has no password: put Medflex's token there.")
+    if "://" not in host:
+        host = f"{connection.schema or 'https'}://{host}"
+    if connection.port:
+        host = f"{host}:{connection.port}"
+    extra: dict[str, Any] = connection.extra_dejson
+    names = {
+        "timeout_seconds": "timeout",
+        "connect_timeout_seconds": "connect_timeout",
+        "rate_per_second": "rate_per_second",
+        "batch_size": "batch_size",
+        "parallel": "parallel",
+        "attempts": "attempts",
+        "backoff_seconds": "backoff",
+        "max_backoff_seconds": "max_backoff",
+        "retry_budget_seconds": "retry_budget",
+        "compress": "compress",
+    }
+    values: dict[str, Any] = {}
+    for key, name in names.items():
+        if key not in extra:
+            continue
+        value = extra[key]
+        if name == "compress":
+            good = isinstance(value, bool)
+        elif name in ("batch_size", "parallel", "attempts"):
+            good = type(value) is int and 1 <= value <= (MAX_BATCH if name == "batch_size" else 1000)
+        else:
+            good = type(value) in (int, float) and (value > 0 or (value == 0 and "timeout" not in name))
+        if not good:
+            raise ConfigurationError(
+                f"The connection medflex_api has an extra {key} that cannot be used: see docs/architecture.md."
+            )
+        values[name] = value
+    return MedflexSettings(base_url=host, token=connection.password, **values)
+
+
+def unavailable(what: str) -> MedflexUnavailableError:
+    """Return the error for a Medflex that keeps failing in the way ``what`` says."""
+    return MedflexUnavailableError(
+        f"Medflex could not be reached or kept failing ({what}): what was not acknowledged stays for the next attempt."
+    )

@@ -1,0 +1,219 @@
+"""Medlock, the source: reads over SQL. The queries lie in include/sql/medlock; their output columns are the contract."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pyarrow as pa
+from psycopg.rows import tuple_row
+
+from medflex.arrow import stream
+from medflex.domain.access import judge_access
+from medflex.errors import (
+    MedflexPipelineError,
+    MedlockRefusedError,
+    MedlockSchemaError,
+    MedlockUnavailableError,
+)
+from medflex.ledger.store import refused_login
+from medflex.sql import query
+
+APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
+    "clinic_id": pa.int64(),
+    "appointment_id": pa.int64(),
+    "patient_id": pa.int64(),
+    "doctor_id": pa.int64(),
+    "starts_at": pa.timestamp("us", "UTC"),
+    "ends_at": pa.timestamp("us", "UTC"),
+    "status": pa.string(),
+    "entry": pa.string(),
+    "is_anonymous": pa.bool_(),
+    "first_name": pa.string(),
+    "patronymic": pa.string(),
+    "phone": pa.string(),
+    "refused_personal_data": pa.bool_(),
+    "refused_notifications": pa.bool_(),
+    "refused_marketing": pa.bool_(),
+    "doctor_banned": pa.bool_(),
+    "patient_found": pa.bool_(),
+    "doctor_found": pa.bool_(),
+    "created_at": pa.timestamp("us", "UTC"),
+    "updated_at": pa.timestamp("us", "UTC"),
+}
+"""The output columns of appointments.sql and their types (domain §3)."""
+
+PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
+
+
+class Medlock:
+    """Reads from Medlock's database. Connections are per thread and read-only.
+
+    Args:
+        conninfo: libpq connection string or URI.
+
+    Raises (all methods):
+        MedlockUnavailableError: the database does not answer.
+        MedlockRefusedError: it refuses the log-in.
+        MedlockSchemaError: a table or column is missing or has another type.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._local = threading.local()
+        self._all: list[psycopg.Connection[Any]] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Medlock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+        self._local = threading.local()
+
+    def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
+        """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
+        frame = self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)})
+        frame = frame.astype({"clinic_id": "int64", "lpu_id": "Int64", "timezone": "str", "access_enabled": "boolean"})
+        frame["access_changed_at"] = pd.to_datetime(frame["access_changed_at"], utc=True).astype("datetime64[us, UTC]")
+        frame["access_changed_by_role"] = frame["access_changed_by_role"].astype("str")
+        return judge_access(frame, now)
+
+    def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
+        """Return the flags behind these appointments as they are committed now; a deleted one has no row."""
+        frame = self._frame("medlock/consent_now", {"clinic_id": clinic_id, "appointment_ids": _list(appointment_ids)})
+        flags = [
+            "is_anonymous",
+            "refused_personal_data",
+            "refused_notifications",
+            "refused_marketing",
+            "doctor_banned",
+            "patient_found",
+            "doctor_found",
+        ]
+        return frame.astype(
+            {"clinic_id": "int64", "appointment_id": "int64", "patient_id": "Int64", "doctor_id": "Int64"}
+            | dict.fromkeys(flags, "boolean")
+        )
+
+    def appointment_counts(self, windows: pd.DataFrame) -> dict[int, int]:
+        """Return how many appointments lie in each clinic's window; clinics without any are left out."""
+        frame = self._frame("medlock/appointment_counts", {"windows": windows_json(windows)})
+        return {int(key): int(value) for key, value in frame.itertuples(index=False)}
+
+    @contextmanager
+    def stream_appointments(self, windows: pd.DataFrame) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Yield the appointments in these windows as Arrow record batches, with the columns of the contract.
+
+        Args:
+            windows: ``clinic_id``, ``starts_from``, ``starts_before`` (UTC).
+        """
+        with (
+            _translated(),
+            stream(
+                self._conninfo, query("medlock/appointments"), settings={"medflex.windows": windows_json(windows)}
+            ) as reader,
+        ):
+            _check_columns(reader.schema)
+            yield _batches(reader)
+
+    def _frame(self, name: str, parameters: dict[str, Any]) -> pd.DataFrame:
+        with _translated():
+            connection = getattr(self._local, "connection", None)
+            if connection is None or connection.closed:
+                connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
+                connection.read_only = True
+                self._local.connection = connection
+                with self._lock:
+                    self._all.append(connection)
+            with connection.cursor() as cursor:
+                cursor.execute(query(name), parameters)
+                columns = [column.name for column in cursor.description or ()]
+                return pd.DataFrame(cursor.fetchall(), columns=columns)
+
+
+def windows_json(windows: pd.DataFrame) -> str:
+    """Return windows as the JSON that the queries unfold."""
+    return windows[["clinic_id", "starts_from", "starts_before"]].to_json(
+        orient="records", date_format="iso", date_unit="us"
+    )
+
+
+def _list(ids: Sequence[int] | None) -> list[int] | None:
+    return None if ids is None else [int(item) for item in ids]
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    with _translated():
+        yield from reader
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    for name, expected in APPOINTMENT_COLUMNS.items():
+        if name not in schema.names:
+            raise MedlockSchemaError(
+                f"The query include/sql/medlock/appointments.sql returns no column {name}: the contract of its output"
+                " columns is in docs/data-contract.md."
+            )
+        if not schema.field(name).type.equals(expected):
+            raise MedlockSchemaError(
+                f"The column {name} of include/sql/medlock/appointments.sql has type {schema.field(name).type}, the"
+                f" contract in docs/data-contract.md wants {expected}: cast it in the query."
+            )
+
+
+_IDENTIFIER = re.compile(r'(column|relation|schema) "?([\w.]+)"? does not exist')
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn driver errors into this product's errors, without the driver's text, which may quote data."""
+    try:
+        yield
+    except MedflexPipelineError:
+        raise
+    except psycopg.Error as error:
+        raise _translate(error, error.sqlstate) from None
+    except Exception as error:
+        # ADBC's errors are matched by module, so that this file need not import the driver, which takes a second.
+        if not type(error).__module__.startswith("adbc_driver_manager"):
+            raise
+        raise _translate(error, getattr(error, "sqlstate", None)) from None
+
+
+def _translate(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
+    text = str(error)
+    state = sqlstate or ""
+    if state.startswith("28") or state == "3D000" or ((not state or state == "08001") and refused_login(error)):
+        return MedlockRefusedError(
+            "Medlock's database refuses the log-in: check user, password and database of the connection medlock_db."
+        )
+    if state in ("42P01", "42703", "3F000") or (found := _IDENTIFIER.search(text)):
+        found = _IDENTIFIER.search(text)
+        what = f"the {found[1]} {found[2]}" if found else "a table or column"
+        return MedlockSchemaError(
+            f"Medlock lacks {what} that the queries in include/sql/medlock read: adapt the query to this MIS"
+            " (docs/data-contract.md)."
+        )
+    if state == "42501":
+        return MedlockRefusedError(
+            "The user of the connection medlock_db may not read a table of Medlock: grant it SELECT on the schema medlock."
+        )
+    if state.startswith(("22", "42")):
+        return MedlockSchemaError(
+            f"Medlock refuses a query of include/sql/medlock with SQLSTATE {state}: a column has another type than the"
+            " contract says (docs/data-contract.md)."
+        )
+    return MedlockUnavailableError(
+        "Medlock's database does not answer or broke off: check that the server of the connection medlock_db is up and"
+        " reachable from the workers."
+    )

@@ -1,0 +1,61 @@
+"""When the daily transfer runs, and which instant decides a run's day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from medflex.errors import BadParameterError
+
+CRON = "0 3 * * *"
+TIMEZONE = "Europe/Moscow"
+"""03:00 in Moscow: at this hour it is the same calendar day in all of Russia, Kaliningrad (02:00) to Kamchatka (12:00)."""
+
+
+def next_slot(after: datetime) -> datetime:
+    """Return the first scheduled start strictly after ``after`` (aware), in UTC."""
+    # Imported here: it takes part of a second, and most tasks never ask.
+    from croniter import croniter
+
+    local = after.astimezone(ZoneInfo(TIMEZONE))
+    return croniter(CRON, local).get_next(datetime).astimezone(UTC)
+
+
+def resolve_anchor(context: Mapping[str, Any]) -> datetime:
+    """Return the instant whose local day is the run's day D in each clinic's zone (R6): aware, UTC.
+
+    It is the end of the data interval; where the run has none, the day of its partition key at the schedule's hour;
+    where it has neither, the time it was asked for (``run_after``). See the table in airflow.md §3: a run triggered
+    without a logical date has no interval and no ``ds`` at all.
+
+    Args:
+        context: Airflow's task context, of which ``data_interval_end`` and ``dag_run`` are looked at.
+
+    Raises:
+        BadParameterError: the partition key does not begin with a date.
+    """
+    interval_end = context.get("data_interval_end")
+    if interval_end is not None:
+        return _utc(interval_end)
+    dag_run = context["dag_run"]
+    key = getattr(dag_run, "partition_key", None)
+    if key:
+        try:
+            day = datetime.fromisoformat(str(key)[:10]).date()
+        except ValueError:
+            raise BadParameterError("The partition key of this run is no date: give it as YYYY-MM-DD.") from None
+        hour = int(CRON.split()[1])
+        return datetime.combine(day, time(hour), ZoneInfo(TIMEZONE)).astimezone(UTC)
+    return _utc(dag_run.run_after)
+
+
+def is_of_today(anchor: datetime, now: datetime) -> bool:
+    """Tell whether a run looks at the window of today: no slot has passed since its anchor, and it is not ahead."""
+    return anchor <= now + timedelta(minutes=5) and now < next_slot(anchor)
+
+
+def _utc(instant: datetime) -> datetime:
+    # Airflow hands over pendulum's datetimes; the product speaks the standard library's.
+    return datetime.fromtimestamp(instant.timestamp(), UTC)

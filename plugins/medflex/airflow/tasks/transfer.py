@@ -1,0 +1,843 @@
+"""What the tasks of ``medflex_transfer`` do. Between them go shard numbers and counts, never a row."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from airflow.sdk import Context, get_current_context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from medflex.airflow import connections
+from medflex.airflow.schedule import is_of_today, next_slot, resolve_anchor
+from medflex.clock import SystemClock
+from medflex.errors import (
+    BadParameterError,
+    ConfigurationError,
+    ConservationError,
+    MedflexPipelineError,
+    RunIncompleteError,
+    ValidationFailedError,
+)
+
+log = logging.getLogger(__name__)
+
+CLOCK = SystemClock()
+MODES = ("transfer", "plan", "resync")
+TARGET_ROWS = 400_000
+"""Rows per shard that are aimed at: large enough that task start-up does not count, small enough that a retry is cheap."""
+PART_ROWS = 50_000
+"""Rows per staged part: what a task holds in memory at a time."""
+VALIDATED_ROWS = 4 * PART_ROWS
+"""Rows per batch of Great Expectations, which costs a fixed part of a second each time."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TransientFailure(AirflowException):
+    """The task failed for a reason that may pass; Airflow tries it again."""
+
+
+def speaking(function: Callable[P, T]) -> Callable[P, T]:
+    """Let this product's errors reach Airflow as one sentence: retried if they may pass, final if not."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except MedflexPipelineError as error:
+            # `from None`: a cause's text may quote data.
+            if error.transient:
+                raise TransientFailure(str(error)) from None
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+
+    return wrapper
+
+
+# -- plan_shards -----------------------------------------------------------------------------------------------------
+
+
+@speaking
+def plan_shards() -> list[dict[str, Any]]:
+    """Decide which clinics this run works on and pack them into shards; write the run down in the ledger.
+
+    Returns one ``{"shard", "label"}`` per shard.
+    """
+    import pandas as pd
+
+    from medflex.domain.access import AccessState
+    from medflex.domain.packing import pack_shards
+    from medflex.domain.window import clinic_windows
+
+    context = get_current_context()
+    mode, clinic_ids = _parameters(context)
+    anchor = resolve_anchor(context)
+    now = CLOCK.now()
+    with ExitStack() as stack:
+        ledger = stack.enter_context(_ledger())
+        medlock = stack.enter_context(_medlock())
+        ledger.check_schema()
+        connections.digest_key()
+        clinics = medlock.clinics(clinic_ids, now)
+        _all_found(clinic_ids, clinics["clinic_id"].tolist())
+        with_records = set(ledger.clinics_with_records())
+
+        open_or_waiting = clinics["state"] != AccessState.CLOSED
+        history = ledger.row_history(clinics["clinic_id"].tolist(), runs=1).set_index("clinic_id")["extracted"]
+        unseen = clinics[open_or_waiting & ~clinics["clinic_id"].isin(history.index)]
+        counted = medlock.appointment_counts(clinic_windows(unseen, anchor, now, False)) if len(unseen) else {}
+        packed = pd.DataFrame(
+            {
+                "clinic_id": clinics["clinic_id"],
+                "expected_rows": clinics["clinic_id"].map(history).fillna(clinics["clinic_id"].map(counted)).fillna(0),
+                "kind": clinics["state"],
+            }
+        )
+        # A closed clinic of which Medflex shows nothing needs no task: its line in the ledger says why it is closed.
+        shards = pack_shards(packed[open_or_waiting | packed["clinic_id"].isin(with_records)], TARGET_ROWS)
+        dag_run = context["dag_run"]
+        run = ledger.start_run(
+            dag_id=dag_run.dag_id,
+            run_id=dag_run.run_id,
+            run_type=_run_type(context),
+            mode=mode,
+            anchor=anchor,
+            clinic_ids=clinic_ids,
+            started_at=now,
+            clinics=_access_rows(clinics),
+            shards=shards,
+        )
+    states = clinics["state"].value_counts().to_dict()
+    log.info(
+        "Run %s, day of %s, mode %s: %d clinics (%d open, %d waiting, %d closed) in %d shards.",
+        run.run_id,
+        anchor.isoformat(),
+        mode,
+        len(clinics),
+        states.get(AccessState.OPEN, 0),
+        states.get(AccessState.WAITING, 0),
+        states.get(AccessState.CLOSED, 0),
+        len(shards),
+    )
+    for reason, number in clinics["closed_reason"].dropna().value_counts().items():
+        log.info("Closed clinics, %s: %d.", reason, number)
+    return [{"shard": index, "label": shard.label} for index, shard in enumerate(shards)]
+
+
+def _parameters(context: Context) -> tuple[str, list[int] | None]:
+    """Return mode and clinic ids; an unknown name or an unusable value is refused before anything happens."""
+    params = dict(context["params"])
+    given = dict(context["dag_run"].conf or {})
+    unknown = sorted((set(params) | set(given)) - {"mode", "clinic_ids"})
+    if unknown:
+        raise BadParameterError(
+            f"This DAG has no parameter {', '.join(unknown)}: it knows mode (transfer, plan or resync) and clinic_ids."
+        )
+    mode = params.get("mode", "transfer")
+    if mode not in MODES:
+        raise BadParameterError("The parameter mode has an unknown value: use transfer, plan or resync.")
+    clinic_ids = params.get("clinic_ids")
+    if clinic_ids is None:
+        return mode, None
+    if not isinstance(clinic_ids, list) or not all(type(item) is int for item in clinic_ids) or not clinic_ids:
+        raise BadParameterError(
+            "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
+        )
+    return mode, sorted(set(clinic_ids))
+
+
+def _all_found(clinic_ids: list[int] | None, found: Sequence[int]) -> None:
+    missing = sorted(set(clinic_ids or ()) - set(found))
+    if missing:
+        shown = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
+        raise BadParameterError(f"Medlock has no clinic with the id {shown}: correct the parameter clinic_ids.")
+
+
+def _run_type(context: Context) -> str:
+    run_type = context["dag_run"].run_type
+    return str(getattr(run_type, "value", run_type))
+
+
+def _access_rows(clinics: Any) -> Iterator[dict[str, Any]]:
+    for row in clinics[["clinic_id", "lpu_id", "state", "closed_reason", "opens_at"]].itertuples(index=False):
+        yield {
+            "clinic_id": int(row.clinic_id),
+            "lpu_id": None if _absent(row.lpu_id) else int(row.lpu_id),
+            "access_state": str(row.state),
+            "closed_reason": None if _absent(row.closed_reason) else str(row.closed_reason),
+            "opens_at": None if _absent(row.opens_at) else row.opens_at.to_pydatetime(),
+        }
+
+
+def _absent(value: Any) -> bool:
+    import pandas as pd
+
+    return bool(pd.isna(value))
+
+
+# -- the gate --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the gate sees: open, or to be looked at again, or (neither) to be skipped; and why, in one sentence."""
+
+    is_open: bool
+    wait_until: datetime | None
+    now: datetime
+    sentence: str
+
+
+@speaking
+def look_at_gate(context: Context, shard_number: int) -> Outlook:
+    """Look at the switches of a shard's clinics as they are now (R1-R3)."""
+    from medflex.domain.access import AccessState, ClosedReason
+
+    now = CLOCK.now()
+    with _ledger() as ledger, _medlock() as medlock:
+        run = _run(ledger, context)
+        shard = ledger.shard(run.run_key, shard_number)
+        clinics = medlock.clinics(shard.clinic_ids, now)
+        ledger.save_numbers(run.run_key, _access_frame(clinics, shard.clinic_ids))
+        states = clinics["state"]
+        if (states == AccessState.OPEN).any():
+            return Outlook(True, None, now, f"{int((states == AccessState.OPEN).sum())} of {len(clinics)} clinics.")
+        waiting = clinics[states == AccessState.WAITING]
+        wait_until, sentence = None, ""
+        if len(waiting):
+            opens_at = waiting["opens_at"].min().to_pydatetime()
+            takes_over = next_slot(run.started_at)
+            first = (
+                f"the 24 hours of {_named(waiting['clinic_id'].tolist())} are over at {opens_at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+            if run.mode == "plan":
+                sentence = f"{first}; a run in plan mode does not wait."
+            elif run.run_type == "backfill":
+                sentence = f"{first}; a backfill does not wait, the daily run sends it."
+            elif opens_at >= takes_over or now >= takes_over:
+                sentence = f"{first}; the run of {takes_over:%Y-%m-%d %H:%M} UTC takes it over."
+            elif _another_run_is_queued(context):
+                sentence = f"{first}; another run is queued and takes it over."
+            else:
+                return Outlook(False, opens_at, now, f"{first}.")
+        else:
+            reasons = clinics["closed_reason"].value_counts()
+            parts = [f"{number} × {ClosedReason(reason).description}" for reason, number in reasons.items()]
+            gone = len(shard.clinic_ids) - len(clinics)
+            parts += [f"{gone} × The clinic is gone from Medlock."] if gone else []
+            sentence = "Not switched on: " + " ".join(parts)
+        ledger.set_stage(run.run_key, shard_number, "skipped", because=sentence)
+        return Outlook(False, wait_until, now, sentence)
+
+
+def _another_run_is_queued(context: Context) -> bool:
+    """With one run at a time, a run that waits for hours would hold up whoever triggers the next one by hand."""
+    task_instance = context["ti"]
+    return task_instance.get_dr_count(dag_id=context["dag_run"].dag_id, states=["queued"]) > 0  # type: ignore[attr-defined]
+
+
+def _access_frame(clinics: Any, clinic_ids: Sequence[int]) -> Any:
+    import pandas as pd
+
+    from medflex.domain.access import AccessState
+
+    frame = pd.DataFrame(
+        list(_access_rows(clinics)), columns=["clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at"]
+    )
+    frame = frame.drop(columns="lpu_id")
+    gone = [clinic_id for clinic_id in clinic_ids if clinic_id not in set(frame["clinic_id"])]
+    lost = pd.DataFrame({"clinic_id": gone, "access_state": AccessState.CLOSED.value, "closed_reason": "clinic_gone"})
+    frame = pd.concat([frame, lost]) if gone else frame
+    frame["opens_at"] = pd.to_datetime(frame["opens_at"], utc=True)
+    return frame.reset_index(drop=True)
+
+
+def _named(clinic_ids: Sequence[int]) -> str:
+    return f"clinic {clinic_ids[0]}" if len(clinic_ids) == 1 else f"{len(clinic_ids)} clinics"
+
+
+# -- extract ---------------------------------------------------------------------------------------------------------
+
+
+@speaking
+def extract(shard: Mapping[str, Any]) -> int:
+    """Read the shard's appointments inside their windows from Medlock into staging; return their number.
+
+    Only clinics that are open now are read at all.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    from medflex.domain.access import AccessState
+    from medflex.domain.window import clinic_windows
+
+    context = _labelled(shard)
+    number = shard["shard"]
+    now = CLOCK.now()
+    with _ledger() as ledger, _medlock() as medlock:
+        run = _run(ledger, context)
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        clinics = medlock.clinics(clinic_ids, now)
+        staging = _staging(context)
+        staging.clear(number, "extract")
+        # What may be sent today bounds what an older day sends; a plan of an older day only reports, so it sees it whole.
+        windows = clinic_windows(
+            clinics[clinics["state"] == AccessState.OPEN], anchor=run.anchor, now=now, cut_to_today=run.mode != "plan"
+        )
+        counts: pd.Series = pd.Series(0, index=pd.Index(clinic_ids, name="clinic_id"), dtype="int64")
+        asked = windows[windows["starts_from"] < windows["starts_before"]]
+        if len(windows) and not len(asked):
+            log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
+        if len(asked):
+            with medlock.stream_appointments(asked) as batches:
+                for part, table in enumerate(_parts(batches)):
+                    staging.write(number, "extract", part, table)
+                    seen = (
+                        pa.table({"clinic_id": table["clinic_id"]}).group_by("clinic_id").aggregate([([], "count_all")])
+                    )
+                    counts = counts.add(
+                        pd.Series(seen["count_all"].to_pylist(), index=seen["clinic_id"].to_pylist(), dtype="int64"),
+                        fill_value=0,
+                    )
+        numbers = _access_frame(clinics, clinic_ids)
+        numbers["extracted"] = numbers["clinic_id"].map(counts).astype("int64")
+        numbers = numbers.merge(
+            windows.rename(columns={"starts_from": "window_from", "starts_before": "window_before"}),
+            how="left",
+            on="clinic_id",
+        )
+        ledger.save_numbers(run.run_key, numbers)
+        ledger.set_stage(run.run_key, number, "extracted")
+    total = int(counts.sum())
+    log.info("Extracted %d appointments of %d clinics.", total, len(asked))
+    return total
+
+
+def _parts(batches: Iterator[Any]) -> Iterator[Any]:
+    """Gather record batches into tables of about ``PART_ROWS`` rows."""
+    import pyarrow as pa
+
+    gathered: list[Any] = []
+    rows = 0
+    for batch in batches:
+        gathered.append(batch)
+        rows += batch.num_rows
+        if rows >= PART_ROWS:
+            yield pa.Table.from_batches(gathered)
+            gathered, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(gathered)
+
+
+# -- withhold --------------------------------------------------------------------------------------------------------
+
+
+@speaking
+def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Judge each staged row by the rules; stage the payload of what may be sent, note why the rest may not.
+
+    Returns the numbers of eligible, withheld and quarantined records.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    from medflex.domain.eligibility import judge
+    from medflex.domain.payload import build_payload
+    from medflex.domain.status import map_status
+
+    context = _labelled(shard)
+    number = shard["shard"]
+    key = connections.digest_key()
+    with _ledger() as ledger, _medlock() as medlock:
+        run = _run(ledger, context)
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        # Read anew: a clinic that was closed since the extract has all its records withheld.
+        judged_at = CLOCK.now()
+        clinics = medlock.clinics(clinic_ids, judged_at)
+        staging = _staging(context)
+        staging.clear(number, "eligible")
+        snapshot = pa.Table.from_pandas(clinics.drop(columns=_JUDGED), preserve_index=False)
+        staging.write(number, "clinics", 0, snapshot.replace_schema_metadata({"judged_at": judged_at.isoformat()}))
+        decided: dict[tuple[int, str, tuple[str, ...]], list[int]] = {}
+        counts = pd.DataFrame(
+            0,
+            index=pd.Index(clinic_ids, name="clinic_id"),
+            columns=["eligible", "withheld", "quarantined", "unknown_statuses"],
+        )
+        for part, table in staging.read_all(number, "extract"):
+            rows = to_frame(table)
+            verdict = judge(rows, clinics)
+            eligible = rows[verdict.eligible]
+            payload = build_payload(eligible, clinics, key)
+            payload["patient_id"] = eligible["patient_id"].astype("int64")
+            payload["lpu_id"] = payload["clinic_id"].map(clinics.set_index("clinic_id")["lpu_id"]).astype("int64")
+            staging.write(number, "eligible", part, pa.Table.from_pandas(payload, preserve_index=False))
+            _gather(decided, rows, verdict)
+            flags = pd.DataFrame(
+                {
+                    "clinic_id": rows["clinic_id"],
+                    "eligible": verdict.eligible,
+                    "withheld": verdict.withheld,
+                    "quarantined": verdict.quarantined,
+                    "unknown_statuses": map_status(rows["status"])[1] & verdict.eligible,
+                }
+            )
+            counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
+        ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
+        ledger.save_numbers(run.run_key, counts.reset_index())
+        ledger.set_stage(run.run_key, number, "withheld")
+    totals = {name: int(value) for name, value in counts.sum().items()}
+    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+    if totals["unknown_statuses"]:
+        log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
+    by_reason: dict[str, int] = {}
+    for (_, _, reasons), ids in decided.items():
+        for reason in reasons:
+            by_reason[reason] = by_reason.get(reason, 0) + len(ids)
+    for reason, records in sorted(by_reason.items()):
+        log.info("Not sent, %s: %d.", reason, records)
+    return totals
+
+
+def _gather(decided: dict[tuple[int, str, tuple[str, ...]], list[int]], rows: Any, verdict: Any) -> None:
+    """Add the ids of a part's withheld and quarantined rows to those with exactly the same reasons."""
+    import numpy as np
+
+    held = ~verdict.eligible
+    if not held.any():
+        return
+    names = list(verdict.reasons.columns)
+    reasons = verdict.reasons.to_numpy(dtype=bool)[held]
+    # One bit per reason: rows with the same reasons have the same number.
+    codes = reasons @ (1 << np.arange(len(names)))
+    frame = rows.loc[held, ["clinic_id", "appointment_id"]].assign(code=codes, withheld=verdict.withheld[held])
+    for (clinic_id, code, withheld), ids in frame.groupby(["clinic_id", "code", "withheld"])["appointment_id"]:
+        which = tuple(name for bit, name in enumerate(names) if int(code) >> bit & 1)
+        decided.setdefault((int(clinic_id), "withheld" if withheld else "quarantined", which), []).extend(ids.tolist())
+
+
+def _decisions(decided: Mapping[tuple[int, str, tuple[str, ...]], list[int]]) -> Iterator[Any]:
+    from medflex.ledger.store import Decision
+
+    for (clinic_id, decision, reasons), ids in decided.items():
+        yield Decision(clinic_id, decision, reasons, sorted(ids))
+
+
+# -- validate --------------------------------------------------------------------------------------------------------
+
+
+@speaking
+def validate(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Judge the staged data with Great Expectations; a critical failure ends this shard's sending, and only this one's.
+
+    Returns how many expectations passed, warned and failed.
+    """
+    from medflex.quality.validation import validate_outgoing, validate_source
+
+    context = _labelled(shard)
+    number = shard["shard"]
+    with _ledger() as ledger:
+        run = _run(ledger, context)
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        staging = _staging(context)
+        # As the rules saw them: a switch that turns between two tasks is the last look's business, not a broken rule.
+        (snapshot,) = (table for _, table in staging.read_all(number, "clinics"))
+        judged_at = datetime.fromisoformat(snapshot.schema.metadata[b"judged_at"].decode())
+        clinics = _clinics_frame(snapshot)
+        windows = _saved_windows(ledger, run.run_key, clinic_ids)
+        history = None
+        if is_of_today(run.anchor, run.started_at):
+            history = ledger.row_history(clinic_ids, before_run_key=run.run_key).rename(columns={"extracted": "rows"})
+        results = [
+            validate_source(
+                _source_chunks(staging, number),
+                clinics=clinics,
+                windows=windows,
+                history=history,
+                now=judged_at,
+                shard=str(shard["label"]),
+            ),
+            validate_outgoing(
+                _outgoing_chunks(staging, number, windows), clinics=clinics, now=judged_at, shard=str(shard["label"])
+            ),
+        ]
+        for result in results:
+            ledger.save_validation(run.run_key, number, result.suite, _as_json(result))
+        failures = [failure for result in results for failure in result.critical_failures]
+        warned = [warning for result in results for warning in result.warnings]
+        for item in (*failures, *warned):
+            log.warning("%s: %s, %d of %d.", item.severity, item.name, item.unexpected, item.evaluated)
+        if failures:
+            sentence = (
+                f"{len(failures)} critical expectations failed ({_listed([item.name for item in failures])}), so nothing of"
+                " this shard is sent; see the quality report of the run."
+            )
+            ledger.set_problem(run.run_key, number, sentence)
+            raise ValidationFailedError(sentence)
+        ledger.set_stage(run.run_key, number, "validated")
+        passed = sum(item.success for result in results for item in result.results)
+    return {"passed": passed, "warned": len(warned), "failed": 0}
+
+
+_JUDGED = ["state", "closed_reason", "opens_at"]
+"""What ``judge_access`` adds to CLINICS."""
+
+
+def _clinics_frame(table: Any) -> Any:
+    """Turn staged CLINICS back into the pandas types of the contract."""
+    frame = table.to_pandas()
+    frame["lpu_id"] = frame["lpu_id"].astype("Int64")
+    frame["access_enabled"] = frame["access_enabled"].astype("boolean")
+    frame["access_changed_at"] = frame["access_changed_at"].astype("datetime64[us, UTC]")
+    frame["partner_ids"] = [[int(item) for item in ids] for ids in frame["partner_ids"]]
+    return frame
+
+
+def _as_json(result: Any) -> dict[str, Any]:
+    import json
+
+    loaded: dict[str, Any] = json.loads(result.to_json())
+    return loaded
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _saved_windows(ledger: Any, run_key: int, clinic_ids: Sequence[int]) -> Any:
+    """Return the windows as the extract used them: ``clinic_id``, ``starts_from``, ``starts_before``."""
+    import pandas as pd
+
+    clinics = ledger.run_clinics(run_key)
+    clinics = clinics[clinics["clinic_id"].isin(clinic_ids) & clinics["window_from"].notna()]
+    return pd.DataFrame(
+        {
+            "clinic_id": clinics["clinic_id"].astype("int64"),
+            "starts_from": pd.to_datetime(clinics["window_from"], utc=True).astype("datetime64[us, UTC]"),
+            "starts_before": pd.to_datetime(clinics["window_before"], utc=True).astype("datetime64[us, UTC]"),
+        }
+    ).reset_index(drop=True)
+
+
+def _source_chunks(staging: Any, number: int) -> Iterator[Any]:
+    from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS
+
+    columns = [name for name in APPOINTMENT_COLUMNS if name not in ("first_name", "patronymic")]
+    yield from _joined(to_frame(table) for _, table in staging.read_all(number, "extract", columns))
+
+
+def _outgoing_chunks(staging: Any, number: int, windows: Any) -> Iterator[Any]:
+    """The payload beside what the source says about the same appointments, read a second time and joined by id."""
+    from medflex.domain.payload import PAYLOAD_COLUMNS
+    from medflex.quality.suites import WITNESS_COLUMNS
+
+    of_source = [name for name in WITNESS_COLUMNS if name not in ("starts_from", "starts_before")]
+
+    def pieces() -> Iterator[Any]:
+        for part, table in staging.read_all(number, "eligible", list(PAYLOAD_COLUMNS)):
+            payload = to_frame(table)
+            source = to_frame(staging.read(number, "extract", part, ["clinic_id", "appointment_id", *of_source]))
+            joined = payload.merge(source.rename(columns={"appointment_id": "id"}), how="left", on=["clinic_id", "id"])
+            yield joined.merge(windows, how="left", on="clinic_id")
+
+    yield from _joined(pieces())
+
+
+def to_frame(table: Any) -> Any:
+    """Turn a staged table into the pandas types of the contract."""
+    from medflex.arrow import to_pandas
+
+    return to_pandas(table, nullable_ids=("patient_id", "doctor_id") if "appointment_id" in table.column_names else ())
+
+
+def _joined(frames: Iterator[Any]) -> Iterator[Any]:
+    """Put parts together to batches that are worth the fixed cost of a validation."""
+    import pandas as pd
+
+    gathered: list[Any] = []
+    for frame in frames:
+        gathered.append(frame)
+        if sum(map(len, gathered)) >= VALIDATED_ROWS:
+            yield pd.concat(gathered, ignore_index=True)
+            gathered = []
+    if gathered:
+        yield pd.concat(gathered, ignore_index=True)
+
+
+# -- plan_changes ----------------------------------------------------------------------------------------------------
+
+
+@speaking
+def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Compare the eligible records with what Medflex acknowledged; stage which ones have to be sent.
+
+    Returns the numbers of new, changed, again (tried before without success) and unchanged records.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    from medflex.domain.changes import Change, plan_changes
+
+    context = _labelled(shard)
+    number = shard["shard"]
+    with _ledger() as ledger:
+        run = _run(ledger, context)
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        staging = _staging(context)
+        staging.clear(number, "plan")
+        keys = [table for _, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"])]
+        eligible = (
+            to_frame(pa.concat_tables(keys))
+            if keys
+            else pd.DataFrame({"clinic_id": [], "id": [], "digest": []}, dtype="int64")
+        )
+        changes = plan_changes(eligible, ledger.known(clinic_ids), resync=run.mode == "resync")
+        start = 0
+        for part, table in zip(staging.parts(number, "eligible"), keys, strict=True):
+            piece = changes["change"].iloc[start : start + table.num_rows]
+            start += table.num_rows
+            staging.write(number, "plan", part, pa.table({"planned": (piece != Change.UNCHANGED).to_numpy()}))
+        counts = (
+            changes.groupby(["clinic_id", "change"], observed=False)
+            .size()
+            .unstack("change")
+            .reindex(pd.Index(clinic_ids, name="clinic_id"))
+        )
+        counts = counts.fillna(0).astype("int64").rename(columns={Change.RETRY.value: "again"})
+        counts.columns = [str(name) for name in counts.columns]
+        counts["planned"] = counts["new"] + counts["changed"] + counts["again"]
+        ledger.save_numbers(run.run_key, counts.reset_index())
+        ledger.set_stage(run.run_key, number, "compared")
+    totals = {name: int(value) for name, value in counts.sum().items()}
+    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+    return totals
+
+
+# -- load ------------------------------------------------------------------------------------------------------------
+
+
+@speaking
+def load(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Send the planned records to Medflex. Returns the numbers of accepted, rejected … records.
+
+    A transient trouble fails the task after everything that could be sent was sent; the next attempt, or the next run,
+    goes on with the rest.
+    """
+    from medflex.airflow.hooks.medflex import MedflexClient, settings_of
+    from medflex.airflow.loading import LOAD_COLUMNS, Loader
+
+    context = _labelled(shard)
+    number = shard["shard"]
+    with _ledger() as ledger, _medlock() as medlock:
+        run = _run(ledger, context)
+        if run.mode == "plan":
+            raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        staging = _staging(context)
+
+        def planned() -> Iterator[Any]:
+            for part, table in staging.read_all(number, "plan"):
+                mask = table["planned"].combine_chunks()
+                if mask.true_count:
+                    yield to_frame(staging.read(number, "eligible", part, LOAD_COLUMNS).filter(mask))
+
+        loader = Loader(
+            client=MedflexClient(settings_of(connections.connection(connections.MEDFLEX))),
+            medlock=medlock,
+            ledger=ledger,
+            clock=CLOCK,
+            holder=f"{run.dag_id}/{run.run_id}/{number}",
+            run_key=run.run_key,
+            resync=run.mode == "resync",
+        )
+        result = loader.load(clinic_ids, planned())
+        numbers = result.frame(clinic_ids)
+        ledger.save_numbers(run.run_key, numbers)
+        ledger.save_decisions(run.run_key, "last_look", clinic_ids, result.decisions())
+        totals = {name: int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()}
+        log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+        for field_name, count in result.rejected_fields.most_common():
+            log.warning("Rejected by Medflex for the field %s: %d.", field_name, count)
+        # Numbers are complete even where the task fails, so that they can be settled.
+        ledger.set_stage(run.run_key, number, "loaded")
+        if result.problems:
+            # A problem that waiting cannot heal decides, or Airflow would retry in vain.
+            problem = min(result.problems, key=lambda error: error.transient)
+            ledger.set_problem(run.run_key, number, str(problem))
+            raise problem
+    return totals
+
+
+# -- the end of the run ----------------------------------------------------------------------------------------------
+
+
+@speaking
+def publish_quality_report() -> str:
+    """Build the run's Data Docs, once, from all shards' reduced results; return where they lie."""
+    import orjson
+
+    from medflex.quality.report import RunInfo, publish_data_docs
+    from medflex.quality.results import SuiteResult
+    from medflex.quality.validation import validate_run
+
+    context = get_current_context()
+    with _ledger() as ledger:
+        run = _run(ledger, context)
+        results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
+        funnel, history = _quality_funnels(ledger, run)
+        results.append(validate_run(funnel, history))
+        info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
+        url = os.environ.get("MEDFLEX_DATA_DOCS_URL", "")
+        if not url:
+            raise ConfigurationError(
+                "MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports."
+            )
+        location = _publish(results, info, url, publish_data_docs)
+        ledger.set_report(run.run_key, location)
+    log.info("Quality report: %s", location)
+    return location
+
+
+@speaking
+def settle_run() -> dict[str, int]:
+    """Check the conservation equations, write the run's outcome to the ledger, and fail if a shard did not come through.
+
+    Returns the run's funnel; the same numbers go out with the asset event.
+    """
+    from medflex.domain.funnel import Funnel
+
+    context = get_current_context()
+    with _ledger() as ledger:
+        run = _run(ledger, context)
+        clinics = ledger.run_clinics(run.run_key)
+        problems: list[str] = []
+        broken: list[str] = []
+        last = "compared" if run.mode == "plan" else "loaded"
+        for shard in ledger.shards(run.run_key):
+            of_shard = Funnel.of(clinics[clinics["shard"] == shard.shard])
+            if shard.stage != "skipped" and (shard.problem or shard.stage != last):
+                what = shard.problem or f"it came no further than '{shard.stage}', see the log of its failed task."
+                problems.append(f"Shard {shard.label}: {what}")
+            compared = shard.stage in ("compared", "loaded")
+            counted = shard.stage not in ("planned", "skipped", "extracted")
+            if counted:
+                violations = of_shard.violations(compared=compared, loaded=shard.stage == "loaded")
+                broken += [f"Shard {shard.label}: {violation}" for violation in violations]
+        if ledger.report(run.run_key) is None:
+            problems.append("The quality report was not published, see the log of publish_quality_report.")
+        funnel = Funnel.of(clinics)
+        ledger.settle_run(run.run_key, [*broken, *problems])
+    numbers = {name: int(value) for name, value in vars(funnel).items()}
+    log.info("Funnel: %s", ", ".join(f"{name} {value}" for name, value in numbers.items()))
+    for event in _outlet_events(context):
+        event.extra = numbers
+    if broken:
+        raise ConservationError(f"The numbers of this run do not add up: {'; '.join(broken)}.")
+    if problems:
+        raise RunIncompleteError(f"{len(problems)} problems in this run: {' '.join(problems)}")
+    return numbers
+
+
+def _outlet_events(context: Context) -> list[Any]:
+    from medflex.airflow.assets import APPOINTMENTS
+
+    return [context["outlet_events"][APPOINTMENTS]]
+
+
+@speaking
+def remove_staging() -> None:
+    """Remove what the run staged, names and phones included; runs after failures as well."""
+    _staging(get_current_context()).remove()
+
+
+def _publish(results: Any, info: Any, url: str, publish: Callable[..., Path]) -> str:
+    """Build the pages in place where Data Docs are a folder; else in a folder of our own, then copied over."""
+    from airflow.sdk import ObjectStoragePath
+
+    target = ObjectStoragePath(url)
+    if target.protocol in ("file", "local", ""):
+        folder = Path(target.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"file://{publish(results, info, folder)}"
+    with tempfile.TemporaryDirectory(prefix="medflex-docs-") as folder_name:
+        folder = Path(folder_name)
+        if target.exists():
+            target.fs.get(target.path + "/", str(folder) + "/", recursive=True)
+        index = publish(results, info, folder)
+        target.fs.put(str(folder) + "/", target.path + "/", recursive=True)
+        return str(target / str(index.relative_to(folder)))
+
+
+def _quality_funnels(ledger: Any, run: Any) -> tuple[Any, list[Any]]:
+    from medflex.domain.funnel import Funnel
+    from medflex.quality import validation
+
+    numbers = Funnel.of(ledger.run_clinics(run.run_key))
+    stages = {shard.stage for shard in ledger.shards(run.run_key)}
+    sent = stages <= {"loaded", "skipped"} and run.mode != "plan"
+    reasons: dict[str, int] = {}
+    held = ledger.reasons(run.run_key)
+    for row in held[held["stage"] == "withhold"].itertuples(index=False):
+        for reason in row.reasons:
+            reasons[reason] = reasons.get(reason, 0) + int(row.records)
+    given = {
+        name: getattr(numbers, name)
+        for name in ("extracted", "eligible", "withheld", "quarantined", "unchanged", "planned")
+    }
+    if sent:
+        given |= {name: getattr(numbers, name) for name in ("accepted", "rejected", "to_retry", "unknown", "dropped")}
+    history = []
+    for _, earlier in ledger.reason_history(run.run_key).groupby("run_key"):
+        history.append(
+            validation.Funnel(
+                extracted=int(earlier["extracted"].iloc[0]),
+                eligible=0,
+                withheld=0,
+                quarantined=0,
+                unchanged=0,
+                planned=0,
+                reasons=dict(zip(earlier["reason"], earlier["records"].astype(int), strict=True)),
+            )
+        )
+    return validation.Funnel(**given, reasons=reasons), history
+
+
+# -- what tasks share ------------------------------------------------------------------------------------------------
+
+
+def _ledger() -> Any:
+    from medflex.ledger.store import Ledger
+
+    return Ledger(connections.postgres_conninfo(connections.LEDGER))
+
+
+def _medlock() -> Any:
+    from medflex.airflow.hooks.medlock import Medlock
+
+    return Medlock(connections.postgres_conninfo(connections.MEDLOCK))
+
+
+def _staging(context: Context) -> Any:
+    from medflex.airflow.staging import Staging
+
+    return Staging(context["dag_run"].dag_id, context["dag_run"].run_id)
+
+
+def _run(ledger: Any, context: Context) -> Any:
+    return ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
+
+
+def _labelled(shard: Mapping[str, Any]) -> Context:
+    """Put the shard's label where ``map_index_template`` finds it; return the context."""
+    context = get_current_context()
+    context["shard_label"] = shard["label"]  # type: ignore[typeddict-unknown-key]
+    return context

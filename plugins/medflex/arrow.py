@@ -1,0 +1,62 @@
+"""Reading Postgres through ADBC: Arrow record batches, streamed by COPY, at the speed of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""How much the driver gathers before it hands a batch over; bounds the memory of a stream."""
+
+
+@contextmanager
+def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
+    """Run ``sql`` and yield a reader of its record batches; memory is bounded by the batch, not by the result.
+
+    Args:
+        conninfo: libpq connection string or URI.
+        settings: custom settings (``medflex.…``) made for this session before the query. They carry the parameters,
+            since a query with bound parameters is not streamed by the driver but held in memory whole.
+
+    Raises:
+        adbc_driver_manager.Error: as the driver raises it; callers translate it.
+    """
+    import adbc_driver_postgresql.dbapi as adbc
+
+    with (
+        adbc.connect(conninfo, autocommit=True) as connection,
+        connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor,
+    ):
+        for name, value in settings.items():
+            cursor.execute("SELECT set_config($1, $2, false)", (name, value))
+            cursor.fetchall()
+        cursor.execute(sql)
+        yield cursor.fetch_record_batch()
+
+
+def to_pandas(table: pa.Table, nullable_ids: Sequence[str] = ()) -> pd.DataFrame:
+    """Turn Arrow into the pandas types the rules and the validation expect.
+
+    Booleans become nullable ``boolean`` (a missing flag stays missing), text pandas' ``str``, instants
+    ``datetime64[us, UTC]``, integers ``int64``; those named in ``nullable_ids``, if there, ``Int64``: by pandas' default
+    a missing one would turn the column into floats, which cannot hold every id.
+    """
+    import pandas as pd
+
+    frame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+    for name in nullable_ids:
+        if name in table.column_names:
+            frame[name] = table[name].to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return frame
+
+
+def read_frame(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> pd.DataFrame:
+    """Run ``sql`` and return the whole result as a DataFrame; for results of a few columns of numbers."""
+    with stream(conninfo, sql, settings=settings) as reader:
+        return to_pandas(reader.read_all(), nullable_ids=("acked_digest",))

@@ -1,0 +1,89 @@
+"""Whether a clinic's data may flow at all, by its access switch (R1, R2, R3, R16)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import numpy as np
+import pandas as pd
+
+from medflex.domain.window import as_utc
+
+HOLD = timedelta(hours=24)
+"""R3: 24 × 60 × 60 seconds on the clock after activation, whatever the zone does."""
+
+HEAD = "head"
+
+
+class AccessState(StrEnum):
+    OPEN = "open"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+class ClosedReason(StrEnum):
+    """Why a clinic is closed; the first one that holds is told."""
+
+    NEVER_CONFIGURED = "never_configured"
+    SWITCH_UNKNOWN = "switch_unknown"
+    SWITCHED_OFF = "switched_off"
+    NO_TIME_STAMP = "no_time_stamp"
+    TIME_STAMP_IN_FUTURE = "time_stamp_in_future"
+    UNKNOWN_PERSON = "unknown_person"
+    NOT_SWITCHED_BY_HEAD = "not_switched_by_head"
+    NO_LPU_ID = "no_lpu_id"
+
+    @property
+    def description(self) -> str:
+        """One line for reports and pages."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS: dict[ClosedReason, str] = {
+    ClosedReason.NEVER_CONFIGURED: "The access switch was never set.",
+    ClosedReason.SWITCH_UNKNOWN: "The access switch is neither on nor off, which counts as off.",
+    ClosedReason.SWITCHED_OFF: "The access switch is off.",
+    ClosedReason.NO_TIME_STAMP: "The access switch is on, but it is not known since when, which counts as off.",
+    ClosedReason.TIME_STAMP_IN_FUTURE: "The access switch is on since a time in the future, which counts as off.",
+    ClosedReason.UNKNOWN_PERSON: "The access switch was turned on by nobody known in this clinic, which counts as off.",
+    ClosedReason.NOT_SWITCHED_BY_HEAD: "The access switch was not turned on by the head of the clinic: counts as off.",
+    ClosedReason.NO_LPU_ID: "The clinic has no lpu_id, so Medflex does not know it.",
+}
+
+
+def judge_access(clinics: pd.DataFrame, now: datetime) -> pd.DataFrame:
+    """Tell for each clinic whether it is open, still waiting for its 24 hours, or closed and why.
+
+    clinics: CLINICS. now: the clock, aware. Returns a copy with ``state`` (str, an AccessState),
+    ``closed_reason`` (str, a ClosedReason; missing unless closed) and ``opens_at`` (datetime64[us, UTC]; NaT when
+    closed). A clinic is open from the instant on which its 24 hours are full. Whether it has partners is not judged
+    here but by R4. Raises ValueError when ``now`` has no zone.
+    """
+    instant = pd.Timestamp(as_utc(now))
+    enabled = clinics["access_enabled"].astype("boolean")
+    changed_at = clinics["access_changed_at"].astype("datetime64[us, UTC]")
+    role = clinics["access_changed_by_role"]
+    unknown = enabled.isna().to_numpy()
+
+    holds: dict[ClosedReason, np.ndarray] = {
+        ClosedReason.NEVER_CONFIGURED: unknown & (changed_at.isna() & role.isna()).to_numpy(),
+        ClosedReason.SWITCH_UNKNOWN: unknown,
+        ClosedReason.SWITCHED_OFF: ~enabled.to_numpy(dtype=bool, na_value=False),
+        ClosedReason.NO_TIME_STAMP: changed_at.isna().to_numpy(),
+        ClosedReason.TIME_STAMP_IN_FUTURE: (changed_at > instant).to_numpy(),
+        ClosedReason.UNKNOWN_PERSON: role.isna().to_numpy(),
+        ClosedReason.NOT_SWITCHED_BY_HEAD: ~role.eq(HEAD).to_numpy(dtype=bool, na_value=False),
+        ClosedReason.NO_LPU_ID: clinics["lpu_id"].isna().to_numpy(),
+    }
+    closed = np.logical_or.reduce(list(holds.values()))
+    opens_at = changed_at.mask(closed) + HOLD
+    waiting = (opens_at > instant).to_numpy()
+
+    state = np.select([closed, waiting], [AccessState.CLOSED.value, AccessState.WAITING.value], AccessState.OPEN.value)
+    reason = np.select(list(holds.values()), [reason.value for reason in holds], "")
+    return clinics.assign(
+        state=pd.array(state, dtype="str"),
+        closed_reason=pd.Series(reason, index=clinics.index, dtype="str").mask(~closed),
+        opens_at=opens_at,
+    )

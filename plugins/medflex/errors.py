@@ -1,0 +1,91 @@
+"""What can go wrong, as types. Each message is one sentence for the person on call: what, where, what to do.
+
+A message never holds a row, a name, a phone or a driver's text that could quote one.
+"""
+
+from __future__ import annotations
+
+
+class MedflexPipelineError(Exception):
+    """Base of all errors of this product.
+
+    ``transient`` says whether the same task may succeed when it is simply tried again later.
+    """
+
+    transient = False
+
+
+class BadParameterError(MedflexPipelineError):
+    """A run was started with a parameter that is unknown or has a value that cannot be used."""
+
+
+class ConfigurationError(MedflexPipelineError):
+    """A connection, an environment variable or a migration is missing or wrong."""
+
+
+class MedlockUnavailableError(MedflexPipelineError):
+    """Medlock's database does not answer."""
+
+    transient = True
+
+
+class MedlockRefusedError(ConfigurationError):
+    """Medlock's database refuses the log-in."""
+
+
+class MedlockSchemaError(ConfigurationError):
+    """A table or column that the queries in include/sql/medlock need is missing or has another type."""
+
+
+class LedgerUnavailableError(MedflexPipelineError):
+    """The ledger's database does not answer."""
+
+    transient = True
+
+
+class LedgerRefusedError(ConfigurationError):
+    """The ledger's database refuses the log-in or lacks its tables."""
+
+
+class LeaseHeldError(MedflexPipelineError):
+    """Another run is writing for this clinic."""
+
+    transient = True
+
+
+class LeaseLostError(MedflexPipelineError):
+    """Another task has taken over the clinic; this one must not send any more."""
+
+    transient = True
+
+
+class MedflexUnavailableError(MedflexPipelineError):
+    """Medflex does not answer, or answers with 429 or 5xx beyond the budget."""
+
+    transient = True
+
+
+class MedflexRefusedError(ConfigurationError):
+    """Medflex refuses the token (401 or 403)."""
+
+
+class MedflexContractError(MedflexPipelineError):
+    """Medflex answered something that its contract does not know, or refused a whole request."""
+
+
+class VersionsOutdatedError(MedflexPipelineError):
+    """Medflex holds newer versions than the ledger knew of; the ledger has caught up."""
+
+    transient = True
+
+
+class ValidationFailedError(MedflexPipelineError):
+    """A critical expectation failed; the shard is not sent."""
+
+
+class ConservationError(MedflexPipelineError):
+    """The numbers of a run do not add up."""
+
+
+class RunIncompleteError(MedflexPipelineError):
+    """A shard of the run did not come to its end."""

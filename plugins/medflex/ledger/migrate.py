@@ -1,0 +1,77 @@
+"""Bring the ledger's schema to the newest version: ``python -m medflex.ledger.migrate``.
+
+The connection is Airflow's ``medflex_ledger``, read from ``AIRFLOW_CONN_MEDFLEX_LEDGER`` (as a URI) or given with ``--uri``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from medflex.errors import ConfigurationError, LedgerRefusedError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+HEAD = "0001"
+"""The schema version that this code needs; a test holds it equal to the newest migration."""
+
+
+def migrate(uri: str) -> None:
+    """Create or upgrade the schema ``ledger`` in the database behind ``uri`` (``postgresql://…``).
+
+    Safe to call at any time and by several processes at once.
+
+    Raises:
+        LedgerRefusedError: the database cannot be reached, refuses the log-in or the rights.
+    """
+    import sqlalchemy as sa
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scheme, _, rest = uri.partition("://")
+    if not scheme.startswith("postgres") or not rest:
+        raise ConfigurationError("The ledger's connection must be a URI like postgresql://user:password@host/database.")
+    engine = sa.create_engine(f"postgresql+psycopg://{rest}", poolclass=sa.NullPool)
+    try:
+        with engine.connect() as connection:
+            # Two deployments that start together must not migrate side by side.
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('medflex.ledger.migrate'))"))
+            connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS ledger"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    except sa.exc.OperationalError:
+        raise LedgerRefusedError(
+            "The ledger's database cannot be reached or refuses the log-in: check host, port, user and password of the"
+            " connection medflex_ledger."
+        ) from None
+    except sa.exc.ProgrammingError:
+        raise LedgerRefusedError(
+            "The ledger's schema cannot be changed: the user of the connection medflex_ledger must own its database."
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m medflex.ledger.migrate", description=__doc__)
+    parser.add_argument(
+        "--uri", default=os.environ.get("AIRFLOW_CONN_MEDFLEX_LEDGER"), help="the ledger's connection URI"
+    )
+    options = parser.parse_args(arguments)
+    if not options.uri:
+        parser.error("no connection: set AIRFLOW_CONN_MEDFLEX_LEDGER or give --uri")
+    try:
+        migrate(options.uri)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

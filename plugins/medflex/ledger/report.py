@@ -1,0 +1,85 @@
+"""The funnel of a run as text, from the ledger."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+from medflex.domain.funnel import Funnel
+from medflex.domain.reasons import REASONS
+from medflex.errors import RunIncompleteError
+from medflex.ledger.store import Ledger, translated_ledger_errors
+
+_WIDTH = 40
+
+
+def latest_run(conninfo: str, dag_id: str = "medflex_transfer") -> str | None:
+    """Return the run id of the newest run, or ``None`` when there is none yet."""
+    with translated_ledger_errors(), psycopg.connect(conninfo, row_factory=namedtuple_row) as connection:
+        row = connection.execute(
+            "SELECT run_id FROM ledger.run WHERE dag_id = %s ORDER BY started_at DESC LIMIT 1", (dag_id,)
+        ).fetchone()
+    return row.run_id if row else None
+
+
+def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex_transfer") -> str:
+    """Return the funnel of a run, or of the newest one, as lines of text: counts, reason codes, ids.
+
+    Raises:
+        RunIncompleteError: there is no such run.
+    """
+    run_id = run_id or latest_run(conninfo, dag_id)
+    if run_id is None:
+        raise RunIncompleteError("The ledger knows no run yet: trigger the DAG medflex_transfer first.")
+    with Ledger(conninfo) as ledger:
+        run = ledger.run(dag_id, run_id)
+        clinics = ledger.run_clinics(run.run_key)
+        held = ledger.reasons(run.run_key)
+        shards = ledger.shards(run.run_key)
+    funnel = Funnel.of(clinics)
+    states = clinics["access_state"].value_counts()
+    lines = [
+        f"Run {run.run_id} · mode {run.mode} · {run.anchor:%Y-%m-%d %H:%M} UTC",
+        f"Clinics: {states.get('open', 0)} open, {states.get('waiting', 0)} waiting, {states.get('closed', 0)} closed",
+    ]
+    for reason, number in clinics["closed_reason"].dropna().value_counts().items():
+        lines.append(f"    {reason}: {number}")
+    lines += ["", _bar("extracted", funnel.extracted, funnel.extracted)]
+    at = {
+        decision: {
+            reason: int(
+                held[(held["decision"] == decision) & held["reasons"].map(lambda have: reason in have)]["records"].sum()
+            )
+            for reason in dict.fromkeys([*REASONS, *sorted({item for have in held["reasons"] for item in have})])
+        }
+        for decision in ("withheld", "quarantined", "dropped")
+    }
+    for name in ("withheld", "quarantined"):
+        lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
+        lines += [f"      {reason}: {number}" for reason, number in at[name].items() if number]
+    lines.append(_bar("eligible", funnel.eligible, funnel.extracted))
+    lines.append(_bar("− unchanged", funnel.unchanged, funnel.extracted))
+    lines.append(_bar("planned", funnel.planned, funnel.extracted))
+    lines.append(f"      new {funnel.new}, changed {funnel.changed}, again {funnel.again}")
+    if run.mode != "plan":
+        for name in ("dropped", "rejected", "to_retry", "unknown"):
+            lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
+            if name == "dropped":
+                lines += [f"      {reason}: {number}" for reason, number in at["dropped"].items() if number]
+        lines.append(_bar("accepted", funnel.accepted, funnel.extracted))
+    if funnel.unknown_statuses:
+        lines += ["", f"Sent as undefined, since their status has no mapping: {funnel.unknown_statuses}"]
+    for shard in shards:
+        if shard.problem or shard.skipped_because:
+            lines.append(f"Shard {shard.label}: {shard.problem or shard.skipped_because}")
+    return "\n".join(lines)
+
+
+def print_funnel(conninfo: str, run_id: str | None = None) -> None:
+    """Print :func:`funnel_text`."""
+    print(funnel_text(conninfo, run_id))  # noqa: T201 - this is its purpose
+
+
+def _bar(name: str, number: int, total: int) -> str:
+    share = number / total if total else 0.0
+    return f"{name:<14} {number:>10,} {share:>7.1%} {'█' * round(share * _WIDTH)}"

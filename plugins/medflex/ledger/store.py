@@ -1,0 +1,554 @@
+"""The ledger: our own durable memory of what was sent, acknowledged, withdrawn and why. It holds no personal data.
+
+Record states: ``sending`` (may be at Medflex), ``sent``, ``rejected``, ``withdrawing`` (may still be there), ``withdrawn``,
+``aged_out``. What was *acknowledged* is the base of the next plan; a batch is written down before its first byte leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pandas as pd
+import psycopg
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from medflex.domain.packing import Shard
+from medflex.errors import (
+    LeaseLostError,
+    LedgerRefusedError,
+    LedgerUnavailableError,
+    MedflexPipelineError,
+    RunIncompleteError,
+)
+from medflex.ledger.migrate import HEAD
+from medflex.sql import query
+
+LEASE_SECONDS = 300
+"""How long a lease outlives its last renewal; above the longest time a single request can take."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One Airflow run as the ledger knows it. ``anchor`` decides the run's day in each clinic's zone (aware, UTC)."""
+
+    run_key: int
+    dag_id: str
+    run_id: str
+    run_type: str
+    mode: str
+    anchor: datetime
+    clinic_ids: list[int] | None
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class RunShard:
+    """One shard of a run."""
+
+    run_key: int
+    shard: int
+    label: str
+    kind: str
+    clinic_ids: list[int]
+    stage: str
+    skipped_because: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A batch that is written down and may leave now."""
+
+    batch_id: int
+    idempotency_key: UUID
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The appointments of one clinic that share exactly these reasons for not being sent."""
+
+    clinic_id: int
+    decision: str
+    reasons: tuple[str, ...]
+    appointment_ids: list[int]
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of a batch. A record named in none of the lists was accepted (if ``outcome`` is acknowledged)."""
+
+    outcome: str
+    http_status: int | None = None
+    rejected: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    outdated: Sequence[int] = ()
+    unknown: Sequence[int] = ()
+
+
+class Ledger:
+    """Access to the ledger's database. Connections are per thread; every method is one transaction.
+
+    Args:
+        conninfo: libpq connection string or URI.
+        now: fixed source of the present for tests; ``None`` uses the database server's clock, which all workers share.
+
+    Raises (all methods):
+        LedgerUnavailableError: the database does not answer.
+        LedgerRefusedError: it refuses the log-in, or its schema is missing or old.
+    """
+
+    def __init__(self, conninfo: str, now: Any = None) -> None:
+        self._conninfo = conninfo
+        self._now = now
+        self._local = threading.local()
+        self._all: list[psycopg.Connection[Any]] = []
+        self._lock = threading.Lock()
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+        self._local = threading.local()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
+        with translated_ledger_errors():
+            connection = getattr(self._local, "connection", None)
+            if connection is None or connection.closed:
+                connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
+                self._local.connection = connection
+                with self._lock:
+                    self._all.append(connection)
+            with connection.transaction(), connection.cursor() as cursor:
+                yield cursor
+
+    def _present(self) -> datetime | None:
+        return self._now() if self._now else None
+
+    def check_schema(self) -> None:
+        """Raise :class:`LedgerRefusedError` unless the database has the schema version this code needs."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT to_regclass('ledger.schema_version') AS found")
+            version = None
+            if cursor.fetchone()["found"]:  # type: ignore[index]
+                cursor.execute("SELECT version_num FROM ledger.schema_version")
+                row = cursor.fetchone()
+                version = row["version_num"] if row else None
+        if version != HEAD:
+            raise LedgerRefusedError(
+                f"The ledger's schema is at version {version or 'none'}, this release needs {HEAD}:"
+                " run python -m medflex.ledger.migrate."
+            )
+
+    # -- runs and their numbers -------------------------------------------------------------------------------------
+
+    def start_run(
+        self,
+        *,
+        dag_id: str,
+        run_id: str,
+        run_type: str,
+        mode: str,
+        anchor: datetime,
+        clinic_ids: Sequence[int] | None,
+        started_at: datetime,
+        clinics: Iterable[Mapping[str, Any]],
+        shards: Sequence[Shard],
+    ) -> Run:
+        """Write down a run with its clinics and shards; a run that was cleared starts anew under its old key.
+
+        Args:
+            clinics: one mapping per clinic with ``clinic_id``, ``lpu_id``, ``access_state``, ``closed_reason``,
+                ``opens_at``.
+        """
+        shard_of = {clinic_id: index for index, shard in enumerate(shards) for clinic_id in shard.clinic_ids}
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/start_run"),
+                {
+                    "dag_id": dag_id,
+                    "run_id": run_id,
+                    "run_type": run_type,
+                    "mode": mode,
+                    "anchor": anchor,
+                    "clinic_ids": list(clinic_ids) if clinic_ids is not None else None,
+                    "started_at": started_at,
+                },
+            )
+            run_key = cursor.fetchone()["run_key"]  # type: ignore[index]
+            for table in ("run_shard", "run_clinic", "run_decision", "run_validation"):
+                cursor.execute(f"DELETE FROM ledger.{table} WHERE run_key = %s", (run_key,))
+            with cursor.copy("COPY ledger.run_shard (run_key, shard, label, kind, clinic_ids) FROM STDIN") as copy:
+                for index, shard in enumerate(shards):
+                    copy.write_row((run_key, index, shard.label, shard.kind, list(shard.clinic_ids)))
+            columns = ("clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at")
+            with cursor.copy(f"COPY ledger.run_clinic (run_key, shard, {', '.join(columns)}) FROM STDIN") as copy:
+                for clinic in clinics:
+                    row = [clinic[column] for column in columns]
+                    copy.write_row((run_key, shard_of.get(clinic["clinic_id"]), *row))
+        return self.run(dag_id, run_id)
+
+    def run(self, dag_id: str, run_id: str) -> Run:
+        """Return the run; raise :class:`RunIncompleteError` when ``plan_shards`` has not written it down."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT run_key, dag_id, run_id, run_type, mode, anchor, clinic_ids, started_at FROM ledger.run"
+                " WHERE dag_id = %s AND run_id = %s",
+                (dag_id, run_id),
+            )
+            row = cursor.fetchone()
+        if row is None:
+            raise RunIncompleteError(f"The ledger does not know run {run_id}: plan_shards has to succeed first.")
+        return Run(**row)
+
+    def shard(self, run_key: int, shard: int) -> RunShard:
+        """Return one shard of a run."""
+        return next(item for item in self.shards(run_key) if item.shard == shard)
+
+    def shards(self, run_key: int) -> list[RunShard]:
+        """Return the shards of a run in order."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem"
+                " FROM ledger.run_shard WHERE run_key = %s ORDER BY shard",
+                (run_key,),
+            )
+            return [RunShard(**row) for row in cursor.fetchall()]
+
+    def set_stage(self, run_key: int, shard: int, stage: str, *, because: str | None = None) -> None:
+        """Note how far a shard has come; a problem of an earlier attempt is forgotten."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL"
+                " WHERE run_key = %s AND shard = %s",
+                (stage, because, run_key, shard),
+            )
+
+    def set_problem(self, run_key: int, shard: int, problem: str) -> None:
+        """Note why a shard stopped, in one sentence without values."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run_shard SET problem = %s WHERE run_key = %s AND shard = %s", (problem, run_key, shard)
+            )
+
+    def save_numbers(self, run_key: int, numbers: pd.DataFrame) -> None:
+        """Set numbers of the funnel: column ``clinic_id`` and any of the columns of ``ledger.run_clinic``."""
+        rows = json.loads(numbers.to_json(orient="records", date_format="iso", date_unit="us"))
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/save_numbers"), {"run_key": run_key, "numbers": Jsonb(rows)})
+
+    def save_decisions(
+        self, run_key: int, stage: str, clinic_ids: Sequence[int], decisions: Iterable[Decision]
+    ) -> None:
+        """Replace, for these clinics and this stage (``withhold`` or ``last_look``), which record was not sent and why."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM ledger.run_decision WHERE run_key = %s AND stage = %s AND clinic_id = ANY(%s)",
+                (run_key, stage, list(clinic_ids)),
+            )
+            with cursor.copy(
+                "COPY ledger.run_decision (run_key, clinic_id, stage, decision, reasons, appointment_ids) FROM STDIN"
+            ) as copy:
+                for item in decisions:
+                    copy.write_row(
+                        (run_key, item.clinic_id, stage, item.decision, list(item.reasons), item.appointment_ids)
+                    )
+
+    def save_validation(self, run_key: int, shard: int, suite: str, result: Mapping[str, Any]) -> None:
+        """Keep the reduced result of one suite for one shard."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger.run_validation (run_key, shard, suite, result) VALUES (%s, %s, %s, %s)"
+                " ON CONFLICT (run_key, shard, suite) DO UPDATE SET result = excluded.result",
+                (run_key, shard, suite, Jsonb(result)),
+            )
+
+    def validations(self, run_key: int) -> list[dict[str, Any]]:
+        """Return the reduced results of a run, by shard and suite."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT result FROM ledger.run_validation WHERE run_key = %s ORDER BY shard, suite", (run_key,)
+            )
+            return [row["result"] for row in cursor.fetchall()]
+
+    def row_history(
+        self, clinic_ids: Sequence[int] | None, *, before_run_key: int | None = None, runs: int = 7
+    ) -> pd.DataFrame:
+        """Return how many appointments the last runs extracted: columns ``clinic_id``, ``extracted``, newest first."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/row_history"),
+                {
+                    "clinic_ids": list(clinic_ids) if clinic_ids is not None else None,
+                    "before_run_key": before_run_key,
+                    "runs": runs,
+                },
+            )
+            return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "extracted"])
+
+    def run_clinics(self, run_key: int) -> pd.DataFrame:
+        """Return the funnel of a run, one row per clinic: the columns of ``ledger.run_clinic``."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT * FROM ledger.run_clinic WHERE run_key = %s ORDER BY clinic_id", (run_key,))
+            columns = [column.name for column in cursor.description or ()]
+            return pd.DataFrame(cursor.fetchall(), columns=columns)
+
+    def reasons(self, run_key: int) -> pd.DataFrame:
+        """Return how many records each set of reasons held back: ``clinic_id, stage, decision, reasons, records``."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT clinic_id, stage, decision, reasons, cardinality(appointment_ids) AS records"
+                " FROM ledger.run_decision WHERE run_key = %s ORDER BY clinic_id, stage, decision, reasons",
+                (run_key,),
+            )
+            return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "stage", "decision", "reasons", "records"])
+
+    def reason_history(self, before_run_key: int, runs: int = 7) -> pd.DataFrame:
+        """Return records per reason and run of the runs before: ``run_key, reason, records, extracted``."""
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/reason_history"), {"run_key": before_run_key, "runs": runs})
+            return pd.DataFrame(cursor.fetchall(), columns=["run_key", "reason", "records", "extracted"])
+
+    def set_report(self, run_key: int, report: str) -> None:
+        """Note where the Data Docs of a run lie."""
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE ledger.run SET report = %s WHERE run_key = %s", (report, run_key))
+
+    def report(self, run_key: int) -> str | None:
+        """Return where the Data Docs of a run lie, or ``None`` when they were not published."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT report FROM ledger.run WHERE run_key = %s", (run_key,))
+            row = cursor.fetchone()
+        return row["report"] if row else None
+
+    def settle_run(self, run_key: int, problems: Sequence[str]) -> None:
+        """Close a run; ``problems`` are sentences, none means it succeeded."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run SET outcome = %s, problems = %s,"
+                " settled_at = coalesce(%s::timestamptz, clock_timestamp()) WHERE run_key = %s",
+                ("failed" if problems else "succeeded", list(problems), self._present(), run_key),
+            )
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def known(self, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        """Return what is known of these clinics' records.
+
+        Columns: ``clinic_id``, ``appointment_id``, ``version`` (int64), ``state`` (str), ``acked_digest`` (Int64).
+        A record in an intent without outcome counts as ``sending``.
+        """
+        from medflex.arrow import read_frame
+
+        with translated_ledger_errors():
+            return read_frame(
+                self._conninfo,
+                query("ledger/known"),
+                settings={"medflex.clinic_ids": "{" + ",".join(str(int(item)) for item in clinic_ids) + "}"},
+            ).astype({"clinic_id": "int64", "appointment_id": "int64", "version": "int64", "acked_digest": "Int64"})
+
+    def clinics_with_records(self) -> list[int]:
+        """Return the clinics of which Medflex may show anything: something was sent, or may have been."""
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/clinics_with_records"))
+            return [row["clinic_id"] for row in cursor.fetchall()]
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+
+    def acquire(self, clinic_ids: Sequence[int], holder: str, seconds: int = LEASE_SECONDS) -> dict[int, int]:
+        """Become the only writer of these clinics; return the epoch of each one that could be had.
+
+        The same ``holder`` takes its own lease over again (a task that is tried once more), with a new epoch.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/acquire_leases"),
+                {"clinic_ids": list(clinic_ids), "holder": holder, "seconds": seconds, "now": self._present()},
+            )
+            return {row["clinic_id"]: row["epoch"] for row in cursor.fetchall()}
+
+    def renew(self, epochs: Mapping[int, int], holder: str, seconds: int = LEASE_SECONDS) -> None:
+        """Keep the leases that are still ours for another ``seconds``."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/renew_leases"),
+                {
+                    "clinic_ids": list(epochs),
+                    "epochs": list(epochs.values()),
+                    "holder": holder,
+                    "seconds": seconds,
+                    "now": self._present(),
+                },
+            )
+
+    def release(self, epochs: Mapping[int, int], holder: str) -> None:
+        """Let the leases go that are still ours."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/release_leases"),
+                {"clinic_ids": list(epochs), "epochs": list(epochs.values()), "holder": holder},
+            )
+
+    def fold_open_batches(self, clinic_ids: Sequence[int]) -> int:
+        """Mark what an interrupted task may have sent as ``sending``; return the number of such batches.
+
+        Only the holder of the clinics' leases may call this.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/fold_open_batches"), {"clinic_ids": list(clinic_ids), "now": self._present()})
+            return int(cursor.fetchone()["batches"])  # type: ignore[index]
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def record_intent(
+        self,
+        *,
+        run_key: int | None,
+        clinic_id: int,
+        lpu_id: int,
+        operation: str,
+        holder: str,
+        epoch: int,
+        appointment_ids: Sequence[int],
+        versions: Sequence[int],
+        digests: Sequence[int] | None,
+        looked_at: datetime,
+        reasons: Sequence[str] | None = None,
+        partner_ids: Sequence[int] | None = None,
+    ) -> Intent:
+        """Make a batch durable; only then may its first byte leave.
+
+        Raises:
+            LeaseLostError: another task has taken the clinic over.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/record_intent"),
+                {
+                    "run_key": run_key,
+                    "clinic_id": clinic_id,
+                    "lpu_id": lpu_id,
+                    "operation": operation,
+                    "holder": holder,
+                    "epoch": epoch,
+                    "appointment_ids": list(appointment_ids),
+                    "versions": list(versions),
+                    "digests": list(digests) if digests is not None else None,
+                    "reasons": list(reasons) if reasons is not None else None,
+                    "partner_ids": list(partner_ids) if partner_ids is not None else None,
+                    "looked_at": looked_at,
+                    "now": self._present(),
+                },
+            )
+            row = cursor.fetchone()
+        if row is None:
+            raise LeaseLostError(
+                f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it."
+            )
+        return Intent(row["batch_id"], row["idempotency_key"])
+
+    def resolve(self, batch_id: int, result: BatchOutcome) -> bool:
+        """Write down what became of a batch and of its records; ``False`` when another task did so before."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/resolve_batch"),
+                {
+                    "batch_id": batch_id,
+                    "outcome": result.outcome,
+                    "http_status": result.http_status,
+                    "rejected_ids": list(result.rejected),
+                    "rejected_fields": Jsonb({str(key): list(value) for key, value in result.rejected.items()}),
+                    "outdated_ids": list(result.outdated),
+                    "unknown_ids": list(result.unknown),
+                    "now": self._present(),
+                },
+            )
+            return bool(cursor.fetchone()["batches"])  # type: ignore[index]
+
+    def raise_versions(self, clinic_id: int, versions: Mapping[int, int]) -> None:
+        """Number on from the versions that Medflex shows."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/raise_versions"),
+                {
+                    "clinic_id": clinic_id,
+                    "appointment_ids": list(versions),
+                    "versions": list(versions.values()),
+                },
+            )
+
+    # -- the shared rate --------------------------------------------------------------------------------------------
+
+    def reserve_slot(self, name: str, interval_seconds: float) -> float:
+        """Take the next free place in the rate called ``name``; return how many seconds to wait for it."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/reserve_slot"),
+                {"name": name, "interval_seconds": interval_seconds, "now": self._present()},
+            )
+            return max(0.0, float(cursor.fetchone()["seconds"]))  # type: ignore[index]
+
+    def pause_rate(self, name: str, seconds: float) -> None:
+        """Let nobody use the rate called ``name`` for ``seconds`` from now."""
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/pause_rate"), {"name": name, "seconds": seconds, "now": self._present()})
+
+
+@contextmanager
+def translated_ledger_errors() -> Iterator[None]:
+    """Turn driver errors into this product's errors, without the driver's text, which may quote data."""
+    try:
+        yield
+    except MedflexPipelineError:
+        raise
+    except (psycopg.errors.InvalidPassword, psycopg.errors.InvalidAuthorizationSpecification):
+        raise LedgerRefusedError(
+            "The ledger's database refuses the log-in: check user and password of the connection medflex_ledger."
+        ) from None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
+        raise LedgerRefusedError(
+            "The ledger's tables are missing or old: run python -m medflex.ledger.migrate."
+        ) from None
+    except psycopg.OperationalError as error:
+        if refused_login(error):
+            raise LedgerRefusedError(
+                "The ledger's database refuses the log-in: check user, password and database of the connection"
+                " medflex_ledger."
+            ) from None
+        raise LedgerUnavailableError(
+            "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
+            " reachable from the workers."
+        ) from None
+    except psycopg.Error as error:
+        raise LedgerUnavailableError(
+            f"The ledger's database answered with SQLSTATE {error.sqlstate or 'none'} ({type(error).__name__})."
+        ) from None
+
+
+def refused_login(error: Exception) -> bool:
+    """Tell whether a failed connection attempt reached a server that said no (wrong user, password or database).
+
+    psycopg raises a plain OperationalError without SQLSTATE while connecting, so only libpq's text can tell.
+    """
+    text = str(error)
+    return any(
+        mark in text
+        for mark in ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+    )

@@ -1,0 +1,570 @@
+"""Look at a shard's rows with Great Expectations, in memory bounded by the chunk.
+
+Each chunk is one batch with all row rules at once and only the columns that these need; counts are added up over the
+chunks. Keys, clinics and row counts are looked at once at the end. A result is built from a whitelist of counts, so no
+value of the data, no argument and no exception text of Great Expectations leaves this module.
+
+``import great_expectations`` happens in the first call.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medflex.domain.reasons import Reason
+from medflex.domain.window import zone_or_none
+from medflex.quality import suites
+from medflex.quality.results import ExpectationResult, Severity, SuiteResult
+from medflex.quality.suites import EQUATIONS, Kind, Rule
+
+_COUNTS_ONLY = {"result_format": "BASIC", "partial_unexpected_count": 0, "exclude_unexpected_values": True}
+#: The rolling window of R6 spans 76 local days; a shorter one (a backfill cut to today) is not compared with full ones.
+_FULL_WINDOW = timedelta(days=75)
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """The numbers of one run. The last five are ``None`` where nothing was to be sent (``plan``)."""
+
+    extracted: int
+    eligible: int
+    withheld: int
+    quarantined: int
+    unchanged: int
+    planned: int
+    accepted: int | None = None
+    rejected: int | None = None
+    to_retry: int | None = None
+    unknown: int | None = None
+    dropped: int | None = None
+    #: Rows under every reason that holds; a row with two reasons counts under both.
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+def validate_source(
+    chunks: Iterable[pd.DataFrame],
+    *,
+    clinics: pd.DataFrame,
+    windows: pd.DataFrame,
+    history: pd.DataFrame | None,
+    now: datetime,
+    shard: str,
+) -> SuiteResult:
+    """Judge what came out of Medlock.
+
+    ``chunks``: ROWS without ``first_name`` and ``patronymic``, 100,000 to 250,000 rows each. ``clinics``: CLINICS of
+    the shard, one row each. ``windows``: ``clinic_id, starts_from, starts_before`` (UTC) as the extract used them.
+    ``history``: ``clinic_id, rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at the
+    extract, aware. Raises nothing for bad data: a wrong column or type is a critical result that names the column.
+    """
+    return _validate(_source_look(clinics, windows, history, now), chunks, shard)
+
+
+def validate_outgoing(
+    chunks: Iterable[pd.DataFrame], *, clinics: pd.DataFrame, now: datetime, shard: str
+) -> SuiteResult:
+    """Judge what would be sent.
+
+    ``chunks``: PAYLOAD joined by id with what the source says about the same appointments (columns
+    ``suites.WITNESS_COLUMNS``: ``starts_at``, the window's ``starts_from`` and ``starts_before``, the five flags,
+    ``patient_found``, ``doctor_found``). ``clinics``: CLINICS. ``now``: the clock at which the rules were judged.
+    """
+    return _validate(_outgoing_look(clinics, now), chunks, shard)
+
+
+def failing_source_ids(
+    result: SuiteResult,
+    chunks: Iterable[pd.DataFrame],
+    *,
+    clinics: pd.DataFrame,
+    windows: pd.DataFrame,
+    history: pd.DataFrame | None,
+    now: datetime,
+    cap: int = 100,
+) -> dict[str, list[int]]:
+    """Return up to ``cap`` ids per failed critical rule of ``result``, by a second look at the same data.
+
+    Appointment ids for rules about rows, clinic ids for rules about clinics and their row counts. The ids stay in
+    memory: nothing of this look is stored or rendered.
+    """
+    return _failing_ids(_source_look(clinics, windows, history, now), result, chunks, cap)
+
+
+def failing_outgoing_ids(
+    result: SuiteResult, chunks: Iterable[pd.DataFrame], *, clinics: pd.DataFrame, now: datetime, cap: int = 100
+) -> dict[str, list[int]]:
+    """The same as :func:`failing_source_ids` for :func:`validate_outgoing`."""
+    return _failing_ids(_outgoing_look(clinics, now), result, chunks, cap)
+
+
+def validate_run(funnel: Funnel, history: Sequence[Funnel]) -> SuiteResult:
+    """Judge the numbers of a whole run: conservation, and each reason's share beside the median of earlier runs."""
+    numbers: dict[str, float | None] = {}
+    for total, parts in EQUATIONS.items():
+        values = [getattr(funnel, name) for name in parts]
+        # All five missing: nothing was to be sent. One missing among numbers: a bug, which must not look conserved.
+        if all(value is None for value in values):
+            numbers[f"{total}_gap"] = None
+        else:
+            numbers[f"{total}_gap"] = float(getattr(funnel, total) - sum(value or 0 for value in values))
+    earlier = [run for run in history if run.extracted >= suites.SHARE_FLOOR_ROWS]
+    comparable = len(earlier) >= suites.HISTORY_FLOOR_RUNS and funnel.extracted >= suites.SHARE_FLOOR_ROWS
+    for reason in Reason:
+        change = None
+        if comparable:
+            shares = [100.0 * run.reasons.get(reason, 0) / run.extracted for run in earlier]
+            change = 100.0 * funnel.reasons.get(reason, 0) / funnel.extracted - median(shares)
+        numbers[f"{reason.value}_share_change"] = change
+    frame = pd.DataFrame({name: pd.Series([value], dtype="float64") for name, value in numbers.items()})
+    tallies = _tallies(suites.run_suite())
+    with _GreatExpectations() as look:
+        look.add(tallies, frame, "run")
+    return SuiteResult("run", "all", 1, tuple(tally.result() for tally in tallies.values()))
+
+
+# --- One look: rules, and how the frames are made that they see -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Look:
+    suite: str
+    rules: list[Rule]
+    frame: str
+    columns: Mapping[str, Kind]
+    id_column: str
+    clinics: pd.DataFrame
+    #: Adds what the row rules need beside the contract's columns; the chunk itself is left as it is.
+    prepare: Callable[[pd.DataFrame], pd.DataFrame]
+    #: The frame of the clinics rules, given the rows per clinic that were seen.
+    clinic_frame: Callable[[pd.Series], pd.DataFrame]
+    history_frame: Callable[[pd.Series], pd.DataFrame] | None = None
+
+
+def _source_look(clinics: pd.DataFrame, windows: pd.DataFrame, history: pd.DataFrame | None, now: datetime) -> _Look:
+    limit = pd.Timestamp(now).tz_convert("UTC") + timedelta(minutes=suites.CLOCK_TOLERANCE_MINUTES)
+    starts_from = windows.set_index("clinic_id")["starts_from"]
+    starts_before = windows.set_index("clinic_id")["starts_before"]
+
+    def prepare(chunk: pd.DataFrame) -> pd.DataFrame:
+        return chunk.assign(
+            starts_from=chunk["clinic_id"].map(starts_from),
+            starts_before=chunk["clinic_id"].map(starts_before),
+            length_minutes=(chunk["ends_at"] - chunk["starts_at"]).dt.total_seconds() / 60,
+            clock_limit=limit,
+        )
+
+    def clinic_frame(_: pd.Series) -> pd.DataFrame:
+        known = [isinstance(name, str) and zone_or_none(name) is not None for name in clinics["timezone"]]
+        return clinics.assign(timezone_known=np.array(known, dtype=bool), clock_limit=limit)
+
+    def history_frame(rows: pd.Series) -> pd.DataFrame:
+        full = starts_before - starts_from >= _FULL_WINDOW
+        asked_for = full.index[full]
+        if history is None or history.empty:
+            grouped = pd.DataFrame({"runs": 0, "smallest": 0, "median": 0.0}, index=asked_for)
+        else:
+            by_clinic = history.groupby("clinic_id")["rows"]
+            grouped = pd.DataFrame(
+                {"runs": by_clinic.count(), "smallest": by_clinic.min(), "median": by_clinic.median()}
+            )
+            grouped = grouped.reindex(asked_for).fillna(0)
+        today = rows.reindex(asked_for).fillna(0).astype("float64")
+        never_empty = (grouped["runs"] > 0) & (grouped["smallest"] > 0)
+        big = grouped["median"] >= suites.EMPTY_FLOOR_ROWS
+        comparable = (grouped["runs"] >= suites.HISTORY_FLOOR_RUNS) & (grouped["median"] >= suites.SHARE_FLOOR_ROWS)
+        return pd.DataFrame(
+            {
+                "clinic_id": asked_for,
+                "rows_if_never_empty": today.where(never_empty & big).to_numpy(),
+                "rows_if_small_and_never_empty": today.where(never_empty & ~big).to_numpy(),
+                "rows_to_median": (today / grouped["median"]).where(comparable).to_numpy(),
+            }
+        )
+
+    return _Look(
+        "source",
+        suites.source_suite(),
+        "rows",
+        suites.SOURCE_COLUMNS,
+        "appointment_id",
+        clinics,
+        prepare,
+        clinic_frame,
+        history_frame,
+    )
+
+
+def _outgoing_look(clinics: pd.DataFrame, now: datetime) -> _Look:
+    a_day_ago = pd.Timestamp(now).tz_convert("UTC") - timedelta(hours=24)
+    by_clinic = clinics.drop_duplicates("clinic_id").set_index("clinic_id")
+    # An array after Parquet, a list before; anything else is no partner.
+    partners = {
+        int(clinic): [int(one) for one in ids] if isinstance(ids, list | tuple | np.ndarray) else []
+        for clinic, ids in zip(by_clinic.index, by_clinic["partner_ids"], strict=True)
+    }
+    partner_text = pd.Series({clinic: ",".join(map(str, sorted(ids))) for clinic, ids in partners.items()}, dtype="str")
+
+    def prepare(chunk: pd.DataFrame) -> pd.DataFrame:
+        local = _parsed(chunk["dt_start"])
+        offset = pd.to_timedelta(chunk["time_offset"].astype("float64"), unit="min")
+        zones = chunk["clinic_id"].map(by_clinic["timezone"])
+        return chunk.assign(
+            dt_start_utc=((local - offset).astype("datetime64[us]")),
+            starts_at_minute=chunk["starts_at"].dt.tz_localize(None).dt.floor("min").astype("datetime64[us]"),
+            zone_offset=_offsets(chunk["starts_at"], zones),
+            clinic_partners=chunk["clinic_id"].map(partner_text),
+        )
+
+    def clinic_frame(rows: pd.Series) -> pd.DataFrame:
+        seen = clinics[clinics["clinic_id"].isin(rows.index)]
+        unknown = pd.DataFrame({"clinic_id": rows.index.difference(pd.Index(seen["clinic_id"]))})
+        frame = pd.concat([seen, unknown.astype({"clinic_id": seen["clinic_id"].dtype})], ignore_index=True)
+        frame = frame.astype({name: seen[name].dtype for name in ("access_enabled", "access_changed_at", "lpu_id")})
+        has_partner = [bool(partners.get(int(clinic))) for clinic in frame["clinic_id"]]
+        return frame.assign(has_partner=np.array(has_partner, dtype=bool), a_day_ago=a_day_ago)
+
+    return _Look(
+        "outgoing",
+        suites.outgoing_suite(),
+        "records",
+        suites.OUTGOING_COLUMNS,
+        "id",
+        clinics,
+        prepare,
+        clinic_frame,
+    )
+
+
+def _parsed(texts: pd.Series) -> pd.Series:
+    """Local times as time stamps without zone, missing where unreadable. Works on distinct texts: they repeat a lot."""
+    codes, distinct = pd.factorize(texts, use_na_sentinel=False)
+    values = pd.to_datetime(pd.Series(distinct), format="%Y-%m-%d %H:%M", errors="coerce")
+    return pd.Series(values.to_numpy()[codes], index=texts.index)
+
+
+def _offsets(starts: pd.Series, zones: pd.Series) -> pd.Series:
+    """Minutes east of UTC at each start by the clinic's zone; missing where the zone is unknown."""
+    offsets = pd.Series(np.nan, index=starts.index, dtype="float64")
+    for name, rows in starts.groupby(zones, dropna=True):
+        if zone_or_none(str(name)) is not None:
+            local = rows.dt.tz_convert(str(name)).dt.tz_localize(None)
+            offsets.loc[rows.index] = (local - rows.dt.tz_localize(None)).dt.total_seconds() / 60
+    return offsets
+
+
+# --- Adding up --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    """Counts of one rule over all frames it saw."""
+
+    rule: Rule
+    evaluated: int = 0
+    unexpected: int = 0
+    missing: int = 0
+    exception_class: str | None = None
+    #: For the contract rules: which columns are wrong.
+    columns: tuple[str, ...] | None = None
+    ids: list[int] = field(default_factory=list)
+
+    def result(self) -> ExpectationResult:
+        judged = self.evaluated - self.missing
+        share = self.unexpected / judged if judged else 0.0
+        allowed = 1.0 - float(self.rule.kwargs.get("mostly", 1.0))
+        # Counts are compared, not floats: 1 - 0.8 is a little more or less than 0.2.
+        holds = self.unexpected <= round(allowed * judged, 6) or judged < self.rule.judged_from
+        return ExpectationResult(
+            name=self.rule.name,
+            expectation_type=self.rule.expectation_type,
+            columns=self.rule.columns if self.columns is None else self.columns,
+            # A rule that could not be evaluated says nothing about the data: that is our fault, and never harmless.
+            severity=self.rule.severity if self.exception_class is None else Severity.CRITICAL,
+            success=holds and self.exception_class is None,
+            evaluated=self.evaluated,
+            unexpected=self.unexpected,
+            unexpected_percent=round(100.0 * share, 4),
+            missing=self.missing,
+            exception_class=self.exception_class,
+            bounds=self.rule.bounds,
+        )
+
+
+def _tallies(rules: Iterable[Rule]) -> dict[str, _Tally]:
+    return {rule.name: _Tally(rule) for rule in rules}
+
+
+def _validate(look: _Look, chunks: Iterable[pd.DataFrame], shard: str) -> SuiteResult:
+    rules, seen = look.rules, 0
+    tallies = _tallies(rules)
+    looked_at = {"contract"}
+    keys: list[pd.DataFrame] = []
+    sound = _check_contract(tallies, "clinics", look.clinics, suites.CLINIC_COLUMNS)
+    with _GreatExpectations() as expectations:
+        for chunk in chunks:
+            seen += len(chunk)
+            if not _check_contract(tallies, look.frame, chunk, look.columns):
+                sound = False
+            if sound:
+                keys.append(_keys(look, chunk))
+                expectations.add(tallies, look.prepare(chunk), "rows")
+        if sound:
+            looked_at |= {"rows", "keys", "clinics", "history"}
+            for part, frame in _closing_frames(look, keys):
+                expectations.add(tallies, frame, part)
+    results = tuple(tally.result() for tally in tallies.values() if tally.rule.part in looked_at)
+    return SuiteResult(look.suite, shard, seen, results)
+
+
+def _keys(look: _Look, chunk: pd.DataFrame) -> pd.DataFrame:
+    keys = chunk[["clinic_id", look.id_column]]
+    return keys.astype("Int64" if keys.isna().any(axis=None) else "int64")
+
+
+def _closing_frames(look: _Look, keys: list[pd.DataFrame]) -> Iterator[tuple[suites.Part, pd.DataFrame]]:
+    """The frames that are looked at once, after the last chunk."""
+    empty = pd.DataFrame({"clinic_id": pd.Series(dtype="int64"), look.id_column: pd.Series(dtype="int64")})
+    frame = pd.concat(keys, ignore_index=True) if keys else empty
+    rows = frame["clinic_id"].value_counts()
+    yield "keys", frame
+    yield "clinics", look.clinic_frame(rows)
+    if look.history_frame is not None:
+        yield "history", look.history_frame(rows)
+
+
+def _failing_ids(look: _Look, result: SuiteResult, chunks: Iterable[pd.DataFrame], cap: int) -> dict[str, list[int]]:
+    failed = {one.name for one in result.critical_failures if one.exception_class is None}
+    tallies = _tallies(rule for rule in look.rules if rule.name in failed and rule.part != "contract")
+    contract = _tallies(rule for rule in look.rules if rule.part == "contract")
+    if not tallies or not _check_contract(contract, "clinics", look.clinics, suites.CLINIC_COLUMNS):
+        return {}
+    keys: list[pd.DataFrame] = []
+    with _GreatExpectations() as expectations:
+        for chunk in chunks:
+            if not _check_contract(contract, look.frame, chunk, look.columns):
+                return {}
+            keys.append(_keys(look, chunk))
+            wanted = {name: tally for name, tally in tallies.items() if len(tally.ids) < cap}
+            expectations.add(wanted, look.prepare(chunk), "rows", look.id_column, cap)
+        for part, frame in _closing_frames(look, keys):
+            expectations.add(tallies, frame, part, look.id_column if part == "keys" else "clinic_id", cap)
+    return {name: tally.ids for name, tally in tallies.items()}
+
+
+# --- The contract, before Great Expectations sees a frame --------------------------------------------------------
+
+
+def _check_contract(tallies: dict[str, _Tally], name: str, frame: pd.DataFrame, contract: Mapping[str, Kind]) -> bool:
+    columns, types = tallies[f"{name}_columns_as_in_contract"], tallies[f"{name}_types_as_in_contract"]
+    strange = [column for column in contract if column not in frame.columns]
+    strange += [str(column) for column in frame.columns if column not in contract]
+    wrong = [
+        column
+        for column, kind in contract.items()
+        # A frame without rows, and a column without values, has whatever type its reader guessed.
+        if column in frame.columns and len(frame) and not _is_kind(frame[column], kind)
+    ]
+    for tally, bad in ((columns, strange), (types, wrong)):
+        tally.evaluated = max(tally.evaluated, len(contract))
+        found = sorted({*(tally.columns or ()), *bad})
+        tally.columns, tally.unexpected = tuple(found), len(found)
+    return not strange and not wrong
+
+
+def _is_kind(values: pd.Series | pd.DataFrame, kind: Kind) -> bool:
+    if isinstance(values, pd.DataFrame):  # the same column name twice
+        return False
+    dtype = values.dtype
+    if kind == "integer":
+        return isinstance(dtype, np.dtype | pd.Int64Dtype) and pd.api.types.is_integer_dtype(dtype)
+    if kind == "boolean":
+        return dtype == np.dtype(bool) or isinstance(dtype, pd.BooleanDtype)
+    if kind == "text":
+        return isinstance(dtype, pd.StringDtype)
+    if kind == "utc":
+        return isinstance(dtype, pd.DatetimeTZDtype) and str(dtype.tz) == "UTC"
+    return dtype == np.dtype(object)
+
+
+# --- Great Expectations -----------------------------------------------------------------------------------------
+
+
+class _GreatExpectations:
+    """An in-memory Great Expectations that writes nothing, draws nothing, and whose texts are thrown away."""
+
+    def __enter__(self) -> _GreatExpectations:
+        gx = import_great_expectations()
+        with silence():
+            context = gx.get_context(mode="ephemeral")
+            context.variables.progress_bars = {"globally": False}
+            asset = context.data_sources.add_pandas("memory").add_dataframe_asset("frame")
+            self._batches = asset.add_batch_definition_whole_dataframe("whole")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._batches
+
+    def add(
+        self,
+        tallies: dict[str, _Tally],
+        frame: pd.DataFrame,
+        part: suites.Part,
+        id_column: str | None = None,
+        cap: int = 0,
+    ) -> None:
+        """Judge ``frame`` by the rules of ``part`` and add the counts (and, with ``id_column``, ids) to ``tallies``."""
+        mine = {name: tally for name, tally in tallies.items() if tally.rule.part == part}
+        if not mine or frame.empty:
+            return
+        needed = sorted({column for tally in mine.values() for column in _columns_seen(tally.rule)})
+        result_format: dict[str, Any] = dict(_COUNTS_ONLY)
+        if id_column is not None:
+            result_format |= {"result_format": "COMPLETE", "unexpected_index_column_names": [id_column]}
+            needed = sorted({*needed, id_column})
+        with silence():
+            try:
+                results = self._run(frame[needed].reset_index(drop=True), mine, result_format)
+            except Exception as error:  # whatever Great Expectations raises, its text may quote a value
+                for tally in mine.values():
+                    tally.exception_class = tally.exception_class or type(error).__name__
+                return
+        for one in results:
+            tally = mine.pop(one.expectation_config.meta["rule"])
+            _add_counts(tally, one, len(frame))
+            if id_column is not None:
+                _add_ids(tally, one, id_column, cap)
+        for tally in mine.values():  # an expectation that came back without a result
+            tally.exception_class = tally.exception_class or "MissingResult"
+
+    def _run(self, frame: pd.DataFrame, tallies: Mapping[str, _Tally], result_format: dict[str, Any]) -> list[Any]:
+        from great_expectations.core.expectation_suite import ExpectationSuite
+
+        suite = ExpectationSuite("rules", expectations=[to_expectation(tally.rule) for tally in tallies.values()])
+        batch = self._batches.get_batch({"dataframe": frame})
+        return list(batch.validate(suite, result_format=result_format).results)
+
+
+def import_great_expectations() -> Any:
+    """Import Great Expectations with its analytics off; the switch is read at import."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    with silence():
+        import great_expectations as gx
+    return gx
+
+
+def to_expectation(rule: Rule) -> Any:
+    """Return the rule as an object of Great Expectations."""
+    from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    return get_expectation_impl(rule.expectation_type)(
+        severity=FailureSeverity(rule.severity.value),
+        description=rule.description,
+        meta={"rule": rule.name},
+        **rule.kwargs,
+    )
+
+
+def _columns_seen(rule: Rule) -> list[str]:
+    names = [rule.kwargs[key] for key in ("column", "column_A", "column_B") if key in rule.kwargs]
+    return names + list(rule.kwargs.get("column_list", ()))
+
+
+def _add_counts(tally: _Tally, one: Any, rows: int) -> None:
+    raised = _exception_class(one.exception_info)
+    tally.exception_class = tally.exception_class or raised
+    if raised is None:
+        tally.evaluated += int(one.result.get("element_count") or 0)
+        tally.unexpected += int(one.result.get("unexpected_count") or 0)
+        tally.missing += int(one.result.get("missing_count") or 0)
+    else:
+        tally.evaluated += rows
+
+
+def _add_ids(tally: _Tally, one: Any, id_column: str, cap: int) -> None:
+    for entry in one.result.get("unexpected_index_list") or ():
+        found = entry[id_column]
+        ids = pd.Series(found if isinstance(found, list) else [found], dtype="object").dropna()
+        tally.ids += [int(value) for value in ids[: max(cap - len(tally.ids), 0)]]
+
+
+def _exception_class(info: Any) -> str | None:
+    """Reduce Great Expectations' ``exception_info`` to a class name, or ``None`` when nothing was raised.
+
+    The class stands only in the traceback's text, beside the message that may quote a value. So a word counts as the
+    class only when such an exception exists.
+    """
+    if not info:
+        return None
+    entries = [info] if "raised_exception" in info else list(info.values())
+    raised = [entry for entry in entries if entry.get("raised_exception")]
+    if not raised:
+        return None
+    for entry in raised:
+        for line in reversed(str(entry.get("exception_traceback") or "").splitlines()):
+            word = re.match(r"([A-Za-z_][\w.]*)", line)
+            name = word.group(1).rsplit(".", 1)[-1] if word else ""
+            for module in (builtins, pd.errors):
+                kind = getattr(module, name, None) if name else None
+                if isinstance(kind, type) and issubclass(kind, BaseException):
+                    return name
+    return "Exception"
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep Great Expectations' log lines and warnings in: both may quote a value.
+
+    Levels would not do: some of its modules set their own.
+    """
+    logger = logging.getLogger("great_expectations")
+    propagate, handler = logger.propagate, logging.NullHandler()
+    logger.propagate = False
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.propagate = propagate
+            logger.removeHandler(handler)
+
+
+def merge(results: Sequence[SuiteResult]) -> SuiteResult:
+    """Add up the same suite's results of several shards into one, labelled ``all``. The sums are judged anew."""
+    if len({one.suite for one in results}) != 1:
+        raise ValueError("merge() needs at least one result, all of the same suite")
+    rules = {rule.name: rule for rule in suites.SUITES[results[0].suite]()}
+    merged: dict[str, ExpectationResult] = {}
+    for result in results:
+        for one in result.results:
+            before = merged.get(one.name)
+            if before is None:
+                merged[one.name] = one
+                continue
+            tally = _Tally(
+                rules[one.name],
+                before.evaluated + one.evaluated,
+                before.unexpected + one.unexpected,
+                before.missing + one.missing,
+                before.exception_class or one.exception_class,
+                tuple(sorted({*before.columns, *one.columns})),
+            )
+            # A failure in one shard stays a failure in the sum, also when the other shards dilute its share.
+            success = before.success and one.success
+            merged[one.name] = replace(tally.result(), success=success)
+    order = [merged[name] for name in rules if name in merged]
+    return SuiteResult(results[0].suite, "all", sum(one.rows for one in results), tuple(order))

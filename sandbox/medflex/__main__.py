@@ -1,0 +1,7 @@
+"""`python -m sandbox.medflex --help` tells."""
+
+import sys
+
+from .server import main
+
+sys.exit(main())

@@ -1,0 +1,402 @@
+"""The loader against a real ledger, a real Medlock and the real sandbox Medflex with its faults switched on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from medflex.arrow import to_pandas
+from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult
+from medflex.clock import SystemClock
+from medflex.domain.eligibility import judge
+from medflex.domain.payload import build_payload
+from medflex.domain.window import clinic_windows
+from medflex.errors import LeaseHeldError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
+
+from tests.airflow.world import DIGEST_KEY, World
+
+NUMBERS = ("accepted", "rejected", "to_retry", "unknown", "dropped")
+
+
+class FakeClock:
+    """A clock that only moves when it is slept on."""
+
+    def __init__(self, now: datetime | None = None) -> None:
+        self.time = now or datetime.now(UTC)
+        self.slept: list[float] = []
+        self._lock = threading.Lock()
+
+    def now(self) -> datetime:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.slept.append(seconds)
+            self.time += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def filled(filled_world: World) -> World:
+    """600 appointments of three clinics, all open."""
+    return filled_world
+
+
+def planned(world: World) -> pd.DataFrame:
+    """Return the eligible records of all clinics, ready to be loaded."""
+    now = datetime.now(UTC)
+    with world.parts() as (medlock, _, _):
+        clinics = medlock.clinics(None, now)
+        windows = clinic_windows(clinics, now, now, cut_to_today=False)
+        with medlock.stream_appointments(windows) as batches:
+            rows = pd.concat([to_pandas(batch, ("patient_id", "doctor_id")) for batch in batches], ignore_index=True)
+        eligible = rows[judge(rows, clinics).eligible]
+        payload = build_payload(eligible, clinics, DIGEST_KEY.encode())
+        payload["patient_id"] = eligible["patient_id"].astype("int64")
+        payload["lpu_id"] = payload["clinic_id"].map(clinics.set_index("clinic_id")["lpu_id"]).astype("int64")
+        return payload[list(LOAD_COLUMNS)]
+
+
+def load(world: World, records: pd.DataFrame, *, holder: str = "test/0", **settings: Any) -> LoadResult:
+    """Load records with a new loader, as a task would."""
+    clock = settings.pop("clock", None) or SystemClock()
+    resync = settings.pop("resync", False)
+    chunk = settings.pop("chunk", 137)
+    with world.parts(**settings) as (medlock, ledger, client):
+        loader = Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=clock, holder=holder, run_key=None, resync=resync
+        )
+        clinics = sorted(records["clinic_id"].unique().tolist())
+        chunks = (records.iloc[start : start + chunk] for start in range(0, len(records), chunk))
+        return loader.load(clinics, chunks)
+
+
+def totals(result: LoadResult) -> dict[str, int]:
+    frame = result.frame(result.numbers)
+    return {name: int(frame[name].sum()) if len(frame) else 0 for name in NUMBERS}
+
+
+def only(**numbers: int) -> dict[str, int]:
+    return dict.fromkeys(NUMBERS, 0) | numbers
+
+
+@pytest.mark.parametrize(("batch_size", "chunk", "parallel"), [(500, 50, 4), (7, 13, 3), (1, 1000, 4), (100, 100, 1)])
+def test_every_record_arrives_once_whatever_the_sizes(
+    filled: World, batch_size: int, chunk: int, parallel: int
+) -> None:
+    records = planned(filled).head(150)
+    result = load(filled, records, batch_size=batch_size, chunk=chunk, parallel=parallel)
+    assert totals(result) == only(accepted=len(records))
+    assert not result.problems
+    shown = filled.control.records()
+    assert {record_id for _, record_id in shown} == set(records["id"])
+    assert {record["version"] for record in shown.values()} == {1}
+    full = [item["records"] for item in filled.control.request_log() if item["method"] == "POST"]
+    # No clinic leaves more than one batch that is not full.
+    assert sum(size < batch_size for size in full) <= records["clinic_id"].nunique()
+
+
+def test_what_is_acknowledged_is_not_sent_again_but_a_resync_is(filled: World) -> None:
+    records = planned(filled)
+    load(filled, records)
+    before = filled.sent()
+    assert totals(load(filled, records)) == only(accepted=len(records))
+    assert filled.sent() == before
+    load(filled, records, resync=True)
+    assert {record["version"] for record in filled.control.records().values()} == {2}
+
+
+def test_intents_are_durable_before_the_first_byte_and_resolved_after(filled: World) -> None:
+    records = planned(filled)
+    filled.control.add_fault("timeout_before_effect", seconds=1)
+    result = load(filled, records, timeout=0.3, attempts=1, parallel=1)
+    assert totals(result)["unknown"] > 0
+    outcomes = filled.read_ledger("SELECT outcome, cardinality(appointment_ids) FROM ledger.batch")
+    assert outcomes == [("unknown", outcomes[0][1])]
+    states = filled.read_ledger("SELECT DISTINCT state FROM ledger.record")
+    assert states == [("sending",)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings"),
+    [
+        ("timeout_before_effect", {"seconds": 1}),
+        ("timeout_after_effect", {"seconds": 1}),
+        ("reset_before_effect", {}),
+        ("reset_after_effect", {}),
+        ("status", {"status": 503}),
+        ("status", {"status": 500, "when": "after"}),
+        ("malformed_body", {}),
+        ("rate_limited", {"retry_after": 0}),
+    ],
+)
+def test_a_passing_fault_costs_nothing(filled: World, fault: str, settings: dict[str, Any]) -> None:
+    records = planned(filled)
+    filled.control.add_fault(fault, times=2, **settings)
+    result = load(filled, records, timeout=0.5, attempts=6)
+    assert totals(result) == only(accepted=len(records)), result.problems
+    # Under the same key, so the effect happened once: no record has got a second version.
+    assert {record["version"] for record in filled.control.records().values()} == {1}
+    assert {(item["id"], item["version"]) for item in filled.control.applied()} == {(int(i), 1) for i in records["id"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings", "number"),
+    [
+        ("status", {"status": 503}, "unknown"),
+        ("timeout_after_effect", {"seconds": 1}, "unknown"),
+        ("rate_limited", {"retry_after": 0}, "to_retry"),
+    ],
+)
+def test_a_lasting_fault_loses_nothing_and_the_next_attempt_heals_it(
+    filled: World, fault: str, settings: dict[str, Any], number: str
+) -> None:
+    records = planned(filled)
+    fault_id = filled.control.add_fault(fault, **settings)
+    result = load(filled, records, timeout=0.3, attempts=2, batch_size=50)
+    assert [type(problem) for problem in result.problems] == [MedflexUnavailableError]
+    assert sum(totals(result).values()) == len(records)
+    assert totals(result)[number] > 0
+    # A time-out does not flood: after the first batches have given up, nobody tries any more.
+    assert filled.sent() <= 2 * 4
+    filled.control.remove_fault(fault_id)
+    assert totals(load(filled, records)) == only(accepted=len(records))
+    assert {key[1] for key in filled.control.records()} == set(records["id"])
+
+
+def test_a_refused_token_stops_at_once_and_says_so(filled: World) -> None:
+    records = planned(filled)
+    result = load(filled, records, token="wrong", parallel=1, batch_size=20)
+    assert totals(result) == only(to_retry=len(records))
+    assert [type(problem) for problem in result.problems] == [MedflexRefusedError]
+    assert filled.sent() == 1
+
+
+def test_a_clinic_medflex_does_not_know_leaves_the_others_alone(filled: World) -> None:
+    records = planned(filled)
+    lpu_id = int(records["lpu_id"].iloc[0])
+    filled.control.remove_clinics([lpu_id])
+    result = load(filled, records)
+    of_it = int((records["lpu_id"] == lpu_id).sum())
+    assert totals(result) == only(accepted=len(records) - of_it, to_retry=of_it)
+    assert [type(problem) for problem in result.problems] == [MedflexContractError]
+
+
+def test_a_200_with_failures_in_it_is_read_and_the_failed_rows_are_tried_again(filled: World) -> None:
+    records = planned(filled)
+    bad = [int(item) for item in records["id"].head(5)]
+    fault_id = filled.control.add_fault("reject_records", ids=bad)
+    result = load(filled, records)
+    assert totals(result) == only(accepted=len(records) - 5, rejected=5)
+    assert not result.problems
+    assert filled.read_ledger("SELECT count(*) FROM ledger.record WHERE state = 'rejected'") == [(5,)]
+    filled.control.remove_fault(fault_id)
+    assert totals(load(filled, records)) == only(accepted=len(records))
+    assert {key[1] for key in filled.control.records()} == set(records["id"])
+
+
+def test_retry_after_is_waited_for_in_both_forms(filled: World) -> None:
+    records = planned(filled).head(20)
+    for form in ("seconds", "http_date"):
+        clock = FakeClock()
+        filled.control.add_fault("rate_limited", times=1, retry_after=7, retry_after_form=form)
+        result = load(filled, records, clock=clock, parallel=1, resync=True, batch_size=500)
+        assert totals(result) == only(accepted=len(records))
+        # An HTTP date has whole seconds and is read a moment after it was made.
+        assert 5 < sum(clock.slept) <= 7.5, form
+
+
+def test_a_pause_longer_than_the_budget_leaves_the_rest_for_later(filled: World) -> None:
+    records = planned(filled)
+    clock = FakeClock()
+    filled.control.add_fault("rate_limited", retry_after=3600)
+    result = load(filled, records, clock=clock, parallel=1, batch_size=50)
+    assert totals(result) == only(to_retry=len(records))
+    assert sum(clock.slept) < 600
+    assert filled.sent() == 1
+
+
+def test_the_rate_is_kept_by_all_loaders_together(filled: World) -> None:
+    records = planned(filled)
+    halves = [records[records["clinic_id"] == clinic] for clinic in sorted(records["clinic_id"].unique())[:2]]
+    started = SystemClock().now()
+    threads = [
+        threading.Thread(target=load, args=(filled, half), kwargs={"holder": f"h{i}", "rate_per_second": 20.0, "batch_size": 10})
+        for i, half in enumerate(halves)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = (SystemClock().now() - started).total_seconds()
+    posts = [item["started"] for item in filled.control.request_log() if item["method"] == "POST"]
+    assert len(posts) >= 20
+    assert len(posts) <= 20 * seconds + 1
+
+
+# -- the last look -----------------------------------------------------------------------------------------------------
+
+TURNS: dict[str, tuple[str, str]] = {
+    "refused_personal_data": ("UPDATE medlock.patient SET refused_personal_data = true WHERE id = %(patient)s", "R7"),
+    "refused_notifications": ("UPDATE medlock.patient SET refused_notifications = NULL WHERE id = %(patient)s", "R8"),
+    "refused_marketing": ("UPDATE medlock.patient SET refused_marketing = true WHERE id = %(patient)s", "R8"),
+    "anonymous_appointment": ("UPDATE medlock.appointment SET is_anonymous = true WHERE id = %(id)s", "R9"),
+    "doctor_banned": ("UPDATE medlock.doctor SET medflex_banned = true WHERE id = %(doctor)s", "R10"),
+    "no_partner": ("UPDATE medlock.clinic_partner SET enabled = false WHERE clinic_id = %(clinic)s", "R4"),
+    "clinic_not_active": ("UPDATE medlock.medflex_access SET enabled = false WHERE clinic_id = %(clinic)s", "R1"),
+    "appointment_gone": ("DELETE FROM medlock.appointment WHERE id = %(id)s", "R12"),
+    "person_changed": (
+        "UPDATE medlock.appointment SET patient_id = (SELECT max(id) FROM medlock.patient WHERE clinic_id = %(clinic)s"
+        " AND id <> %(patient)s AND NOT refused_personal_data AND NOT refused_notifications AND NOT refused_marketing)"
+        " WHERE id = %(id)s",
+        "R7",
+    ),
+    "partner_gone": (
+        "UPDATE medlock.clinic_partner SET enabled = false WHERE clinic_id = %(clinic)s"
+        " AND partner_id = (SELECT min(partner_id) FROM medlock.clinic_partner WHERE clinic_id = %(clinic)s AND enabled)",
+        "R4",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", TURNS)
+def test_what_turns_between_plan_and_sending_is_dropped(filled: World, reason: str) -> None:
+    records = planned(filled)
+    if reason == "partner_gone":
+        records = records[records["partners"].str.contains(",")]
+    row = records.iloc[0]
+    keys = {"patient": row["patient_id"], "id": row["id"], "doctor": row["doctor_id"], "clinic": row["clinic_id"]}
+    assert filled.edit(TURNS[reason][0], {key: int(value) for key, value in keys.items()}) >= 1  # type: ignore[arg-type]
+    result = load(filled, records)
+    assert totals(result)["dropped"] >= 1
+    assert totals(result)["accepted"] == len(records) - totals(result)["dropped"]
+    assert (int(row["clinic_id"]), reason) in result.dropped
+    assert int(row["id"]) not in {key[1] for key in filled.control.records()}
+    assert not result.problems
+
+
+def test_a_refusal_between_two_attempts_is_honoured(filled: World) -> None:
+    """The first attempt failed for certain; before the second one the patient refuses."""
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]")
+    patient = int(records["patient_id"].iloc[0])
+    refused = set(records.loc[records["patient_id"] == patient, "id"].tolist())
+
+    class RefusingClock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            filled.edit("UPDATE medlock.patient SET refused_marketing = true WHERE id = %s", [patient])
+
+    filled.control.add_fault("rate_limited", times=1, retry_after=1)
+    result = load(filled, records, clock=RefusingClock(), parallel=1)
+    assert totals(result) == only(accepted=len(records) - len(refused), dropped=len(refused))
+    assert not refused & {key[1] for key in filled.control.records()}
+
+
+def test_a_refusal_after_an_attempt_in_doubt_stays_written_down_as_maybe_sent(filled: World) -> None:
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]")
+    patient = int(records["patient_id"].iloc[0])
+    refused = set(records.loc[records["patient_id"] == patient, "id"].tolist())
+
+    class RefusingClock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            filled.edit("UPDATE medlock.patient SET refused_marketing = true WHERE id = %s", [patient])
+
+    filled.control.add_fault("reset_after_effect", times=1)
+    result = load(filled, records, clock=RefusingClock(), parallel=1)
+    assert totals(result)["dropped"] == len(refused)
+    states = filled.read_ledger("SELECT DISTINCT state FROM ledger.record WHERE appointment_id = ANY(%s)", [list(refused)])
+    assert states == [("sending",)]
+
+
+# -- leases, crashes, restored ledgers -----------------------------------------------------------------------------------
+
+
+def test_a_clinic_another_run_writes_for_is_left_alone(filled: World) -> None:
+    records = planned(filled)
+    taken = int(records["clinic_id"].iloc[0])
+    with filled.parts() as (_, ledger, _):
+        ledger.acquire([taken], "another run")
+    result = load(filled, records)
+    of_it = int((records["clinic_id"] == taken).sum())
+    assert totals(result) == only(accepted=len(records) - of_it, to_retry=of_it)
+    assert [type(problem) for problem in result.problems] == [LeaseHeldError]
+
+
+def test_a_task_that_was_taken_over_cannot_send_any_more(filled: World) -> None:
+    records = planned(filled)
+    clinics = sorted(records["clinic_id"].unique().tolist())
+
+    class TakingOver(FakeClock):
+        """The same task is started again while the first one, thought dead, waits."""
+
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            with filled.parts() as (_, ledger, _):
+                ledger.acquire(clinics, "test/0")
+
+    filled.control.add_fault("rate_limited", times=1, retry_after=1)
+    result = load(filled, records, clock=TakingOver(), parallel=1, batch_size=10)
+    # The intent that was written before the take-over may still be tried; no new one is written after it.
+    epochs = filled.read_ledger("SELECT DISTINCT epoch FROM ledger.batch")
+    assert epochs == [(1,)]
+    assert totals(result)["to_retry"] > 0
+    assert sum(totals(result).values()) == len(records)
+
+
+def test_an_intent_left_open_by_a_crash_counts_as_maybe_sent_and_is_renewed(filled: World) -> None:
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(10)
+    clinic_id, lpu_id = int(records["clinic_id"].iloc[0]), int(records["lpu_id"].iloc[0])
+    with filled.parts() as (_, ledger, _):
+        epochs = ledger.acquire([clinic_id], "dead task")
+        ledger.record_intent(
+            run_key=None, clinic_id=clinic_id, lpu_id=lpu_id, operation="send", holder="dead task",
+            epoch=epochs[clinic_id], appointment_ids=records["id"].tolist(), versions=[1] * len(records),
+            digests=records["digest"].tolist(), looked_at=datetime.now(UTC),
+        )  # fmt: skip
+        known = ledger.known([clinic_id])
+        assert set(known["state"]) == {"sending"}
+        ledger.release(epochs, "dead task")
+    result = load(filled, records)
+    assert totals(result) == only(accepted=len(records))
+    assert {record["version"] for record in filled.control.records().values()} == {2}
+
+
+def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) -> None:
+    records = planned(filled)
+    load(filled, records)
+    load(filled, records, resync=True)
+    load(filled, records, resync=True)
+    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:  # noqa: SLF001 - playing the restore
+        cursor.execute("UPDATE ledger.record SET version = 1, acked_version = 1, acked_digest = 0")
+    first = load(filled, records, holder="a")
+    assert totals(first) == only(to_retry=len(records))
+    assert first.problems
+    assert first.problems[0].transient
+    assert totals(load(filled, records, holder="b")) == only(accepted=len(records))
+    assert {record["version"] for record in filled.control.records().values()} == {4}
+
+
+def test_requests_are_compressed_and_keep_to_the_contract(filled: World) -> None:
+    from sandbox.medflex import contract
+
+    records = planned(filled).head(3)
+    bodies: list[Any] = []
+    with filled.parts(compress=False) as (medlock, ledger, client):
+        original: Callable[..., Any] = client.encode
+
+        def watching(body: Any) -> bytes:
+            bodies.append(body)
+            return original(body)
+
+        client.encode = watching  # type: ignore[method-assign]
+        Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=SystemClock(), holder="h", run_key=None
+        ).load(records["clinic_id"].unique().tolist(), [records])
+    assert bodies
+    for body in bodies:
+        contract.validate("putAppointments", body)

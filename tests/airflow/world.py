@@ -1,0 +1,139 @@
+"""A whole world for tests of tasks and DAGs: Medlock, ledger, Medflex, staging and Airflow's connections, all real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from medflex.airflow.hooks.medflex import MedflexClient, MedflexSettings
+from medflex.airflow.hooks.medlock import Medlock
+from medflex.ledger.store import Ledger
+from sandbox.medflex.control import Control
+from sandbox.medflex.process import MedflexProcess
+from sandbox.medlock.generate import clinic_offsets, generate
+from tests.domain.oracles.loop import expected_records
+
+DIGEST_KEY = "a digest key for tests only"
+
+
+def fill(uri: str, **size: Any) -> None:
+    """Generate data in which nobody waits for the 24 hours, since a run would wait with them."""
+    generate(uri, **size)
+    with psycopg.connect(uri) as connection:
+        connection.execute(
+            "UPDATE medlock.medflex_access SET changed_at = now() - interval '2 days'"
+            " WHERE enabled AND changed_at BETWEEN now() - interval '24 hours' AND now()"
+        )
+
+
+@dataclass
+class World:
+    """The parts of one test's world. ``medlock`` and ``ledger`` are connection URIs (the owner's, who may write)."""
+
+    medlock: str
+    medlock_app: str
+    ledger: str
+    medflex: MedflexProcess
+    control: Control
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def staging(self) -> Path:
+        return self.folder / "staging"
+
+    @property
+    def data_docs(self) -> Path:
+        return self.folder / "data-docs"
+
+    def connect(self) -> None:
+        """Define Airflow's connections and the product's settings."""
+        self.monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_DB", self.medlock_app)
+        self.monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", self.ledger)
+        self.connect_medflex()
+        self.monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{self.staging}")
+        self.monkeypatch.setenv("MEDFLEX_DATA_DOCS_URL", f"file://{self.data_docs}")
+        self.monkeypatch.setenv("MEDFLEX_DIGEST_KEY", DIGEST_KEY)
+
+    def connect_medflex(self, *, token: str | None = None, port: int | None = None, **extra: Any) -> None:
+        """Define the connection to Medflex; ``extra`` overrides its settings."""
+        settings = {"rate_per_second": 0, "timeout_seconds": 5, "attempts": 3, "backoff_seconds": 0.05, **extra}
+        self.monkeypatch.setenv(
+            "AIRFLOW_CONN_MEDFLEX_API",
+            json.dumps(
+                {
+                    "conn_type": "http",
+                    "schema": "http",
+                    "host": "127.0.0.1",
+                    "port": port or self.medflex.port,
+                    "password": token or self.medflex.token,
+                    "extra": settings,
+                }
+            ),
+        )
+
+    def fill(self, appointments: int = 3000, **more: Any) -> None:
+        """Put generated data into Medlock and make its clinics known to Medflex."""
+        fill(self.medlock, appointments=appointments, **more)
+        self.introduce_clinics()
+
+    def introduce_clinics(self) -> None:
+        """Make Medlock's clinics known to Medflex."""
+        self.control.put_clinics(clinic_offsets(self.medlock, datetime.now(UTC)))
+
+    def edit(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run a statement in Medlock; return the number of rows it touched."""
+        with psycopg.connect(self.medlock) as connection:
+            return connection.execute(sql.encode(), parameters).rowcount
+
+    def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query in Medlock."""
+        with psycopg.connect(self.medlock) as connection:
+            return connection.execute(sql.encode(), parameters).fetchall()
+
+    def read_ledger(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query in the ledger."""
+        with psycopg.connect(self.ledger) as connection:
+            return connection.execute(sql.encode(), parameters).fetchall()
+
+    def shown(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """Return what Medflex shows, by lpu_id and id, without versions."""
+        return {
+            key: {name: value for name, value in record.items() if name != "version"}
+            for key, record in self.control.records().items()
+        }
+
+    def expected(self, now: datetime | None = None, day: Any = None) -> dict[tuple[int, int], dict[str, Any]]:
+        """Return what Medflex should show, by the independent loop over Medlock's tables."""
+        now = now or datetime.now(UTC)
+        with psycopg.connect(self.medlock) as connection:
+            return expected_records(connection, now=now, day=day or now)
+
+    def sent(self) -> int:
+        """Return how many requests to write operations Medflex has seen."""
+        return sum(1 for item in self.control.request_log() if item["method"] == "POST")
+
+    @contextmanager
+    def parts(self, **settings: Any) -> Iterator[tuple[Medlock, Ledger, MedflexClient]]:
+        """Open the product's parts directly, without Airflow."""
+        made = MedflexSettings(
+            **{
+                "base_url": self.medflex.url,
+                "token": self.medflex.token,
+                "timeout": 5.0,
+                "rate_per_second": 0.0,
+                "attempts": 3,
+                "backoff": 0.05,
+                **settings,
+            }
+        )
+        with Medlock(self.medlock_app) as medlock, Ledger(self.ledger) as ledger:
+            yield medlock, ledger, MedflexClient(made)

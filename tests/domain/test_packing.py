@@ -1,0 +1,96 @@
+"""Clinics packed into shards: about equal, the same each time, each clinic exactly once."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medflex.domain.access import AccessState
+from medflex.domain.packing import Shard, pack_shards
+
+
+def _clinics(*clinics: tuple[int, float | None, str]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(clinics), columns=["clinic_id", "expected_rows", "kind"])
+    return frame.astype({"clinic_id": "int64", "expected_rows": "Int64", "kind": "str"})
+
+
+def test_a_big_clinic_is_alone_and_small_ones_are_together() -> None:
+    shards = pack_shards(_clinics((1, 10, "open"), (2, 5000, "open"), (3, 20, "open"), (4, None, "open")), 1000)
+    assert shards == [
+        Shard("open-01 · clinic 2", (2,), AccessState.OPEN),
+        Shard("open-02 · 3 clinics", (1, 3, 4), AccessState.OPEN),
+    ]
+
+
+def test_waiting_clinics_are_alone_and_closed_ones_together() -> None:
+    clinics = _clinics((17, 0, "waiting"), (5, 9, "closed"), (3, 9, "waiting"), (4, 9999, "closed"), (9, 1, "open"))
+    assert pack_shards(clinics, 10) == [
+        Shard("open-01 · clinic 9", (9,), AccessState.OPEN),
+        Shard("clinic 3 waiting", (3,), AccessState.WAITING),
+        Shard("clinic 17 waiting", (17,), AccessState.WAITING),
+        Shard("closed · 2 clinics", (4, 5), AccessState.CLOSED),
+    ]
+
+
+def test_no_clinics_make_no_shards() -> None:
+    assert pack_shards(_clinics(), 10) == []
+
+
+def test_five_clinics_make_one_small_grid() -> None:
+    assert len(pack_shards(_clinics(*((number, 4000, "open") for number in range(5))), 300_000)) == 1
+
+
+@pytest.mark.parametrize("target_rows", [0, -1])
+def test_a_target_below_one_is_refused(target_rows: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        pack_shards(_clinics((1, 1, "open")), target_rows)
+
+
+def test_twenty_thousand_clinics_are_packed_evenly_in_a_moment() -> None:
+    sizes = np.random.default_rng(5).pareto(1.5, 20_000) * 500
+    clinics = _clinics(*((number, int(rows), "open") for number, rows in enumerate(sizes)))
+    began = time.process_time()
+    shards = pack_shards(clinics, 300_000)
+    assert time.process_time() - began < 1
+    loads = [
+        sum(int(sizes[clinic]) + 1 for clinic in shard.clinic_ids) for shard in shards if len(shard.clinic_ids) > 1
+    ]
+    assert min(loads) > 0.9 * 300_000
+    assert max(loads) <= 300_000 + 1
+    assert all(re.fullmatch(r"open-\d+ · (\d+ clinics|clinic \d+)", shard.label) for shard in shards)
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 60),
+        st.tuples(st.one_of(st.none(), st.integers(0, 90)), st.sampled_from(["open", "waiting", "closed"])),
+        max_size=40,
+    ),
+    st.integers(1, 100),
+    st.randoms(use_true_random=False),
+)
+def test_each_clinic_is_in_exactly_one_shard_in_any_order(
+    clinics: dict[int, tuple[int | None, str]], target_rows: int, random: Any
+) -> None:
+    made = [(clinic, *rest) for clinic, rest in clinics.items()]
+    shards = pack_shards(_clinics(*made), target_rows)
+    random.shuffle(made)
+    assert pack_shards(_clinics(*made), target_rows) == shards
+
+    packed = [clinic for shard in shards for clinic in shard.clinic_ids]
+    assert sorted(packed) == sorted(clinics)
+    assert all(clinics[clinic][1] == shard.kind for shard in shards for clinic in shard.clinic_ids)
+    assert all(type(clinic) is int for clinic in packed)
+    assert len({shard.label for shard in shards}) == len(shards)
+    assert all(list(shard.clinic_ids) == sorted(shard.clinic_ids) for shard in shards)
+    biggest = max((rows or 0) + 1 for rows, _ in clinics.values()) if clinics else 0
+    for shard in shards:
+        if shard.kind == "open" and len(shard.clinic_ids) > 1:
+            assert sum((clinics[clinic][0] or 0) + 1 for clinic in shard.clinic_ids) <= target_rows + biggest

@@ -1,0 +1,133 @@
+"""R17 and the way phones are read: digits with the country code, or missing, or unreadable."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import phonenumbers
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medflex.domain import phone as phone_module
+from medflex.domain.phone import normalise_phones
+
+ANY_PHONE = st.one_of(
+    st.from_regex(re.compile(phone_module._PLAIN_MOBILE, re.ASCII), fullmatch=True),
+    st.text(st.sampled_from("0123456789+-() 789 ."), max_size=18),
+    st.text(max_size=12),
+)
+
+
+def _read(text: str | None) -> str | None:
+    """Digits, "missing" or "unreadable", of one phone."""
+    digits, missing, unreadable = normalise_phones(pd.Series([text], dtype="str"))
+    assert [pd.isna(digits[0])] == [missing[0] or unreadable[0]]
+    assert not (missing[0] and unreadable[0])
+    return "missing" if missing[0] else "unreadable" if unreadable[0] else digits[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "digits"),
+    [
+        ("8 (900) 111-22-33", "79001112233"),
+        ("+7 900 111-22-33", "79001112233"),
+        ("79001112233", "79001112233"),
+        ("9001112233", "79001112233"),
+        ("8-900-111-22-33", "79001112233"),
+        ("+7(900)1112233", "79001112233"),
+        ("8.900.111.22.33", "79001112233"),
+        (" 8\u00a0900 111\u200b22 33\n", "79001112233"),
+        ("８９００１１１２２３３", "79001112233"),  # full-width digits
+        ("8 (495) 123-45-67", "74951234567"),  # a landline is a valid number
+        ("(812) 123-45-67", "78121234567"),
+        ("8 800 555-35-35", "78005553535"),
+        ("+7 701 123 45 67", "77011234567"),  # Kazakhstan
+        ("+49 30 901820", "4930901820"),
+        ("+39 06 6982 1234", "390669821234"),  # the zero belongs to the number
+        ("+1 (650) 253-0000", "16502530000"),
+        ("810 49 30 901820", "4930901820"),  # the Russian prefix for going abroad
+    ],
+)
+def test_valid_numbers_are_read_as_digits_with_country_code(typed: str, digits: str) -> None:
+    assert _read(typed) == digits
+
+
+@pytest.mark.parametrize("typed", [None, "", " ", "\t\u00a0", "\u200b"])
+def test_r17_no_phone_is_missing(typed: str | None) -> None:
+    assert _read(typed) == "missing"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "-",
+        "нет",
+        "nan",
+        "123",
+        "112",
+        "8 900 111-22-3",
+        "8 900 111-22-33-4",
+        "+8 900 111 22 33",
+        "+0 900 111-22-33",
+        "8 (200) 111-22-33",
+        "79001112233.0",
+        "8 900 111-22-33, 8 900 111-22-34",
+        "8 900 111-22-33 / 34",
+        "9" * 300,
+        # Without the extension somebody else would pick up.
+        "8 900 111-22-33 доб. 12",
+        "+7 495 123-45-67 ext 3",
+        "8 900 111-22-33;12",
+        # Words are doubt: whose number is it, and may it be called?
+        "не звонить 8 900 111-22-33",
+        "8 900 111-22-33 (мама)",
+        "8-800-FLOWERS",
+        "tel:+79001112233",
+    ],
+)
+def test_r17_what_is_not_exactly_one_valid_number_is_unreadable(typed: str) -> None:
+    assert _read(typed) == "unreadable"
+
+
+@settings(max_examples=300)
+@given(st.from_regex(re.compile(phone_module._PLAIN_MOBILE, re.ASCII), fullmatch=True))
+def test_the_fast_path_says_exactly_what_phonenumbers_says(typed: str) -> None:
+    number = phonenumbers.parse(typed, "RU")
+    assert phonenumbers.is_valid_number(number)
+    assert number.extension is None
+    assert _read(typed) == phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)[1:]
+
+
+def test_the_fast_path_takes_only_codes_that_are_in_use_as_a_whole() -> None:
+    """All six-digit beginnings, since a new phonenumbers may close a part of a code, as it did for 930 0."""
+    beginnings = pd.Series(range(900_000, 1_000_000)).astype("str")
+    plain = beginnings[(beginnings + "1111").str.fullmatch(phone_module._PLAIN_MOBILE)]
+    assert 90_000 < len(plain) < 100_000
+    wrong = [
+        beginning
+        for beginning in plain
+        if not phonenumbers.is_valid_number(
+            phonenumbers.PhoneNumber(country_code=7, national_number=int(beginning) * 10_000 + int(beginning) % 9973)
+        )
+    ]
+    assert wrong == []
+
+
+def test_codes_that_are_only_partly_in_use_are_left_to_phonenumbers() -> None:
+    assert _read("8 (930) 000-22-33") == "unreadable"
+    assert _read("8 (930) 111-22-33") == "79301112233"
+
+
+@given(st.lists(st.one_of(st.none(), ANY_PHONE), max_size=20))
+def test_each_phone_is_read_missing_or_unreadable_and_alike_in_any_company(typed: list[str | None]) -> None:
+    phones = pd.Series(typed, dtype="str", index=range(100, 100 + len(typed)))
+    digits, missing, unreadable = normalise_phones(phones)
+    assert digits.index.equals(phones.index)
+    assert (digits.notna().to_numpy().astype(int) + missing + unreadable == 1).all()
+    for text, read in zip(typed, digits, strict=True):
+        assert _read(text) in (read, "missing", "unreadable")
+        if not pd.isna(read):
+            assert re.fullmatch(r"[1-9][0-9]{6,14}", read)
+            assert _read(f"+{read}") == read  # what is sent is itself a valid number, and the same one

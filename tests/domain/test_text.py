@@ -1,0 +1,59 @@
+"""R17: what counts as an empty text, and how white space is folded."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medflex.domain.text import fold
+
+
+def _fold(*texts: str | None) -> list[str | None]:
+    folded = fold(pd.Series(list(texts), dtype="str"))
+    assert folded.dtype == "str"
+    return [None if pd.isna(text) else text for text in folded]
+
+
+def test_texts_are_trimmed_and_folded() -> None:
+    assert _fold(" Анна  Мария\t\n", "Кара\u00a0\u2003кызы", "О'Нил-Смит", "nan", "Ё") == [
+        *("Анна Мария", "Кара кызы", "О'Нил-Смит", "nan", "Ё")
+    ]
+
+
+def test_unseen_characters_are_dropped_not_made_spaces() -> None:
+    assert _fold("\ufeffАн\u200bна\u200d", "Ива\u00adнов\u202eна", "а\x01б\x7f") == ["Анна", "Ивановна", "аб"]
+
+
+def test_r17_white_space_only_is_missing() -> None:
+    assert _fold(None, "", " ", "\u00a0\u200b", "\ufeff", "\x1c\x85") == [None] * 6
+
+
+def test_every_white_space_that_python_knows_counts() -> None:
+    spaces = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+    assert len(spaces) > 20
+    assert _fold(*spaces) == [None] * len(spaces)
+    assert _fold(*(f"а{space}б" for space in spaces)) == ["а б"] * len(spaces)
+
+
+def test_no_letter_digit_or_mark_is_dropped() -> None:
+    letters = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code))[0] in "LNMPS"]
+    assert _fold(*letters) == letters
+
+
+def test_index_and_repetitions_are_kept() -> None:
+    texts = pd.Series(["б ", None, "а", "б "], index=[9, 9, 3, 1], dtype="str")
+    folded = fold(texts)
+    assert folded.index.tolist() == [9, 9, 3, 1]
+    assert folded.fillna("-").tolist() == ["б", "-", "а", "б"]
+    assert fold(texts.iloc[:0]).tolist() == []
+
+
+@given(st.lists(st.one_of(st.none(), st.text(st.sampled_from("аБ \t\u00a0\u200b-\x00"), max_size=8))))
+def test_folding_again_changes_nothing(texts: list[str | None]) -> None:
+    once = fold(pd.Series(texts, dtype="str"))
+    pd.testing.assert_series_equal(fold(once), once)
+    for text in once.dropna():
+        assert text == " ".join(text.split()) != ""

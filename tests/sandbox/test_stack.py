@@ -1,0 +1,230 @@
+"""The one-machine stack without its Airflow: settings, environment, the lock, the command line."""
+
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography.fernet import Fernet
+
+from sandbox.postgres import HOST
+from sandbox.stack import PROJECT, Stack, StackError, stack_environment
+
+CTL = PROJECT / "sandbox" / "ctl"
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path / "stack")
+
+
+def test_environment_has_what_airflow_and_the_product_need(stack: Stack) -> None:
+    environment = stack_environment(stack)
+    assert environment["AIRFLOW__CORE__DAGS_FOLDER"] == str(PROJECT / "dags")
+    assert environment["AIRFLOW__CORE__PLUGINS_FOLDER"] == environment["PYTHONPATH"] == str(PROJECT / "plugins")
+    assert environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] == "1"
+    assert re.fullmatch(r"postgresql://medlock_app:.+@127\.0\.0\.1:\d+/medlock", environment["AIRFLOW_CONN_MEDLOCK_DB"])
+    assert re.fullmatch(
+        r"postgresql://ledger_owner:.+@127\.0\.0\.1:\d+/ledger", environment["AIRFLOW_CONN_MEDFLEX_LEDGER"]
+    )
+    medflex = json.loads(environment["AIRFLOW_CONN_MEDFLEX_API"])
+    assert (medflex["conn_type"], medflex["schema"], medflex["host"]) == ("http", "http", HOST)
+    assert (medflex["port"], medflex["password"]) == (stack.port("medflex"), stack.token)
+    assert medflex["extra"]["batch_size"] == 500
+    Fernet(environment["AIRFLOW__CORE__FERNET_KEY"])
+    assert len(environment["AIRFLOW__API_AUTH__JWT_SECRET"]) >= 64
+    assert len(environment["MEDFLEX_DIGEST_KEY"]) >= 32
+
+
+def test_every_address_is_loopback(stack: Stack) -> None:
+    for name, value in stack_environment(stack).items():
+        if name.startswith(("AIRFLOW__", "AIRFLOW_CONN")):
+            assert not re.search(r"://(?!127\.0\.0\.1|[^/]*@127\.0\.0\.1)", value.replace("file://", "")), name
+
+
+def test_nothing_of_the_callers_airflow_gets_in(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", "postgresql://elsewhere/")
+    monkeypatch.setenv("MEDFLEX_DIGEST_KEY", "the caller's")
+    environment = stack_environment(stack)
+    assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+    assert "AIRFLOW_CONN_OTHER" not in environment
+    assert environment["MEDFLEX_DIGEST_KEY"] != "the caller's"
+
+
+def test_secrets_are_made_once_kept_and_private(stack: Stack) -> None:
+    first = stack_environment(stack)
+    assert stack_environment(Stack(stack.folder)) == first
+    assert (
+        stack_environment(Stack(stack.folder.parent / "another"))["MEDFLEX_DIGEST_KEY"] != first["MEDFLEX_DIGEST_KEY"]
+    )
+    for file in ("settings.json", "postgres/passwords.json"):
+        assert stat.S_IMODE((stack.folder / file).stat().st_mode) == 0o600
+    assert stat.S_IMODE(stack.folder.stat().st_mode) == 0o700
+
+
+def test_a_port_that_somebody_took_is_given_up(stack: Stack) -> None:
+    before = stack.port("airflow")
+    with socket.socket() as squatter:
+        squatter.bind((HOST, before))
+        squatter.listen()
+        stack._free_ports()
+        assert stack.port("airflow") != before
+    kept = stack.port("medflex")
+    stack._free_ports()
+    assert stack.port("medflex") == kept
+
+
+def test_stack_folder_follows_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEDFLEX_STACK_DIR", str(tmp_path / "elsewhere"))
+    assert Stack().folder == tmp_path / "elsewhere"
+    monkeypatch.delenv("MEDFLEX_STACK_DIR")
+    assert Stack().folder == PROJECT / ".stack"
+
+
+HOLDER = (
+    "import sys, time; from pathlib import Path; from sandbox.stack import Stack\n"
+    "with Stack(Path(sys.argv[1])).lock():\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(600)\n"
+)
+
+
+@pytest.fixture
+def holder(stack: Stack) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the stack's lock, as one that is starting it does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(stack.folder)], cwd=PROJECT, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_starter_is_told_about_the_first(stack: Stack, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(StackError, match=f"Process {holder.pid} is starting or stopping this stack"):
+        stack.start()
+    assert not stack.is_partly_running()
+
+
+def test_a_dead_starters_lock_is_void(stack: Stack, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    assert (stack.folder / "lock").read_text() == str(holder.pid)
+    with stack.lock():
+        assert (stack.folder / "lock").read_text() == str(os.getpid())
+
+
+def test_stop_interrupts_a_starter(stack: Stack, holder: subprocess.Popen[str]) -> None:
+    assert stack.stop()
+    assert holder.wait(10) != 0
+
+
+def test_stop_of_nothing_says_so_and_leaves_nothing(stack: Stack) -> None:
+    assert not stack.stop()
+    assert not stack.folder.exists()
+
+
+# The command line
+
+
+def _ctl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Through the module, not sandbox/ctl: the tests may run from another environment than .venv.
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False,
+        env=os.environ | {"MEDFLEX_STACK_DIR": str(stack.folder)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("frobnicate",), "invalid choice: 'frobnicate'"),
+        (("run", "--day", "2026-13-01"), "'2026-13-01' is no day of the form YYYY-MM-DD"),
+        (("run", "--clinic-ids", "1;2"), "'1;2' is no list of clinic ids such as 1,2,3"),
+        (("run", "--mode", "dry"), "invalid choice: 'dry'"),
+        (("seed", "--appointments", "0"), "must be 1 or more"),
+        (("medflex", "faults", "on", "slow", "latency"), "'latency' is not of the form name=value"),
+        (("medflex", "faults", "on", "sleepy"), "invalid choice: 'sleepy'"),
+        (("psql", "clients"), "invalid choice: 'clients'"),
+    ],
+)
+def test_misuse_gets_one_clear_sentence(stack: Stack, arguments: tuple[str, ...], sentence: str) -> None:
+    done = _ctl(stack, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not stack.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run",), ("seed",), ("funnel",), ("psql", "ledger"), ("medflex", "records"), ("medflex", "faults", "list")],
+)
+def test_commands_that_need_the_stack_say_how_to_start_it(stack: Stack, arguments: tuple[str, ...]) -> None:
+    done = _ctl(stack, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Not running: postgres, medflex, api-server")
+    assert done.stderr.endswith("Start the stack with `make demo`.\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_env_without_a_stack_makes_none(stack: Stack) -> None:
+    done = _ctl(stack, "env")
+    assert (done.returncode, done.stderr) == (1, f"There is no stack in {stack.folder} yet: `make demo` makes one.\n")
+    assert not stack.folder.exists()
+
+
+def test_status_and_stop_of_nothing(stack: Stack) -> None:
+    shown = _ctl(stack, "status")
+    assert shown.returncode == 1
+    assert shown.stdout.count("stopped") == 6
+    stopped = _ctl(stack, "stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "Nothing was running.\n")
+
+
+def test_env_can_be_read_by_a_shell(stack: Stack) -> None:
+    wanted = stack_environment(stack)
+    exported = _ctl(stack, "env", "--export")
+    assert exported.returncode == 0, exported.stderr
+    program = f'{exported.stdout}\nprintf %s "$AIRFLOW_CONN_MEDFLEX_API"'
+    shell = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert shell.stdout == wanted["AIRFLOW_CONN_MEDFLEX_API"]
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "start", "stop", "status", "env", "seed", "run", "funnel", "psql", "medflex"]
+)
+def test_each_command_explains_itself(stack: Stack, command: str) -> None:
+    done = _ctl(stack, command, "--help")
+    assert done.returncode == 0
+    assert f"usage: sandbox/ctl {command}" in done.stdout
+
+
+def test_ctl_without_an_environment_names_the_way_to_get_one(tmp_path: Path) -> None:
+    (tmp_path / "sandbox").mkdir()
+    copy = tmp_path / "sandbox" / "ctl"
+    copy.write_bytes(CTL.read_bytes())
+    copy.chmod(0o755)
+    done = subprocess.run([copy, "status"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"There is no environment in {tmp_path}/.venv yet: run `make demo` first.\n"
+
+
+def test_no_process_of_these_tests_is_left(stack: Stack) -> None:
+    """Guards the tests above: a stack that one of them started by mistake would run on."""
+    assert not [
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if "sandbox" in " ".join(process.cmdline()[1:4]) and process.status() != psutil.STATUS_ZOMBIE
+    ]
