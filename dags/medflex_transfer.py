@@ -16,7 +16,8 @@ ledger, Data Docs with counts, and an event on the asset `medflex_appointments`.
 **When it fails.** A shard that fails does not hold up the others; the run is marked failed at `settle_run`, whose log
 names each problem in one sentence. A failed `validate` has stopped its shard's sending: read the quality report, mend
 the source, then clear that shard from `extract` on. A failed `load` has sent what it could; the rest goes out with the
-next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why the clinic is not open.
+next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why the
+clinic is not open.
 
 **Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
 judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
@@ -73,23 +74,15 @@ with DAG(
         gate = ActivationSensor(
             task_id="wait_for_activation", shard=shard, map_index_template=LABEL, execution_timeout=None
         )
-        steps = [
-            task(function, map_index_template=LABEL)(shard)
-            for function in (
-                transfer.extract,
-                transfer.withhold,
-                transfer.validate,
-                transfer.plan_changes,
-                transfer.load,
-            )
-        ]
-        previous: Any = gate
-        for step in steps:
-            previous >> step
-            previous = step
+        extract = task(map_index_template=LABEL)(transfer.extract)(shard)
+        withhold = task(map_index_template=LABEL)(transfer.withhold)(shard)
+        validate = task(map_index_template=LABEL)(transfer.validate)(shard)
+        plan_changes = task(map_index_template=LABEL)(transfer.plan_changes)(shard)
+        load = task(map_index_template=LABEL)(transfer.load)(shard)
+        gate >> extract >> withhold >> validate >> plan_changes >> load
 
-    publish = task(transfer.publish_quality_report, trigger_rule="all_done")()
-    settle = task(transfer.settle_run, trigger_rule="all_done", outlets=[APPOINTMENTS], retries=0)()
+    publish = task(trigger_rule="all_done")(transfer.publish_quality_report)()
+    settle = task(trigger_rule="all_done", outlets=[APPOINTMENTS], retries=0)(transfer.settle_run)()
     # Without a setup: clearing one shard would otherwise clear plan_shards as well, and with it everybody's numbers.
     remove = task(transfer.remove_staging)().as_teardown(on_failure_fail_dagrun=True)
 

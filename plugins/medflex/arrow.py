@@ -44,8 +44,8 @@ def to_pandas(table: pa.Table, nullable_ids: Sequence[str] = ()) -> pd.DataFrame
     """Turn Arrow into the pandas types the rules and the validation expect.
 
     Booleans become nullable ``boolean`` (a missing flag stays missing), text pandas' ``str``, instants
-    ``datetime64[us, UTC]``, integers ``int64``; those named in ``nullable_ids``, if there, ``Int64``: by pandas' default
-    a missing one would turn the column into floats, which cannot hold every id.
+    ``datetime64[us, UTC]``, integers ``int64``; those named in ``nullable_ids``, if there, ``Int64``: by pandas'
+    default a missing one would turn the column into floats, which cannot hold every id.
     """
     import pandas as pd
 

@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
     OPEN = "open for long"
     OPENS_SOON = "waiting, opens within minutes"
-    WAITING = "waiting, opens in hours"
+    WAITING = "waiting, opens in a day"
     OFF = "switched off"
     BY_ADMINISTRATOR = "switched on by an administrator"
     NO_PARTNERS = "no partners"
@@ -190,7 +190,8 @@ def _switch(
     long_ago = now - dt.timedelta(days=days)
     special: dict[Kind, tuple[bool | None, dt.datetime | None, int] | None] = {
         Kind.OPENS_SOON: (True, now - day + opens_in, head),
-        Kind.WAITING: (True, now - day + dt.timedelta(hours=5), head),
+        # Its hours are over after the next daily run, whatever the time of day: no run waits for it.
+        Kind.WAITING: (True, now - dt.timedelta(minutes=1), head),
         Kind.OFF: (False, long_ago, head),
         Kind.BY_ADMINISTRATOR: (True, long_ago, administrator),
         Kind.BY_FOREIGN_HEAD: (True, long_ago, foreign_head if count > 1 else administrator),

@@ -24,7 +24,9 @@ def test_a_name_in_a_file_is_found_plain_and_escaped(tmp_path: Path) -> None:
 def test_a_name_in_any_column_of_a_database_is_found(new_database: Callable[[], str]) -> None:
     uri = new_database()
     with psycopg.connect(uri) as connection:
-        connection.execute("CREATE TABLE a (t text); CREATE TABLE b (j jsonb); CREATE TABLE c (x bytea); CREATE TABLE d (t text)")
+        connection.execute(
+            "CREATE TABLE a (t text); CREATE TABLE b (j jsonb); CREATE TABLE c (x bytea); CREATE TABLE d (t text)"
+        )
         connection.execute("INSERT INTO a VALUES (%s)", [NAME])
         connection.execute("INSERT INTO b VALUES (%s)", [json.dumps({"k": NAME})])
         connection.execute("INSERT INTO c VALUES (%s)", [NAME.encode()])

@@ -10,14 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from medflex.arrow import to_pandas
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult
+from medflex.arrow import to_pandas
 from medflex.clock import SystemClock
 from medflex.domain.eligibility import judge
 from medflex.domain.payload import build_payload
 from medflex.domain.window import clinic_windows
 from medflex.errors import LeaseHeldError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
-
 from tests.airflow.world import DIGEST_KEY, World
 
 NUMBERS = ("accepted", "rejected", "to_retry", "unknown", "dropped")
@@ -225,7 +224,9 @@ def test_the_rate_is_kept_by_all_loaders_together(filled: World) -> None:
     halves = [records[records["clinic_id"] == clinic] for clinic in sorted(records["clinic_id"].unique())[:2]]
     started = SystemClock().now()
     threads = [
-        threading.Thread(target=load, args=(filled, half), kwargs={"holder": f"h{i}", "rate_per_second": 20.0, "batch_size": 10})
+        threading.Thread(
+            target=load, args=(filled, half), kwargs={"holder": f"h{i}", "rate_per_second": 20.0, "batch_size": 10}
+        )
         for i, half in enumerate(halves)
     ]
     for thread in threads:
@@ -257,7 +258,8 @@ TURNS: dict[str, tuple[str, str]] = {
     ),
     "partner_gone": (
         "UPDATE medlock.clinic_partner SET enabled = false WHERE clinic_id = %(clinic)s"
-        " AND partner_id = (SELECT min(partner_id) FROM medlock.clinic_partner WHERE clinic_id = %(clinic)s AND enabled)",
+        " AND partner_id = (SELECT min(partner_id) FROM medlock.clinic_partner"
+        " WHERE clinic_id = %(clinic)s AND enabled)",
         "R4",
     ),
 }
@@ -309,11 +311,13 @@ def test_a_refusal_after_an_attempt_in_doubt_stays_written_down_as_maybe_sent(fi
     filled.control.add_fault("reset_after_effect", times=1)
     result = load(filled, records, clock=RefusingClock(), parallel=1)
     assert totals(result)["dropped"] == len(refused)
-    states = filled.read_ledger("SELECT DISTINCT state FROM ledger.record WHERE appointment_id = ANY(%s)", [list(refused)])
+    states = filled.read_ledger(
+        "SELECT DISTINCT state FROM ledger.record WHERE appointment_id = ANY(%s)", [list(refused)]
+    )
     assert states == [("sending",)]
 
 
-# -- leases, crashes, restored ledgers -----------------------------------------------------------------------------------
+# -- leases, crashes, restored ledgers -------------------------------------------------------------------------------
 
 
 def test_a_clinic_another_run_writes_for_is_left_alone(filled: World) -> None:
@@ -371,7 +375,7 @@ def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) 
     load(filled, records)
     load(filled, records, resync=True)
     load(filled, records, resync=True)
-    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:  # noqa: SLF001 - playing the restore
+    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:
         cursor.execute("UPDATE ledger.record SET version = 1, acked_version = 1, acked_digest = 0")
     first = load(filled, records, holder="a")
     assert totals(first) == only(to_retry=len(records))
@@ -394,9 +398,9 @@ def test_requests_are_compressed_and_keep_to_the_contract(filled: World) -> None
             return original(body)
 
         client.encode = watching  # type: ignore[method-assign]
-        Loader(
-            client=client, medlock=medlock, ledger=ledger, clock=SystemClock(), holder="h", run_key=None
-        ).load(records["clinic_id"].unique().tolist(), [records])
+        Loader(client=client, medlock=medlock, ledger=ledger, clock=SystemClock(), holder="h", run_key=None).load(
+            records["clinic_id"].unique().tolist(), [records]
+        )
     assert bodies
     for body in bodies:
         contract.validate("putAppointments", body)

@@ -14,7 +14,9 @@ from tests.airflow.world import World
 
 pytestmark = [pytest.mark.usefixtures("airflow_db"), pytest.mark.timeout(300)]
 
-FUNNEL = "SELECT sum(extracted), sum(eligible), sum(withheld), sum(quarantined), sum(unchanged), sum(planned), sum(accepted)"
+FUNNEL = (
+    "SELECT sum(extracted), sum(eligible), sum(withheld), sum(quarantined), sum(unchanged), sum(planned), sum(accepted)"
+)
 
 
 def funnel(world: World, run_id: str) -> tuple[int, ...]:

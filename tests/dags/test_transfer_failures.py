@@ -83,7 +83,10 @@ FAILURES: dict[str, tuple[Callable[[World], None], str]] = {
     "no Medlock": (_no_medlock, "Medlock's database does not answer or broke off: check that the server"),
     "wrong password": (_wrong_password, "Medlock's database refuses the log-in: check user, password and database"),
     "missing column": (_missing_column, "Medlock lacks the column patient.refused_marketing"),
-    "column of another type": (_other_type, "The column refused_marketing of include/sql/medlock/appointments.sql has type"),
+    "column of another type": (
+        _other_type,
+        "The column refused_marketing of include/sql/medlock/appointments.sql has type",
+    ),
     "missing table": (_missing_table, "Medlock lacks the relation medlock.medflex_access"),
     "no right to read": (_no_right, "may not read a table of Medlock: grant it SELECT"),
     "wrong token": (_wrong_token, "Medflex refuses the token (HTTP 401): put a valid one into the password"),

@@ -8,12 +8,12 @@ SELECT
     1,
     %(holder)s::text,
     coalesce(%(now)s::timestamptz, clock_timestamp()) + make_interval(secs => %(seconds)s)
-FROM unnest(%(clinic_ids)s::bigint []) AS wanted (clinic_id)
+FROM unnest(%(clinic_ids)s::bigint[]) AS wanted (clinic_id)
 ORDER BY wanted.clinic_id
 ON CONFLICT (clinic_id) DO UPDATE
     SET epoch = lease.epoch + 1, holder = excluded.holder, expires_at = excluded.expires_at
     WHERE
-        lease.holder IS NULL
-        OR lease.holder = excluded.holder
-        OR lease.expires_at <= coalesce(%(now)s::timestamptz, clock_timestamp())
+    lease.holder IS NULL
+    OR lease.holder = excluded.holder
+    OR lease.expires_at <= coalesce(%(now)s::timestamptz, clock_timestamp())
 RETURNING lease.clinic_id, lease.epoch

@@ -9,7 +9,7 @@ WITH batch AS (
         outcome = 'unknown',
         unknown_ids = appointment_ids,
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
-    WHERE clinic_id = any(%(clinic_ids)s::bigint []) AND outcome IS NULL
+    WHERE clinic_id = any(%(clinic_ids)s::bigint[]) AND outcome IS NULL
     RETURNING *
 ),
 
@@ -23,7 +23,7 @@ item AS (
         CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END AS state
     FROM batch
     CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
-    ORDER BY batch.clinic_id, item.appointment_id, item.version DESC
+    ORDER BY batch.clinic_id ASC, item.appointment_id ASC, item.version DESC
 ),
 
 kept AS (

@@ -11,7 +11,7 @@ WITH open_intent AS (
         max(item.version) AS version
     FROM ledger.batch AS batch
     CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
-    WHERE batch.outcome IS NULL AND batch.clinic_id = any(current_setting('medflex.clinic_ids')::bigint [])
+    WHERE batch.outcome IS NULL AND batch.clinic_id = any(current_setting('medflex.clinic_ids')::bigint[])
     GROUP BY batch.clinic_id, item.appointment_id
 )
 
@@ -23,7 +23,7 @@ SELECT
     record.acked_digest
 FROM (
     SELECT * FROM ledger.record
-    WHERE clinic_id = any(current_setting('medflex.clinic_ids')::bigint [])
+    WHERE clinic_id = any(current_setting('medflex.clinic_ids')::bigint[])
 ) AS record
 FULL JOIN open_intent
     ON record.clinic_id = open_intent.clinic_id AND record.appointment_id = open_intent.appointment_id

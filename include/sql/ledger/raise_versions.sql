@@ -4,5 +4,5 @@
 -- Personal:   none.
 UPDATE ledger.record AS record
 SET version = greatest(record.version, shown.version)
-FROM unnest(%(appointment_ids)s::bigint [], %(versions)s::bigint []) AS shown (appointment_id, version)
+FROM unnest(%(appointment_ids)s::bigint[], %(versions)s::bigint[]) AS shown (appointment_id, version)
 WHERE record.clinic_id = %(clinic_id)s AND record.appointment_id = shown.appointment_id

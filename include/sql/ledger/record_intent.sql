@@ -21,11 +21,11 @@ SELECT
     %(lpu_id)s::bigint,
     %(operation)s::text,
     %(epoch)s::bigint,
-    %(appointment_ids)s::bigint [],
-    %(versions)s::bigint [],
-    %(digests)s::bigint [],
-    %(reasons)s::text [],
-    %(partner_ids)s::bigint [],
+    %(appointment_ids)s::bigint[],
+    %(versions)s::bigint[],
+    %(digests)s::bigint[],
+    %(reasons)s::text[],
+    %(partner_ids)s::bigint[],
     %(looked_at)s::timestamptz,
     coalesce(%(now)s::timestamptz, clock_timestamp())
 FROM fence

@@ -9,9 +9,9 @@ WITH batch AS (
     SET
         outcome = %(outcome)s::text,
         http_status = %(http_status)s::int,
-        rejected_ids = %(rejected_ids)s::bigint [],
-        outdated_ids = %(outdated_ids)s::bigint [],
-        unknown_ids = %(unknown_ids)s::bigint [],
+        rejected_ids = %(rejected_ids)s::bigint[],
+        outdated_ids = %(outdated_ids)s::bigint[],
+        unknown_ids = %(unknown_ids)s::bigint[],
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
     WHERE batch_id = %(batch_id)s AND outcome IS NULL
     RETURNING *
@@ -34,8 +34,9 @@ item AS (
         END AS state,
         %(rejected_fields)s::jsonb -> item.appointment_id::text AS rejected_fields
     FROM batch
-    CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests)
-        AS item (appointment_id, version, digest)
+    CROSS JOIN
+        LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests)
+            AS item (appointment_id, version, digest)
     WHERE batch.outcome <> 'to_retry'
 ),
 
@@ -52,7 +53,7 @@ kept AS (
         CASE WHEN item.state = 'sent' THEN item.digest END,
         CASE
             WHEN item.rejected_fields IS NOT NULL
-                THEN ARRAY(SELECT jsonb_array_elements_text(item.rejected_fields))
+                THEN array(SELECT jsonb_array_elements_text(item.rejected_fields))
         END,
         item.batch_id,
         item.resolved_at

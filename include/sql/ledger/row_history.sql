@@ -17,10 +17,10 @@ FROM (
     WHERE
         run_clinic.extracted IS NOT NULL
         -- A run of another day sees another window.
-        AND run.anchor BETWEEN run.started_at - INTERVAL '36 hours' AND run.started_at + INTERVAL '1 hour'
+        AND run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
         AND run.run_key < coalesce(%(before_run_key)s::bigint, 9223372036854775807)
-        AND run.started_at > clock_timestamp() - INTERVAL '30 days'
-        AND (%(clinic_ids)s::bigint [] IS NULL OR run_clinic.clinic_id = any(%(clinic_ids)s::bigint []))
+        AND run.started_at > clock_timestamp() - interval '30 days'
+        AND (%(clinic_ids)s::bigint[] IS NULL OR run_clinic.clinic_id = any(%(clinic_ids)s::bigint[]))
 ) AS ranked
 WHERE ranked.age <= %(runs)s
 ORDER BY ranked.clinic_id, ranked.age

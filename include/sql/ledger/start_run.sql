@@ -4,7 +4,7 @@
 -- Personal:   none.
 INSERT INTO ledger.run AS run (dag_id, run_id, run_type, mode, anchor, clinic_ids, started_at)
 VALUES (
-    %(dag_id)s, %(run_id)s, %(run_type)s, %(mode)s, %(anchor)s, %(clinic_ids)s::bigint [], %(started_at)s
+    %(dag_id)s, %(run_id)s, %(run_type)s, %(mode)s, %(anchor)s, %(clinic_ids)s::bigint[], %(started_at)s
 )
 ON CONFLICT (dag_id, run_id) DO UPDATE
     SET

@@ -9,7 +9,7 @@ SELECT
     access_switch.enabled AS access_enabled,
     access_switch.changed_at AS access_changed_at,
     person.role AS access_changed_by_role,
-    coalesce(link.partner_ids, '{}'::bigint []) AS partner_ids
+    coalesce(link.partner_ids, '{}'::bigint[]) AS partner_ids
 FROM medlock.clinic AS clinic
 LEFT JOIN medlock.medflex_access AS access_switch ON clinic.id = access_switch.clinic_id
 -- A person of another clinic is an unknown person here (R2).
@@ -24,5 +24,5 @@ LEFT JOIN (
     WHERE clinic_partner.enabled IS TRUE
     GROUP BY clinic_partner.clinic_id
 ) AS link ON clinic.id = link.clinic_id
-WHERE %(clinic_ids)s::bigint [] IS NULL OR clinic.id = any(%(clinic_ids)s::bigint [])
+WHERE %(clinic_ids)s::bigint[] IS NULL OR clinic.id = any(%(clinic_ids)s::bigint[])
 ORDER BY clinic.id

@@ -22,4 +22,4 @@ LEFT JOIN medlock.doctor AS doctor
     ON appointment.doctor_id = doctor.id AND appointment.clinic_id = doctor.clinic_id
 WHERE
     appointment.clinic_id = %(clinic_id)s
-    AND appointment.id = any(%(appointment_ids)s::bigint [])
+    AND appointment.id = any(%(appointment_ids)s::bigint[])

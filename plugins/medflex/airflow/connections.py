@@ -25,8 +25,8 @@ def connection(conn_id: str) -> Connection:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
         raise ConfigurationError(
-            f"The Airflow connection {conn_id} does not exist: define it under Admin → Connections or as the environment"
-            f" variable AIRFLOW_CONN_{conn_id.upper()}."
+            f"The Airflow connection {conn_id} does not exist: define it under Admin → Connections or as the"
+            f" environment variable AIRFLOW_CONN_{conn_id.upper()}."
         ) from None
 
 
@@ -54,7 +54,7 @@ def digest_key() -> bytes:
     key = os.environ.get("MEDFLEX_DIGEST_KEY", "")
     if len(key) < 16:
         raise ConfigurationError(
-            "MEDFLEX_DIGEST_KEY is missing or shorter than 16 characters: set the same long random secret on every worker,"
-            " and keep it; with another one everything is sent again."
+            "MEDFLEX_DIGEST_KEY is missing or shorter than 16 characters: set the same long random secret on every"
+            " worker, and keep it; with another one everything is sent again."
         )
     return key.encode()

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -166,15 +166,16 @@ class Loader:
         size = self._settings.batch_size
         rest: dict[int, list[pd.DataFrame]] = defaultdict(list)
         for chunk in chunks:
-            for clinic_id, records in chunk.groupby("clinic_id", sort=False):
-                pending = rest.pop(int(clinic_id), [])
+            for key, records in chunk.groupby("clinic_id", sort=False):
+                clinic_id = cast("int", key)
+                pending = rest.pop(clinic_id, [])
                 records = pd.concat([*pending, records]) if pending else records
                 full = len(records) // size * size
                 for start in range(0, full, size):
-                    yield from self._batch(int(clinic_id), records.iloc[start : start + size], known)
+                    yield from self._batch(clinic_id, records.iloc[start : start + size], known)
                 if full < len(records):
                     # A copy, or the rest would keep its whole chunk in memory.
-                    rest[int(clinic_id)].append(records.iloc[full:].copy())
+                    rest[clinic_id].append(records.iloc[full:].copy())
         for clinic_id, pending in rest.items():
             yield from self._batch(clinic_id, pd.concat(pending), known)
 
@@ -414,8 +415,8 @@ class Loader:
                 self._ledger.raise_versions(clinic_id, shown)
             self._problem(
                 VersionsOutdatedError(
-                    f"Medflex holds newer versions than the ledger for {len(ids)} records of clinic {clinic_id} (a ledger"
-                    " restored from a backup?): the ledger numbers on from there, the next attempt sends them."
+                    f"Medflex holds newer versions than the ledger for {len(ids)} records of clinic {clinic_id} (a"
+                    " ledger restored from a backup?): the ledger numbers on from there, the next attempt sends them."
                 )
             )
 
@@ -454,8 +455,8 @@ class _Known:
 
     def __init__(self, known: pd.DataFrame) -> None:
         self._of: dict[int, tuple[Any, Any, Any, Any]] = {}
-        for clinic_id, records in known.sort_values("appointment_id").groupby("clinic_id", sort=False):
-            self._of[int(clinic_id)] = (
+        for key, records in known.sort_values("appointment_id").groupby("clinic_id", sort=False):
+            self._of[cast("int", key)] = (
                 records["appointment_id"].to_numpy(),
                 records["version"].to_numpy(),
                 (records["state"] == "sent").to_numpy(dtype=bool) & records["acked_digest"].notna().to_numpy(),

@@ -11,7 +11,7 @@ from medflex.errors import BadParameterError
 
 CRON = "0 3 * * *"
 TIMEZONE = "Europe/Moscow"
-"""03:00 in Moscow: at this hour it is the same calendar day in all of Russia, Kaliningrad (02:00) to Kamchatka (12:00)."""
+"""03:00 in Moscow: it is the same calendar day in all of Russia then, Kaliningrad (02:00) to Kamchatka (12:00)."""
 
 
 def next_slot(after: datetime) -> datetime:

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +23,8 @@ def staging_root() -> ObjectStoragePath:
     url = os.environ.get("MEDFLEX_STAGING_URL", "")
     if not url:
         raise ConfigurationError(
-            "MEDFLEX_STAGING_URL is not set: name a folder or bucket that all workers can read and nobody else, for example"
-            " file:///var/lib/medflex/staging or s3://connection@bucket/medflex."
+            "MEDFLEX_STAGING_URL is not set: name a folder or bucket that all workers can read and nobody else,"
+            " for example file:///var/lib/medflex/staging or s3://connection@bucket/medflex."
         )
     return ObjectStoragePath(url)
 
@@ -45,7 +46,7 @@ class Staging:
         """Write one part."""
         folder = self._folder(shard, kind)
         self._make(folder)
-        with (folder / f"{part:05}.parquet").open("wb") as file:
+        with cast("Any", folder / f"{part:05}.parquet").open("wb") as file:
             pq.write_table(table, file, compression="zstd")
 
     def parts(self, shard: int, kind: str) -> list[int]:
@@ -59,12 +60,12 @@ class Staging:
         """Read one part."""
         file = self._folder(shard, kind) / f"{part:05}.parquet"
         try:
-            with file.open("rb") as handle:
+            with cast("Any", file).open("rb") as handle:
                 return pq.read_table(handle, columns=list(columns) if columns is not None else None)
         except FileNotFoundError:
             raise RunIncompleteError(
-                "A staged part of this run is gone (its run has ended, or MEDFLEX_STAGING_URL is not the same on all workers):"
-                " clear the run from plan_shards on."
+                "A staged part of this run is gone (its run has ended, or MEDFLEX_STAGING_URL is not the same on all"
+                " workers): clear the run from plan_shards on."
             ) from None
 
     def read_all(self, shard: int, kind: str, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:

@@ -56,10 +56,10 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     now = present.iloc[np.where(gone, 0, position)].reset_index(drop=True)
 
     verdict = judge(now, clinics, CONSENT_RULES)
-    first = np.where(verdict.withheld, verdict.first_reason.astype("str"), PERMITTED).astype(object)
+    first = np.where(verdict.withheld, np.asarray(verdict.first_reason, dtype=object), PERMITTED)
 
     clinic = clinics.set_index("clinic_id")
-    allowed = {int(key): set(map(int, ids)) for key, ids in clinic["partner_ids"].items()}
+    allowed = dict(zip(clinics["clinic_id"].tolist(), map(set, clinics["partner_ids"]), strict=True))
     partner_gone = np.array(
         [
             not {int(item) for item in partners.split(",")} <= allowed.get(int(clinic_id), set())

@@ -1,6 +1,7 @@
 """Bring the ledger's schema to the newest version: ``python -m medflex.ledger.migrate``.
 
-The connection is Airflow's ``medflex_ledger``, read from ``AIRFLOW_CONN_MEDFLEX_LEDGER`` (as a URI) or given with ``--uri``.
+The connection is Airflow's ``medflex_ledger``, read from ``AIRFLOW_CONN_MEDFLEX_LEDGER`` (as a URI) or given
+with ``--uri``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         migrate(options.uri)
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 

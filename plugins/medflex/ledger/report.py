@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import psycopg
-from psycopg.rows import namedtuple_row
 
 from medflex.domain.funnel import Funnel
 from medflex.domain.reasons import REASONS
@@ -15,11 +14,11 @@ _WIDTH = 40
 
 def latest_run(conninfo: str, dag_id: str = "medflex_transfer") -> str | None:
     """Return the run id of the newest run, or ``None`` when there is none yet."""
-    with translated_ledger_errors(), psycopg.connect(conninfo, row_factory=namedtuple_row) as connection:
+    with translated_ledger_errors(), psycopg.connect(conninfo) as connection:
         row = connection.execute(
             "SELECT run_id FROM ledger.run WHERE dag_id = %s ORDER BY started_at DESC LIMIT 1", (dag_id,)
         ).fetchone()
-    return row.run_id if row else None
+    return row[0] if row else None
 
 
 def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex_transfer") -> str:
@@ -45,18 +44,19 @@ def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex
     for reason, number in clinics["closed_reason"].dropna().value_counts().items():
         lines.append(f"    {reason}: {number}")
     lines += ["", _bar("extracted", funnel.extracted, funnel.extracted)]
-    at = {
-        decision: {
-            reason: int(
-                held[(held["decision"] == decision) & held["reasons"].map(lambda have: reason in have)]["records"].sum()
-            )
-            for reason in dict.fromkeys([*REASONS, *sorted({item for have in held["reasons"] for item in have})])
-        }
-        for decision in ("withheld", "quarantined", "dropped")
-    }
+    counted = held.explode("reasons").groupby(["decision", "reasons"])["records"].sum()
+    order = {reason: position for position, reason in enumerate(REASONS)}
+
+    def by_reason(decision: str) -> list[str]:
+        """The reasons of one decision with their numbers; a record with several counts under each."""
+        numbers = counted[decision] if decision in counted.index.get_level_values(0) else {}
+        return [
+            f"      {reason}: {numbers[reason]}" for reason in sorted(numbers.keys(), key=lambda r: order.get(r, 99))
+        ]
+
     for name in ("withheld", "quarantined"):
         lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
-        lines += [f"      {reason}: {number}" for reason, number in at[name].items() if number]
+        lines += by_reason(name)
     lines.append(_bar("eligible", funnel.eligible, funnel.extracted))
     lines.append(_bar("− unchanged", funnel.unchanged, funnel.extracted))
     lines.append(_bar("planned", funnel.planned, funnel.extracted))
@@ -65,7 +65,7 @@ def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex
         for name in ("dropped", "rejected", "to_retry", "unknown"):
             lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
             if name == "dropped":
-                lines += [f"      {reason}: {number}" for reason, number in at["dropped"].items() if number]
+                lines += by_reason("dropped")
         lines.append(_bar("accepted", funnel.accepted, funnel.extracted))
     if funnel.unknown_statuses:
         lines += ["", f"Sent as undefined, since their status has no mapping: {funnel.unknown_statuses}"]

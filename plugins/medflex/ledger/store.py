@@ -1,7 +1,8 @@
 """The ledger: our own durable memory of what was sent, acknowledged, withdrawn and why. It holds no personal data.
 
-Record states: ``sending`` (may be at Medflex), ``sent``, ``rejected``, ``withdrawing`` (may still be there), ``withdrawn``,
-``aged_out``. What was *acknowledged* is the base of the next plan; a batch is written down before its first byte leaves.
+Record states: ``sending`` (may be at Medflex), ``sent``, ``rejected``, ``withdrawing`` (may still be there),
+``withdrawn``, ``aged_out``. What was *acknowledged* is the base of the next plan; a batch is written down before its
+first byte leaves.
 """
 
 from __future__ import annotations
@@ -257,7 +258,7 @@ class Ledger:
     def save_decisions(
         self, run_key: int, stage: str, clinic_ids: Sequence[int], decisions: Iterable[Decision]
     ) -> None:
-        """Replace, for these clinics and this stage (``withhold`` or ``last_look``), which record was not sent and why."""
+        """Replace, for these clinics and this stage (``withhold``, ``last_look``), what was not sent and why."""
         with self._transaction() as cursor:
             cursor.execute(
                 "DELETE FROM ledger.run_decision WHERE run_key = %s AND stage = %s AND clinic_id = ANY(%s)",

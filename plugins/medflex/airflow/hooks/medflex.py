@@ -51,7 +51,7 @@ RECORD_FIELDS = frozenset(
 
 
 class NotProcessedError(Exception):
-    """Medflex has certainly not looked at the request: it may simply be sent again, ``retry_after`` seconds from now."""
+    """Medflex has certainly not looked at the request: it may be sent again, ``retry_after`` seconds from now."""
 
     def __init__(self, status: int | None, retry_after: float | None = None) -> None:
         super().__init__(f"not processed, status {status}")
@@ -206,7 +206,8 @@ def _raise_for_status(response: requests.Response) -> None:
     wait = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
     if status in (401, 403):
         raise MedflexRefusedError(
-            f"Medflex refuses the token (HTTP {status}): put a valid one into the password of the connection medflex_api."
+            f"Medflex refuses the token (HTTP {status}): put a valid one into the password of the connection"
+            " medflex_api."
         )
     if status == 429:
         raise NotProcessedError(status, wait)

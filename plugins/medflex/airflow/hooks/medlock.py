@@ -1,4 +1,4 @@
-"""Medlock, the source: reads over SQL. The queries lie in include/sql/medlock; their output columns are the contract."""
+"""Medlock, the source, read over SQL: the output columns of the queries in include/sql/medlock are the contract."""
 
 from __future__ import annotations
 
@@ -206,7 +206,8 @@ def _translate(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
         )
     if state == "42501":
         return MedlockRefusedError(
-            "The user of the connection medlock_db may not read a table of Medlock: grant it SELECT on the schema medlock."
+            "The user of the connection medlock_db may not read a table of Medlock: grant it SELECT on the schema"
+            " medlock."
         )
     if state.startswith(("22", "42")):
         return MedlockSchemaError(

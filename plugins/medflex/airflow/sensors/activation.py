@@ -22,8 +22,8 @@ class ActivationSensor(BaseSensorOperator):
     noticed at the latest after ``recheck``. While it waits it sleeps in the triggerer and holds no worker slot; the
     trigger carries a time stamp and nothing else.
 
-    It never waits past the next scheduled run, and gives way as soon as another run of this DAG is queued: it skips, and
-    that run takes the clinic over. In ``plan`` mode and in backfills it does not wait at all.
+    It never waits past the next scheduled run, and gives way as soon as another run of this DAG is queued: it skips,
+    and that run takes the clinic over. In ``plan`` mode and in backfills it does not wait at all.
 
     Args:
         shard: ``{"shard": number, "label": text}`` as ``plan_shards`` returns it.

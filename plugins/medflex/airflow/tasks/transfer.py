@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CLOCK = SystemClock()
 MODES = ("transfer", "plan", "resync")
 TARGET_ROWS = 400_000
-"""Rows per shard that are aimed at: large enough that task start-up does not count, small enough that a retry is cheap."""
+"""Rows per shard that are aimed at: so many that task start-up does not count, so few that a retry is cheap."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 VALIDATED_ROWS = 4 * PART_ROWS
@@ -242,7 +242,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
 def _another_run_is_queued(context: Context) -> bool:
     """With one run at a time, a run that waits for hours would hold up whoever triggers the next one by hand."""
     task_instance = context["ti"]
-    return task_instance.get_dr_count(dag_id=context["dag_run"].dag_id, states=["queued"]) > 0  # type: ignore[attr-defined]
+    return task_instance.get_dr_count(dag_id=context["dag_run"].dag_id, states=["queued"]) > 0
 
 
 def _access_frame(clinics: Any, clinic_ids: Sequence[int]) -> Any:
@@ -289,7 +289,7 @@ def extract(shard: Mapping[str, Any]) -> int:
         clinics = medlock.clinics(clinic_ids, now)
         staging = _staging(context)
         staging.clear(number, "extract")
-        # What may be sent today bounds what an older day sends; a plan of an older day only reports, so it sees it whole.
+        # What may be sent today bounds what an older day sends; a plan of it only reports, so it sees the day whole.
         windows = clinic_windows(
             clinics[clinics["state"] == AccessState.OPEN], anchor=run.anchor, now=now, cut_to_today=run.mode != "plan"
         )
@@ -395,7 +395,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
-    totals = {name: int(value) for name, value in counts.sum().items()}
+    totals = {str(name): int(value) for name, value in counts.sum().items()}
     log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
     if totals["unknown_statuses"]:
         log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
@@ -478,8 +478,8 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
             log.warning("%s: %s, %d of %d.", item.severity, item.name, item.unexpected, item.evaluated)
         if failures:
             sentence = (
-                f"{len(failures)} critical expectations failed ({_listed([item.name for item in failures])}), so nothing of"
-                " this shard is sent; see the quality report of the run."
+                f"{len(failures)} critical expectations failed ({_listed([item.name for item in failures])}), so"
+                " nothing of this shard is sent; see the quality report of the run."
             )
             ledger.set_problem(run.run_key, number, sentence)
             raise ValidationFailedError(sentence)
@@ -606,18 +606,14 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
             piece = changes["change"].iloc[start : start + table.num_rows]
             start += table.num_rows
             staging.write(number, "plan", part, pa.table({"planned": (piece != Change.UNCHANGED).to_numpy()}))
-        counts = (
-            changes.groupby(["clinic_id", "change"], observed=False)
-            .size()
-            .unstack("change")
-            .reindex(pd.Index(clinic_ids, name="clinic_id"))
-        )
-        counts = counts.fillna(0).astype("int64").rename(columns={Change.RETRY.value: "again"})
-        counts.columns = [str(name) for name in counts.columns]
+        counts = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
+        counts = counts.reindex(pd.Index(clinic_ids, name="clinic_id"), fill_value=0)
+        counts = counts.rename(columns={Change.RETRY.value: "again"})
+        counts = counts.reindex(columns=["new", "changed", "again", "unchanged"], fill_value=0)
         counts["planned"] = counts["new"] + counts["changed"] + counts["again"]
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "compared")
-    totals = {name: int(value) for name, value in counts.sum().items()}
+    totals = {str(name): int(value) for name, value in counts.sum().items()}
     log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
     return totals
 
@@ -663,7 +659,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         numbers = result.frame(clinic_ids)
         ledger.save_numbers(run.run_key, numbers)
         ledger.save_decisions(run.run_key, "last_look", clinic_ids, result.decisions())
-        totals = {name: int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()}
+        totals = {str(name): int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()}
         log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
         for field_name, count in result.rejected_fields.most_common():
             log.warning("Rejected by Medflex for the field %s: %d.", field_name, count)
@@ -709,7 +705,7 @@ def publish_quality_report() -> str:
 
 @speaking
 def settle_run() -> dict[str, int]:
-    """Check the conservation equations, write the run's outcome to the ledger, and fail if a shard did not come through.
+    """Check the conservation equations, write the run's outcome down, and fail if a shard did not come through.
 
     Returns the run's funnel; the same numbers go out with the asset event.
     """
