@@ -1,0 +1,181 @@
+"""R1-R3: the gate in front of a clinic's first sending, run by Airflow's own task runner."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from medflex.airflow.schedule import next_slot
+from medflex.airflow.tasks import transfer
+from tests.airflow.dag_runs import run_transfer, task_states
+from tests.airflow.world import World
+
+pytestmark = [pytest.mark.usefixtures("airflow_db"), pytest.mark.timeout(300)]
+
+GATE = "shard.wait_for_activation"
+CLINIC = 2
+
+
+def switch(world: World, clinic_id: int, ago: timedelta, *, enabled: bool = True) -> None:
+    """Turn a clinic's switch, by its head, that long ago."""
+    world.edit(
+        "UPDATE medlock.medflex_access SET enabled = %s, changed_at = now() - %s WHERE clinic_id = %s",
+        [enabled, ago, clinic_id],
+    )
+
+
+def lpu_ids_shown(world: World) -> set[int]:
+    return {lpu_id for lpu_id, _ in world.control.records()}
+
+
+def lpu_id(world: World, clinic_id: int = CLINIC) -> int:
+    return int(world.read("SELECT lpu_id FROM medlock.clinic WHERE id = %s", [clinic_id])[0][0])
+
+
+def gate_states(run: Any) -> list[str]:
+    return sorted(state for (task, _), state in task_states(run).items() if task == GATE)
+
+
+@pytest.fixture
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next scheduled run is far away, whatever the time of day."""
+    monkeypatch.setattr(transfer, "next_slot", lambda after: after + timedelta(hours=20))
+
+
+@pytest.mark.usefixtures("noon")
+def test_the_gate_opens_by_itself_and_notices_what_happens_to_the_switch_meanwhile(world: World) -> None:
+    """Clinic 1 is open; the others are 25 s short of their 24 hours, and three of them do not stay as they are."""
+    world.fill(1000, clinics=5)
+    for clinic_id in (2, 3, 4, 5):
+        switch(world, clinic_id, timedelta(hours=24) - timedelta(seconds=25))
+    opens_at = datetime.now(UTC) + timedelta(seconds=25)
+
+    def meddle() -> None:
+        switch(world, 3, timedelta(0), enabled=False)
+        # Off and on again starts the 24 hours anew, and those end after the next run: that one takes over.
+        switch(world, 4, timedelta(0))
+        world.edit(
+            "UPDATE medlock.medflex_access SET changed_by = (SELECT min(id) FROM medlock.staff"
+            " WHERE clinic_id = 5 AND role = 'administrator') WHERE clinic_id = 5"
+        )
+
+    timer = threading.Timer(12, meddle)
+    timer.start()
+    run = run_transfer()
+    timer.join()
+    assert run.state == "success"
+    assert gate_states(run) == ["skipped", "skipped", "skipped", "success", "success"]
+    assert lpu_ids_shown(world) == {lpu_id(world, 1), lpu_id(world, 2)}
+    assert world.shown() == world.expected()
+    sent_at = world.read_ledger("SELECT min(created_at) FROM ledger.batch WHERE clinic_id = 2")[0][0]
+    assert sent_at >= opens_at - timedelta(seconds=1)
+    skipped = world.read_ledger("SELECT skipped_because FROM ledger.run_shard WHERE stage = 'skipped' ORDER BY shard")
+    assert "The access switch is off." in skipped[0][0]
+    assert "takes it over" in skipped[1][0]
+    assert "was not turned on by the head" in skipped[2][0]
+
+
+def test_a_clinic_that_is_off_or_not_on_by_its_head_is_no_shard_and_its_reason_is_kept(filled_world: World) -> None:
+    world = filled_world
+    switch(world, CLINIC, timedelta(days=2), enabled=False)
+    run = run_transfer()
+    assert run.state == "success"
+    assert lpu_id(world) not in lpu_ids_shown(world)
+    rows = world.read_ledger(
+        "SELECT access_state, closed_reason, shard FROM ledger.run_clinic WHERE clinic_id = %s", [CLINIC]
+    )
+    assert rows == [("closed", "switched_off", None)]
+
+
+# -- the clock at the gate, to the second
+
+
+class FixedClock:
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+
+    def now(self) -> datetime:
+        return self._now
+
+
+SWITCHED_AT = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def waiting_shard(filled_world: World) -> World:
+    """A run in the ledger, started 22 h 30 min after the switch, whose only shard is the waiting clinic."""
+    filled_world.edit(
+        "UPDATE medlock.medflex_access SET enabled = true, changed_at = %s WHERE clinic_id = %s", [SWITCHED_AT, CLINIC]
+    )
+    _start(filled_world, "transfer", "scheduled")
+    return filled_world
+
+
+def _start(world: World, mode: str, run_type: str) -> None:
+    from medflex.domain.access import AccessState
+    from medflex.domain.packing import Shard
+
+    clinic = {"clinic_id": CLINIC, "lpu_id": 1, "access_state": "waiting", "closed_reason": None, "opens_at": None}
+    with world.parts() as (_, ledger, _):
+        ledger.start_run(
+            dag_id="medflex_transfer",
+            run_id="r",
+            run_type=run_type,
+            mode=mode,
+            anchor=SWITCHED_AT + timedelta(hours=22),
+            clinic_ids=None,
+            started_at=datetime(2026, 11, 21, 8, tzinfo=UTC),
+            shards=[Shard("w", (CLINIC,), AccessState.WAITING)],
+            clinics=[clinic],
+        )
+
+
+def look(now: datetime, queued: int = 0, monkeypatch: pytest.MonkeyPatch | None = None) -> transfer.Outlook:
+    """Look through the gate at that moment; of Airflow only the number of queued runs is played."""
+    assert monkeypatch is not None
+    monkeypatch.setattr(transfer, "CLOCK", FixedClock(now))
+    context: Any = {
+        "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"),
+        "ti": SimpleNamespace(get_dr_count=lambda **_: queued),
+    }
+    return transfer.look_at_gate(context, 0)
+
+
+def test_open_from_the_second_on_which_the_24_hours_are_full(
+    waiting_shard: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = SWITCHED_AT + timedelta(hours=24)
+    early = look(opens - timedelta(minutes=1), monkeypatch=monkeypatch)
+    assert (early.is_open, early.wait_until) == (False, opens)
+    assert look(opens - timedelta(microseconds=1), monkeypatch=monkeypatch).is_open is False
+    assert look(opens, monkeypatch=monkeypatch).is_open is True
+
+
+def test_it_gives_way_to_a_run_that_is_queued(waiting_shard: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    outlook = look(SWITCHED_AT + timedelta(hours=23), queued=1, monkeypatch=monkeypatch)
+    assert (outlook.is_open, outlook.wait_until) == (False, None)
+    assert "another run is queued" in outlook.sentence
+
+
+def test_it_never_waits_past_the_next_scheduled_run(waiting_shard: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off and on again at 23:00 of the run's day: open the next day at 23:00, after the run of 00:00 UTC."""
+    waiting_shard.edit(
+        "UPDATE medlock.medflex_access SET changed_at = %s WHERE clinic_id = %s",
+        [datetime(2026, 11, 21, 9, tzinfo=UTC), CLINIC],
+    )
+    outlook = look(datetime(2026, 11, 21, 10, tzinfo=UTC), monkeypatch=monkeypatch)
+    assert (outlook.is_open, outlook.wait_until) == (False, None)
+    assert f"{next_slot(datetime(2026, 11, 21, 8, tzinfo=UTC)):%Y-%m-%d %H:%M} UTC takes it over" in outlook.sentence
+
+
+@pytest.mark.parametrize(("mode", "run_type"), [("plan", "manual"), ("transfer", "backfill")])
+def test_a_plan_and_a_backfill_do_not_wait(
+    waiting_shard: World, mode: str, run_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start(waiting_shard, mode, run_type)
+    outlook = look(SWITCHED_AT + timedelta(hours=23), monkeypatch=monkeypatch)
+    assert (outlook.is_open, outlook.wait_until) == (False, None)

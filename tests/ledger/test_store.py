@@ -1,0 +1,338 @@
+"""The ledger on a real Postgres: states, versions, intents, leases, numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import psycopg
+import pytest
+
+from medflex.domain.access import AccessState
+from medflex.domain.packing import Shard
+from medflex.errors import LeaseLostError, LedgerRefusedError, LedgerUnavailableError, RunIncompleteError
+from medflex.ledger import migrate as migrations
+from medflex.ledger.report import funnel_text
+from medflex.ledger.store import BatchOutcome, Decision, Intent, Ledger, Run
+from sandbox.postgres import free_port
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+CLINIC, LPU = 17, 40017
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def ledger(ledger_db: str, time: Time) -> Iterator[Ledger]:
+    with Ledger(ledger_db, now=time) as made:
+        yield made
+
+
+def intent(ledger: Ledger, ids: list[int], versions: list[int], digests: list[int] | None, **more: object) -> Intent:
+    arguments: dict[str, object] = {"holder": "task", "operation": "send", "epoch": 1} | more
+    return ledger.record_intent(
+        run_key=None, clinic_id=CLINIC, lpu_id=LPU, appointment_ids=ids, versions=versions, digests=digests,
+        looked_at=NOW, **arguments,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def states(ledger: Ledger) -> dict[int, tuple[str, int, int | None]]:
+    """Return id → state, version, acknowledged digest."""
+    known = ledger.known([CLINIC])
+    return {
+        int(row.appointment_id): (
+            str(row.state),
+            int(row.version),
+            None if pd.isna(row.acked_digest) else int(row.acked_digest),
+        )
+        for row in known.itertuples()
+    }
+
+
+# -- migrations
+
+
+def test_the_code_wants_the_newest_migration() -> None:
+    versions = sorted(path.stem.split("_")[0] for path in (migrations.MIGRATIONS / "versions").glob("0*.py"))
+    assert versions[-1] == migrations.HEAD
+
+
+def test_migrating_again_changes_nothing(ledger_db: str, ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    migrations.migrate(ledger_db)
+    ledger.check_schema()
+    assert ledger.acquire([CLINIC], "another") == {}
+
+
+def test_a_database_that_was_not_migrated_is_refused_with_the_command(new_database: object) -> None:
+    with Ledger(new_database()) as empty:  # type: ignore[operator]
+        with pytest.raises(LedgerRefusedError, match=r"python -m medflex\.ledger\.migrate"):
+            empty.check_schema()
+        with pytest.raises(LedgerRefusedError, match=r"python -m medflex\.ledger\.migrate"):
+            empty.run("dag", "run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        (None, "no connection: set AIRFLOW_CONN_MEDFLEX_LEDGER"),
+        ("mysql://x", "must be a URI like postgresql://"),
+        ("postgresql://nobody:wrong@127.0.0.1:{port}/x", "cannot be reached or refuses"),
+    ],
+)
+def test_the_command_line_says_in_one_sentence_what_is_wrong(uri: str | None, sentence: str) -> None:
+    arguments = ["--uri", uri.format(port=free_port())] if uri else []
+    done = subprocess.run(
+        [sys.executable, "-m", "medflex.ledger.migrate", *arguments],
+        cwd=Path(__file__).parents[2] / "plugins", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- records
+
+
+def test_an_intent_counts_before_its_outcome_is_known(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    batch = intent(ledger, [1, 2], [1, 1], [11, 22])
+    assert states(ledger) == {1: ("sending", 1, None), 2: ("sending", 1, None)}
+    assert ledger.resolve(batch.batch_id, BatchOutcome("acknowledged", 200))
+    assert states(ledger) == {1: ("sent", 1, 11), 2: ("sent", 1, 22)}
+
+
+def test_every_verdict_has_its_state(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    batch = intent(ledger, [1, 2, 3, 4], [1, 1, 1, 1], [11, 22, 33, 44])
+    ledger.resolve(
+        batch.batch_id,
+        BatchOutcome("acknowledged", 200, rejected={2: ("mobile_phone",)}, outdated=[3], unknown=[4]),
+    )
+    assert states(ledger) == {
+        1: ("sent", 1, 11), 2: ("rejected", 1, None), 3: ("sending", 1, None), 4: ("sending", 1, None),
+    }  # fmt: skip
+
+
+def test_what_was_not_processed_leaves_no_trace_in_the_records(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    ledger.resolve(intent(ledger, [1], [1], [11]).batch_id, BatchOutcome("to_retry", 429))
+    assert states(ledger) == {}
+
+
+def test_a_rejected_change_keeps_what_was_acknowledged_before(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    ledger.resolve(intent(ledger, [1], [1], [11]).batch_id, BatchOutcome("acknowledged", 200))
+    ledger.resolve(intent(ledger, [1], [2], [12]).batch_id, BatchOutcome("acknowledged", 200, rejected={1: ()}))
+    assert states(ledger) == {1: ("rejected", 2, 11)}
+
+
+def test_an_older_outcome_never_overwrites_a_newer_one(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    old = intent(ledger, [1], [1], [11])
+    new = intent(ledger, [1], [2], [12])
+    ledger.resolve(new.batch_id, BatchOutcome("acknowledged", 200))
+    ledger.resolve(old.batch_id, BatchOutcome("acknowledged", 200))
+    assert states(ledger) == {1: ("sent", 2, 12)}
+
+
+def test_an_open_intent_hides_what_was_acknowledged_before(ledger: Ledger) -> None:
+    """The change may have arrived: were the old digest trusted, changing it back would look like nothing to do."""
+    ledger.acquire([CLINIC], "task")
+    ledger.resolve(intent(ledger, [1], [1], [11]).batch_id, BatchOutcome("acknowledged", 200))
+    intent(ledger, [1], [2], [12])
+    assert states(ledger) == {1: ("sending", 2, 11)}
+
+
+def test_folding_makes_open_intents_lasting_and_their_late_outcome_is_refused(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    first = intent(ledger, [1, 2], [1, 1], [11, 22])
+    second = intent(ledger, [2, 3], [2, 1], [23, 33])
+    assert ledger.fold_open_batches([CLINIC]) == 2
+    assert states(ledger) == {1: ("sending", 1, None), 2: ("sending", 2, None), 3: ("sending", 1, None)}
+    assert not ledger.resolve(first.batch_id, BatchOutcome("acknowledged", 200))
+    assert not ledger.resolve(second.batch_id, BatchOutcome("acknowledged", 200))
+    assert states(ledger)[1] == ("sending", 1, None)
+    assert ledger.fold_open_batches([CLINIC]) == 0
+
+
+def test_a_withdrawal_and_a_new_grant_are_new_versions(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    keys = set()
+    for version, operation in ((1, "send"), (2, "withdraw"), (3, "send")):
+        batch = intent(ledger, [1], [version], [11] if operation == "send" else None, operation=operation)
+        keys.add(batch.idempotency_key)
+        ledger.resolve(batch.batch_id, BatchOutcome("acknowledged", 200))
+        expected = {"send": ("sent", version, 11), "withdraw": ("withdrawn", version, None)}[operation]
+        assert states(ledger) == {1: expected}
+    assert len(keys) == 3
+    assert ledger.clinics_with_records() == [CLINIC]
+
+
+# -- leases
+
+
+def test_one_writer_per_clinic_until_it_lets_go(ledger: Ledger) -> None:
+    assert ledger.acquire([1, 2], "a") == {1: 1, 2: 1}
+    assert ledger.acquire([1, 2, 3], "b") == {3: 1}
+    ledger.release({1: 1}, "a")
+    assert ledger.acquire([1, 2], "b") == {1: 2}
+
+
+def test_a_lease_runs_out_unless_it_is_renewed(ledger: Ledger, time: Time) -> None:
+    ledger.acquire([1], "a", seconds=60)
+    time.now += timedelta(seconds=50)
+    ledger.renew({1: 1}, "a", seconds=60)
+    time.now += timedelta(seconds=50)
+    assert ledger.acquire([1], "b") == {}
+    time.now += timedelta(seconds=11)
+    assert ledger.acquire([1], "b") == {1: 2}
+
+
+def test_the_same_holder_takes_over_and_fences_itself(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    assert ledger.acquire([CLINIC], "task") == {CLINIC: 2}
+    with pytest.raises(LeaseLostError):
+        intent(ledger, [1], [1], [11], epoch=1)
+    intent(ledger, [1], [1], [11], epoch=2)
+
+
+def test_letting_go_late_does_not_take_the_lease_from_a_successor(ledger: Ledger) -> None:
+    ledger.acquire([1], "task")
+    ledger.acquire([1], "task")
+    ledger.release({1: 1}, "task")
+    assert ledger.acquire([1], "other") == {}
+
+
+# -- the shared rate
+
+
+def test_places_in_the_rate_follow_each_other(ledger: Ledger, time: Time) -> None:
+    assert [round(ledger.reserve_slot("m", 0.5), 3) for _ in range(4)] == [0, 0.5, 1.0, 1.5]
+    time.now += timedelta(seconds=10)
+    assert ledger.reserve_slot("m", 0.5) == 0
+    ledger.pause_rate("m", 30)
+    assert ledger.reserve_slot("m", 0.5) == 30
+    assert ledger.reserve_slot("another", 0.5) == 0
+
+
+# -- runs and numbers
+
+
+def start(ledger: Ledger, run_id: str = "r1", clinics: tuple[int, ...] = (CLINIC, 18)) -> Run:
+    return ledger.start_run(
+        dag_id="medflex_transfer", run_id=run_id, run_type="manual", mode="transfer", anchor=NOW, clinic_ids=None,
+        started_at=NOW, shards=[Shard("open-01", clinics, AccessState.OPEN)],
+        clinics=[
+            {"clinic_id": key, "lpu_id": key, "access_state": "open", "closed_reason": None, "opens_at": NOW}
+            for key in clinics
+        ],
+    )  # fmt: skip
+
+
+def test_numbers_are_set_not_added_and_others_stay(ledger: Ledger) -> None:
+    run = start(ledger)
+    for _ in range(2):
+        ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [10], "eligible": [7]}))
+    ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "planned": [7]}))
+    row = ledger.run_clinics(run.run_key).set_index("clinic_id").loc[CLINIC]
+    assert (row["extracted"], row["eligible"], row["planned"]) == (10, 7, 7)
+    assert pd.isna(row["accepted"])
+
+
+def test_a_cleared_run_starts_anew_under_its_key(ledger: Ledger) -> None:
+    first = start(ledger)
+    ledger.save_numbers(first.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [10]}))
+    ledger.save_decisions(first.run_key, "withhold", [CLINIC], [Decision(CLINIC, "withheld", ("doctor_banned",), [1])])
+    ledger.settle_run(first.run_key, ["something"])
+    again = start(ledger)
+    assert again.run_key == first.run_key
+    assert ledger.run_clinics(again.run_key)["extracted"].isna().all()
+    assert ledger.reasons(again.run_key).empty
+
+
+def test_decisions_of_a_second_attempt_replace_the_first(ledger: Ledger) -> None:
+    run = start(ledger)
+    for ids in ([1, 2], [2, 3, 4]):
+        ledger.save_decisions(
+            run.run_key, "withhold", [CLINIC], [Decision(CLINIC, "withheld", ("doctor_banned", "no_partner"), ids)]
+        )
+    assert ledger.reasons(run.run_key)["records"].tolist() == [3]
+
+
+def test_the_history_holds_the_last_runs_of_the_same_day_only(ledger: Ledger) -> None:
+    for number in range(3):
+        run = start(ledger, f"r{number}")
+        ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [100 + number]}))
+    with ledger._transaction() as cursor:
+        # The clock of the database decides what is recent.
+        cursor.execute("UPDATE ledger.run SET started_at = now(), anchor = now() - interval '1 hour'")
+        cursor.execute("UPDATE ledger.run SET anchor = now() - interval '9 days' WHERE run_id = 'r1'")
+    assert ledger.row_history([CLINIC])["extracted"].tolist() == [102, 100]
+    assert ledger.row_history([CLINIC], runs=1)["extracted"].tolist() == [102]
+
+
+def test_a_run_that_was_never_planned_is_told(ledger: Ledger, ledger_db: str) -> None:
+    with pytest.raises(RunIncompleteError, match="plan_shards has to succeed first"):
+        ledger.run("medflex_transfer", "never")
+    with pytest.raises(RunIncompleteError, match="knows no run yet"):
+        funnel_text(ledger_db)
+
+
+def test_the_funnel_as_text(ledger: Ledger, ledger_db: str) -> None:
+    run = start(ledger)
+    numbers = {
+        "clinic_id": [CLINIC],
+        "extracted": [10],
+        "eligible": [6],
+        "withheld": [3],
+        "quarantined": [1],
+        "new": [6],
+    }
+    more = {"changed": [0], "again": [0], "unchanged": [0], "planned": [6], "accepted": [5], "dropped": [1]}
+    ledger.save_numbers(run.run_key, pd.DataFrame(numbers | more))
+    withheld = Decision(CLINIC, "withheld", ("refused_marketing", "doctor_banned"), [1, 2, 3])
+    quarantined = Decision(CLINIC, "quarantined", ("phone_missing",), [4])
+    ledger.save_decisions(run.run_key, "withhold", [CLINIC], [withheld, quarantined])
+    ledger.save_decisions(run.run_key, "last_look", [CLINIC], [Decision(CLINIC, "dropped", ("appointment_gone",), [5])])
+    text = funnel_text(ledger_db)
+    for line in ("refused_marketing: 3", "doctor_banned: 3", "phone_missing: 1", "appointment_gone: 1"):
+        assert line in text
+    lines = {line.split()[-3 if "█" in line else -2]: line for line in text.splitlines() if "%" in line}
+    assert lines["10"].startswith("extracted")
+    assert lines["5"].startswith("accepted")
+    assert text.index("refused_marketing") < text.index("doctor_banned")
+
+
+# -- errors
+
+
+def test_a_server_that_is_away_and_a_wrong_password_are_told_apart(ledger_db: str) -> None:
+    with pytest.raises(LedgerUnavailableError), Ledger(f"postgresql://x:y@127.0.0.1:{free_port()}/x") as away:
+        away.check_schema()
+    user_and_password, _, rest = ledger_db.removeprefix("postgresql://").partition("@")
+    wrong = f"postgresql://{user_and_password.split(':')[0]}:wrong@{rest}"
+    with pytest.raises(LedgerRefusedError), Ledger(wrong) as refused:
+        refused.check_schema()
+
+
+def test_the_ledger_has_no_column_for_names_or_phones(ledger_db: str) -> None:
+    with psycopg.connect(ledger_db) as connection:
+        rows = connection.execute("SELECT column_name FROM information_schema.columns WHERE table_schema = 'ledger'")
+        columns = {row[0] for row in rows}
+    assert not columns & {"first_name", "second_name", "patronymic", "last_name", "phone", "mobile_phone", "birth_date"}
