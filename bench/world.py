@@ -1,4 +1,4 @@
-"""What the measured tasks work on: a real Postgres with a generated Medlock and a ledger, and a real sandbox Medflex."""
+"""What the measured tasks work on: a real Postgres with a generated Medlock and a ledger, and a sandbox Medflex."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ class World:
         asked = json.dumps({**run, "task": task, "shard": shard})
         said = _checked([sys.executable, "-m", "bench.task", asked], self.environment)
         return Figures(**json.loads(said.rstrip().rsplit("\n", 1)[-1]))
+
+    def postgres_version(self) -> str:
+        """Return the server's version, such as 18.1."""
+        with self.cluster.connect() as connection:
+            return ".".join(map(str, divmod(connection.info.server_version, 10_000)))
 
     def writes(self) -> int:
         """Return how many write requests Medflex has seen since this was last called (of the last 100,000)."""

@@ -25,19 +25,30 @@ def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[
             since a query with bound parameters is not streamed by the driver but held in memory whole.
 
     Raises:
-        adbc_driver_manager.Error: as the driver raises it; callers translate it.
+        Exception: one of those that :func:`is_driver_error` knows, as the driver raises it; callers translate it.
     """
     import adbc_driver_postgresql.dbapi as adbc
 
     with (
-        adbc.connect(conninfo, autocommit=True) as connection,
+        # One transaction, and settings that end with it: behind a connection pooler the next statement of a session
+        # may meet another session's settings.
+        adbc.connect(conninfo, autocommit=False) as connection,
         connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor,
     ):
         for name, value in settings.items():
-            cursor.execute("SELECT set_config($1, $2, false)", (name, value))
+            cursor.execute("SELECT set_config($1, $2, true)", (name, value))
             cursor.fetchall()
         cursor.execute(sql)
         yield cursor.fetch_record_batch()
+
+
+def is_driver_error(error: BaseException) -> bool:
+    """Tell whether an exception comes from reading through ADBC.
+
+    What happens while a result is being streamed arrives as pyarrow's errors or as a plain OSError, with libpq's text,
+    which can quote a row. Told by module, so that asking does not import the driver.
+    """
+    return isinstance(error, OSError | pa.ArrowException) or type(error).__module__.startswith("adbc_driver_manager")
 
 
 def to_pandas(table: pa.Table, nullable_ids: Sequence[str] = ()) -> pd.DataFrame:

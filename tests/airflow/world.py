@@ -92,7 +92,8 @@ class World:
     def edit(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run a statement in Medlock; return the number of rows it touched."""
         with psycopg.connect(self.medlock) as connection:
-            return connection.execute(sql.encode(), parameters).rowcount
+            # No parameters at all, so that a % in the statement is itself.
+            return connection.execute(sql.encode(), parameters or None).rowcount
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query in Medlock."""

@@ -141,3 +141,17 @@ def test_a_critical_failure_in_one_clinic_stops_its_shard_only(
     assert len(filled_world.shown()) > 0
     problems = filled_world.read_ledger("SELECT problems FROM ledger.run WHERE outcome = 'failed'")
     assert "clinic 2" in str(problems)
+    # What a failed validation saw is no measure: it fails again, until a person names the clinic and so takes it as is.
+    assert run_transfer().state == "failed"
+    assert run_transfer(clinic_ids=[2]).state == "success"
+    assert run_transfer().state == "success"
+
+
+def test_clinics_that_swap_their_lpu_ids_are_shown_under_the_right_one(filled_world: World) -> None:
+    assert run_transfer().state == "success"
+    filled_world.edit("ALTER TABLE medlock.clinic DROP CONSTRAINT clinic_lpu_id_key")
+    filled_world.edit("UPDATE medlock.clinic SET lpu_id = 80003 - lpu_id WHERE id IN (1, 2)")
+    assert run_transfer().state == "success"
+    expected = filled_world.expected()
+    shown = filled_world.shown()
+    assert {key: shown.get(key) for key in expected} == expected

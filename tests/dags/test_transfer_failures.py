@@ -32,6 +32,19 @@ def _other_type(world: World) -> None:
     world.edit("ALTER TABLE medlock.patient ALTER COLUMN refused_marketing TYPE text")
 
 
+def _row_that_breaks_the_query(world: World) -> None:
+    """Another MIS, whose query casts a text that on one row is a canary's name: libpq's message quotes it."""
+    world.edit("ALTER TABLE medlock.doctor RENAME TO doctor_table")
+    world.edit(
+        "CREATE VIEW medlock.doctor AS SELECT id, clinic_id, full_name, speciality, updated_at, (CASE WHEN id IN ("
+        "   SELECT doctor_id FROM medlock.appointment JOIN medlock.patient ON patient.id = patient_id"
+        "   WHERE patient.first_name LIKE 'Канарий%'"
+        " ) THEN (SELECT max(first_name) FROM medlock.patient WHERE first_name LIKE 'Канарий%') ELSE 'false' END)"
+        " ::boolean AS medflex_banned FROM medlock.doctor_table"
+    )
+    world.edit("GRANT SELECT ON medlock.doctor TO medlock_app")
+
+
 def _missing_table(world: World) -> None:
     world.edit("ALTER TABLE medlock.medflex_access RENAME TO access")
 
@@ -87,6 +100,7 @@ FAILURES: dict[str, tuple[Callable[[World], None], str]] = {
         _other_type,
         "The column refused_marketing of include/sql/medlock/appointments.sql has type",
     ),
+    "row that breaks the query": (_row_that_breaks_the_query, "fails on Medlock's data"),
     "missing table": (_missing_table, "Medlock lacks the relation medlock.medflex_access"),
     "no right to read": (_no_right, "may not read a table of Medlock: grant it SELECT"),
     "wrong token": (_wrong_token, "Medflex refuses the token (HTTP 401): put a valid one into the password"),
@@ -100,6 +114,7 @@ FAILURES: dict[str, tuple[Callable[[World], None], str]] = {
 }
 
 HEAL = {
+    "row that breaks the query": "DROP VIEW medlock.doctor; ALTER TABLE medlock.doctor_table RENAME TO doctor",
     "missing column": "ALTER TABLE medlock.patient RENAME COLUMN refused_adverts TO refused_marketing",
     "column of another type": "ALTER TABLE medlock.patient ALTER COLUMN refused_marketing TYPE boolean"
     " USING refused_marketing::boolean",
@@ -168,4 +183,30 @@ def test_a_bad_parameter_is_refused_before_anything_happens(
     run = run_transfer(**conf)
     assert run.state == "failed"
     assert sentence in log_text()
+    assert filled_world.sent() == 0
+
+
+def test_an_error_that_nobody_foresaw_is_told_without_its_text(
+    filled_world: World, monkeypatch: pytest.MonkeyPatch, log_text: Callable[[], str]
+) -> None:
+    import medflex.domain.payload
+
+    canary = filled_world.read("SELECT first_name FROM medlock.patient WHERE first_name LIKE %s", ["Канарий%"])[0][0]
+
+    def broken(*_: object) -> None:
+        raise ValueError(f"cannot convert {canary}")
+
+    monkeypatch.setattr(medflex.domain.payload, "build_payload", broken)
+    assert run_transfer().state == "failed"
+    text = log_text()
+    assert "withhold failed with ValueError in" in text
+    assert found_canaries([("logs", text)]) == []
+    assert canary not in text
+
+
+def test_a_plan_sends_nothing_even_where_conf_is_not_merged_into_params(
+    filled_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__DAG_RUN_CONF_OVERRIDES_PARAMS", "False")
+    assert run_transfer(mode="plan").state == "success"
     assert filled_world.sent() == 0

@@ -56,7 +56,8 @@ def test_r1_r2_r16_doubt_about_the_switch_is_closed_and_told(changes: dict[str, 
 
 def test_every_closed_reason_is_reached_by_the_cases_above() -> None:
     mark = test_r1_r2_r16_doubt_about_the_switch_is_closed_and_told.pytestmark[0]  # type: ignore[attr-defined]
-    assert {reason for _, reason in mark.args[1]} == set(ClosedReason)
+    # A clinic that is gone has no row to judge: who misses it says so.
+    assert {reason for _, reason in mark.args[1]} == set(ClosedReason) - {ClosedReason.CLINIC_GONE}
 
 
 @pytest.mark.parametrize(

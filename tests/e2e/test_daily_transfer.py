@@ -57,20 +57,21 @@ def edit(stack: Stack, sql: str, parameters: list[Any]) -> None:
         connection.execute(sql.encode(), parameters)
 
 
-def shown_and_expected(stack: Stack) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    now = datetime.now(UTC)
+def shown_and_expected(stack: Stack, run_id: str) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Return what Medflex shows and what it should after this run, by the independent loop."""
+    with psycopg.connect(stack.ledger()) as connection:
+        (anchor,) = connection.execute("SELECT anchor FROM ledger.run WHERE run_id = %s", [run_id]).fetchone() or ()
     with psycopg.connect(stack.medlock_owner()) as connection:
-        expected = expected_records(connection, now=now, day=now)
+        now = datetime.now(UTC)
+        expected = expected_records(connection, now=now, day=anchor)
+        # Shortly after midnight in a clinic the run has yesterday's day: it sends what is in today's window, too.
+        today = expected_records(connection, now=now, day=now)
+    expected = {key: record for key, record in expected.items() if key in today}
     with Control(stack.control_url) as control:
         shown = control.records()
     return {
         key: {name: value for name, value in record.items() if name != "version"} for key, record in shown.items()
     }, expected
-
-
-def requests_sent(stack: Stack) -> int:
-    with Control(stack.control_url) as control:
-        return sum(1 for item in control.request_log() if item["method"] == "POST")
 
 
 def test_the_daily_run_waits_without_a_worker_sends_exactly_what_may_be_sent_and_leaks_nothing(stack: Stack) -> None:
@@ -100,7 +101,7 @@ def test_the_daily_run_waits_without_a_worker_sends_exactly_what_may_be_sent_and
         assert not [key for key in control.records() if key[0] == _lpu_id(stack, 6)]
     assert stack.follow(run_id) == "success"
     assert datetime.now(UTC) >= opens_at
-    shown, expected = shown_and_expected(stack)
+    shown, expected = shown_and_expected(stack, run_id)
     assert shown == expected
     assert [key for key in shown if key[0] == _lpu_id(stack, 6)]
     labels = {label for task, _, _, label in instances(stack, run_id) if task == "shard.load"}
@@ -126,14 +127,15 @@ def _lpu_id(stack: Stack, clinic_id: int) -> int:
     return int(row[0])
 
 
-def test_a_backfill_of_two_days_beside_a_run_by_hand_sends_nothing_new_and_ends_green(stack: Stack) -> None:
-    before = requests_sent(stack)
+def test_a_backfill_of_two_days_beside_a_run_by_hand_ends_green_and_as_if_there_had_been_the_run_only(
+    stack: Stack,
+) -> None:
     airflow = stack.airflow()
     newest = next_slot(datetime.now(UTC)) - timedelta(days=2)
     oldest = newest - timedelta(days=1)
     made = airflow.call(
         "POST",
-        "/api/v2/backfills",
+        "/backfills",
         body={
             "dag_id": DAG_ID,
             "from_date": oldest.isoformat(),
@@ -142,7 +144,7 @@ def test_a_backfill_of_two_days_beside_a_run_by_hand_sends_nothing_new_and_ends_
             "reprocess_behavior": "none",
         },
     )
-    by_hand = airflow.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", body={"logical_date": None})
+    by_hand = airflow.call("POST", f"/dags/{DAG_ID}/dagRuns", body={"logical_date": None})
 
     def runs() -> list[tuple[str, str, str]]:
         with psycopg.connect(stack.cluster.uri("airflow", "airflow")) as connection:
@@ -154,8 +156,7 @@ def test_a_backfill_of_two_days_beside_a_run_by_hand_sends_nothing_new_and_ends_
 
     ended = wait_for(lambda: found if len(found := runs()) == 3 else None, "two backfill runs and one by hand", 300)
     assert {(run_type, state) for _, run_type, state in ended} == {("backfill", "success"), ("manual", "success")}
-    assert requests_sent(stack) == before
-    shown, expected = shown_and_expected(stack)
+    shown, expected = shown_and_expected(stack, by_hand["dag_run_id"])
     assert shown == expected
     with psycopg.connect(stack.ledger()) as connection:
         types = connection.execute("SELECT run_type, count(*) FROM ledger.run GROUP BY 1 ORDER BY 1").fetchall()

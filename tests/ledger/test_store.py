@@ -279,12 +279,26 @@ def test_the_history_holds_the_last_runs_of_the_same_day_only(ledger: Ledger) ->
     for number in range(3):
         run = start(ledger, f"r{number}")
         ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [100 + number]}))
+        ledger.set_stage(run.run_key, 0, "loaded")
     with ledger._transaction() as cursor:
         # The clock of the database decides what is recent.
         cursor.execute("UPDATE ledger.run SET started_at = now(), anchor = now() - interval '1 hour'")
         cursor.execute("UPDATE ledger.run SET anchor = now() - interval '9 days' WHERE run_id = 'r1'")
     assert ledger.row_history([CLINIC])["extracted"].tolist() == [102, 100]
     assert ledger.row_history([CLINIC], runs=1)["extracted"].tolist() == [102]
+    # What a failed validation saw is no measure.
+    ledger.set_stage(run.run_key, 0, "withheld")
+    assert ledger.row_history([CLINIC])["extracted"].tolist() == [100]
+
+
+def test_a_clinic_that_is_closed_since_has_neither_window_nor_number(ledger: Ledger) -> None:
+    run = start(ledger)
+    asked = {"clinic_id": [CLINIC], "access_state": ["open"], "extracted": [10], "window_from": [NOW]}
+    ledger.save_numbers(run.run_key, pd.DataFrame(asked))
+    ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "access_state": ["closed"]}))
+    row = ledger.run_clinics(run.run_key).set_index("clinic_id").loc[CLINIC]
+    assert pd.isna(row["extracted"])
+    assert pd.isna(row["window_from"])
 
 
 def test_a_run_that_was_never_planned_is_told(ledger: Ledger, ledger_db: str) -> None:

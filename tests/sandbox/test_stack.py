@@ -226,5 +226,5 @@ def test_no_process_of_these_tests_is_left(stack: Stack) -> None:
     assert not [
         process.pid
         for process in psutil.Process().children(recursive=True)
-        if "sandbox" in " ".join(process.cmdline()[1:4]) and process.status() != psutil.STATUS_ZOMBIE
+        if str(stack.folder) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
     ]

@@ -14,33 +14,40 @@ WITH batch AS (
 ),
 
 item AS (
-    SELECT DISTINCT ON (batch.clinic_id, item.appointment_id)
+    SELECT DISTINCT ON (batch.clinic_id, item.appointment_id, batch.lpu_id)
         batch.clinic_id,
         item.appointment_id,
+        batch.lpu_id,
         item.version,
         batch.batch_id,
+        batch.extracted_at,
         batch.resolved_at,
         CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END AS state
     FROM batch
     CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
-    ORDER BY batch.clinic_id ASC, item.appointment_id ASC, item.version DESC
+    ORDER BY batch.clinic_id ASC, item.appointment_id ASC, batch.lpu_id ASC, item.version DESC
 ),
 
 kept AS (
-    INSERT INTO ledger.record AS record (clinic_id, appointment_id, version, state, batch_id, changed_at)
+    INSERT INTO ledger.record AS record (
+        clinic_id, appointment_id, lpu_id, version, state, batch_id, extracted_at, changed_at
+    )
     SELECT
         item.clinic_id,
         item.appointment_id,
+        item.lpu_id,
         item.version,
         item.state,
         item.batch_id,
+        item.extracted_at,
         item.resolved_at
     FROM item
-    ON CONFLICT (clinic_id, appointment_id) DO UPDATE
+    ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = excluded.version,
             state = excluded.state,
             batch_id = excluded.batch_id,
+            extracted_at = excluded.extracted_at,
             changed_at = excluded.changed_at
         WHERE record.version <= excluded.version
     RETURNING 1

@@ -1,7 +1,7 @@
 -- Purpose:    write down a batch before its first byte leaves, if the clinic is still ours (fencing).
 -- Grain:      one row, or none when another task has taken the clinic over.
 -- Parameters: run_key, clinic_id, lpu_id, operation, holder, epoch, appointment_ids, versions, digests, reasons,
---             partner_ids, looked_at, now timestamptz or NULL for the server's clock
+--             partner_ids, extracted_at, looked_at, now timestamptz or NULL for the server's clock
 -- Personal:   none.
 WITH fence AS (
     SELECT lease.clinic_id
@@ -13,7 +13,7 @@ WITH fence AS (
 
 INSERT INTO ledger.batch (
     run_key, clinic_id, lpu_id, operation, epoch, appointment_ids, versions, digests, reasons, partner_ids,
-    looked_at, created_at
+    extracted_at, looked_at, created_at
 )
 SELECT
     %(run_key)s::bigint,
@@ -26,6 +26,7 @@ SELECT
     %(digests)s::bigint[],
     %(reasons)s::text[],
     %(partner_ids)s::bigint[],
+    %(extracted_at)s::timestamptz,
     %(looked_at)s::timestamptz,
     coalesce(%(now)s::timestamptz, clock_timestamp())
 FROM fence

@@ -21,9 +21,11 @@ item AS (
     SELECT
         batch.clinic_id,
         item.appointment_id,
+        batch.lpu_id,
         item.version,
         item.digest,
         batch.batch_id,
+        batch.extracted_at,
         batch.resolved_at,
         CASE
             WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
@@ -42,11 +44,13 @@ item AS (
 
 kept AS (
     INSERT INTO ledger.record AS record (
-        clinic_id, appointment_id, version, state, acked_version, acked_digest, rejected_fields, batch_id, changed_at
+        clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
+        extracted_at, changed_at
     )
     SELECT
         item.clinic_id,
         item.appointment_id,
+        item.lpu_id,
         item.version,
         item.state,
         CASE WHEN item.state IN ('sent', 'withdrawn') THEN item.version END,
@@ -56,9 +60,10 @@ kept AS (
                 THEN array(SELECT jsonb_array_elements_text(item.rejected_fields))
         END,
         item.batch_id,
+        item.extracted_at,
         item.resolved_at
     FROM item
-    ON CONFLICT (clinic_id, appointment_id) DO UPDATE
+    ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = excluded.version,
             state = excluded.state,
@@ -68,6 +73,7 @@ kept AS (
             END,
             rejected_fields = excluded.rejected_fields,
             batch_id = excluded.batch_id,
+            extracted_at = excluded.extracted_at,
             changed_at = excluded.changed_at
         -- Nothing older may overwrite what is known of a newer version.
         WHERE record.version <= excluded.version

@@ -7,9 +7,20 @@ SET
     closed_reason
     = CASE WHEN given.access_state IS NULL THEN run_clinic.closed_reason ELSE given.closed_reason END,
     opens_at = coalesce(given.opens_at, run_clinic.opens_at),
-    window_from = coalesce(given.window_from, run_clinic.window_from),
-    window_before = coalesce(given.window_before, run_clinic.window_before),
-    extracted = coalesce(given.extracted, run_clinic.extracted),
+    -- Whoever tells the state of a clinic tells its window, too, or that it has none: it was not asked for anything.
+    window_from
+    = CASE
+        WHEN given.access_state IS NULL THEN coalesce(given.window_from, run_clinic.window_from) ELSE given.window_from
+    END,
+    window_before
+    = CASE
+        WHEN given.access_state IS NULL THEN coalesce(given.window_before, run_clinic.window_before) ELSE
+            given.window_before
+    END,
+    extracted
+    = CASE
+        WHEN given.access_state IS NULL THEN coalesce(given.extracted, run_clinic.extracted) ELSE given.extracted
+    END,
     eligible = coalesce(given.eligible, run_clinic.eligible),
     withheld = coalesce(given.withheld, run_clinic.withheld),
     quarantined = coalesce(given.quarantined, run_clinic.quarantined),

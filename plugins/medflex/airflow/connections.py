@@ -42,6 +42,11 @@ def postgres_conninfo(conn_id: str) -> str:
         "password": found.password,
         "application_name": "medflex",
         "connect_timeout": 10,
+        # A database that is gone without a word must not hold a task for ever.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
         **{key: extra[key] for key in _LIBPQ_EXTRAS if key in extra},
     }
     if not found.schema:

@@ -27,8 +27,8 @@ def resolve_anchor(context: Mapping[str, Any]) -> datetime:
     """Return the instant whose local day is the run's day D in each clinic's zone (R6): aware, UTC.
 
     It is the end of the data interval; where the run has none, the day of its partition key at the schedule's hour;
-    where it has neither, the time it was asked for (``run_after``). See the table in airflow.md §3: a run triggered
-    without a logical date has no interval and no ``ds`` at all.
+    where it has neither, the time it was asked for (``run_after``): a run triggered without a logical date has no
+    interval and no ``ds`` at all (Airflow 3.3).
 
     Args:
         context: Airflow's task context, of which ``data_interval_end`` and ``dag_run`` are looked at.

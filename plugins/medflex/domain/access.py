@@ -33,6 +33,7 @@ class ClosedReason(StrEnum):
     UNKNOWN_PERSON = "unknown_person"
     NOT_SWITCHED_BY_HEAD = "not_switched_by_head"
     NO_LPU_ID = "no_lpu_id"
+    CLINIC_GONE = "clinic_gone"
 
     @property
     def description(self) -> str:
@@ -49,6 +50,7 @@ _DESCRIPTIONS: dict[ClosedReason, str] = {
     ClosedReason.UNKNOWN_PERSON: "The access switch was turned on by nobody known in this clinic, which counts as off.",
     ClosedReason.NOT_SWITCHED_BY_HEAD: "The access switch was not turned on by the head of the clinic: counts as off.",
     ClosedReason.NO_LPU_ID: "The clinic has no lpu_id, so Medflex does not know it.",
+    ClosedReason.CLINIC_GONE: "The clinic has disappeared from Medlock since the run began.",
 }
 
 

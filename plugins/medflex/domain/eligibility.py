@@ -27,6 +27,9 @@ Rule = Callable[[pd.DataFrame, pd.DataFrame], Mask]
 
 ENTRY_CHANNELS = ("direct", "online")
 
+# A day before the last one that "YYYY-MM-DD" can write, whatever the zone.
+_END_OF_TIME = pd.Timestamp("9999-12-30", tz="UTC")
+
 
 def refused_personal_data(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
     """R7, R16: the patient refused processing of personal data, or it is not known that they did not."""
@@ -79,8 +82,9 @@ def name_missing(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
 
 
 def times_inverted(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
-    """R17: the end is not after the start, or one of them is missing."""
-    return ~(rows["ends_at"] > rows["starts_at"]).to_numpy(dtype=bool)
+    """R17: the end is not after the start, or one of them is missing, or has a year of more than four digits."""
+    ordered = (rows["ends_at"] > rows["starts_at"]) & (rows["ends_at"] < _END_OF_TIME)
+    return ~ordered.to_numpy(dtype=bool)
 
 
 def unknown_timezone(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:

@@ -20,6 +20,7 @@ class Turned(StrEnum):
     PARTNER_GONE = "partner_gone"
     LPU_CHANGED = "lpu_changed"
     REFERENCE_BROKEN = "reference_broken"
+    OVERTAKEN = "overtaken"
 
     @property
     def description(self) -> str:
@@ -32,6 +33,7 @@ _DESCRIPTIONS = {
     Turned.PERSON_CHANGED: "The appointment has got another patient or doctor since it was extracted.",
     Turned.PARTNER_GONE: "A partner that would see the record is no longer linked with the clinic.",
     Turned.LPU_CHANGED: "The clinic has got another lpu_id since the record was prepared.",
+    Turned.OVERTAKEN: "Another run has sent a copy of the record that was read later than this one.",
     Turned.REFERENCE_BROKEN: "The patient or the doctor has been deleted or moved to another clinic.",
 }
 
@@ -67,7 +69,7 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         ],
         dtype=bool,
     )
-    lpu_now = prepared["clinic_id"].map(clinic["lpu_id"]).to_numpy("float64", na_value=np.nan)
+    lpu_now = prepared["clinic_id"].map(clinic["lpu_id"])
     turned = [
         (Turned.APPOINTMENT_GONE, gone | (now["clinic_id"].to_numpy() != prepared["clinic_id"].to_numpy())),
         (
@@ -79,7 +81,7 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
             ~(now["patient_found"].to_numpy(bool, na_value=False) & now["doctor_found"].to_numpy(bool, na_value=False)),
         ),
         (Turned.PARTNER_GONE, partner_gone),
-        (Turned.LPU_CHANGED, lpu_now != prepared["lpu_id"].to_numpy("float64")),
+        (Turned.LPU_CHANGED, _differs(lpu_now, prepared["lpu_id"])),
     ]
     for reason, holds in turned:
         first[(first == PERMITTED) & holds] = reason.value

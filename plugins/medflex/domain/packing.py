@@ -9,6 +9,9 @@ import pandas as pd
 
 from medflex.domain.access import AccessState
 
+MOST_WAITING = 200
+"""Shards of waiting clinics. Airflow maps a task over at most 1,024 of all kinds by default ([core] max_map_length)."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -22,9 +25,10 @@ class Shard:
 def pack_shards(clinics: pd.DataFrame, target_rows: int) -> list[Shard]:
     """Pack clinics so that shards have about equally many expected rows.
 
-    clinics: clinic_id, expected_rows (missing counts as none), kind (an AccessState). target_rows: rows per shard that
-    are aimed at; a clinic with as many or more is alone. Waiting clinics are alone each, so that their waiting holds up
-    nobody; closed ones, which have nothing to send, are together.
+    clinics: clinic_id, expected_rows (missing counts as none), kind (an AccessState), opens_at (needed beyond
+    MOST_WAITING waiting clinics only). target_rows: rows per shard that are aimed at; a clinic with as many or more is
+    alone. Waiting clinics are alone each, so that their waiting holds up nobody; closed ones, which have nothing to
+    send, are together.
 
     The same clinics in any order give the same shards: open ones first and the largest first, then waiting ones by id,
     then closed ones. Raises ValueError when target_rows is below 1.
@@ -39,13 +43,23 @@ def pack_shards(clinics: pd.DataFrame, target_rows: int) -> list[Shard]:
     width = max(2, len(str(len(bins))))
     for number, ids in enumerate(bins, start=1):
         shards.append(Shard(f"open-{number:0{width}} · {_told(ids)}", ids, AccessState.OPEN))
-    shards += [
-        Shard(f"clinic {clinic_id} waiting", (int(clinic_id),), AccessState.WAITING)
-        for clinic_id in ids_of[AccessState.WAITING]
-    ]
+    shards += _waiting(clinics[clinics["kind"] == AccessState.WAITING])
     if closed := tuple(int(clinic_id) for clinic_id in ids_of[AccessState.CLOSED]):
         shards.append(Shard(f"closed · {_told(closed)}", closed, AccessState.CLOSED))
     return shards
+
+
+def _waiting(clinics: pd.DataFrame) -> list[Shard]:
+    """A shard each; beyond MOST_WAITING, clinics that open at about the same time share one."""
+    if len(clinics) <= MOST_WAITING:
+        ids = clinics["clinic_id"].astype("int64").sort_values().tolist()
+        return [Shard(f"clinic {clinic_id} waiting", (clinic_id,), AccessState.WAITING) for clinic_id in ids]
+    ordered = clinics.sort_values(["opens_at", "clinic_id"])["clinic_id"].astype("int64").tolist()
+    size = -(-len(ordered) // MOST_WAITING)
+    groups = [tuple(sorted(ordered[start : start + size])) for start in range(0, len(ordered), size)]
+    return [
+        Shard(f"waiting-{number:03} · {_told(ids)}", ids, AccessState.WAITING) for number, ids in enumerate(groups, 1)
+    ]
 
 
 def _bins(clinics: pd.DataFrame, target_rows: int) -> list[tuple[int, ...]]:

@@ -21,6 +21,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from medflex.arrow import is_driver_error, read_frame
 from medflex.domain.packing import Shard
 from medflex.errors import (
     LeaseLostError,
@@ -62,6 +63,7 @@ class RunShard:
     stage: str
     skipped_because: str | None
     problem: str | None
+    extracted_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Ledger:
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
+                connection.execute("SET statement_timeout = '120s'")
                 self._local.connection = connection
                 with self._lock:
                     self._all.append(connection)
@@ -227,7 +230,7 @@ class Ledger:
         """Return the shards of a run in order."""
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem"
+                "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem, extracted_at"
                 " FROM ledger.run_shard WHERE run_key = %s ORDER BY shard",
                 (run_key,),
             )
@@ -240,6 +243,14 @@ class Ledger:
                 "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL"
                 " WHERE run_key = %s AND shard = %s",
                 (stage, because, run_key, shard),
+            )
+
+    def set_extracted_at(self, run_key: int, shard: int, extracted_at: datetime) -> None:
+        """Note the instant whose state of Medlock the shard's staged copy shows."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run_shard SET extracted_at = %s WHERE run_key = %s AND shard = %s",
+                (extracted_at, run_key, shard),
             )
 
     def set_problem(self, run_key: int, shard: int, problem: str) -> None:
@@ -327,8 +338,8 @@ class Ledger:
             cursor.execute(query("ledger/reason_history"), {"run_key": before_run_key, "runs": runs})
             return pd.DataFrame(cursor.fetchall(), columns=["run_key", "reason", "records", "extracted"])
 
-    def set_report(self, run_key: int, report: str) -> None:
-        """Note where the Data Docs of a run lie."""
+    def set_report(self, run_key: int, report: str | None) -> None:
+        """Note where the Data Docs of a run lie; ``None`` while they are being made anew."""
         with self._transaction() as cursor:
             cursor.execute("UPDATE ledger.run SET report = %s WHERE run_key = %s", (report, run_key))
 
@@ -353,17 +364,16 @@ class Ledger:
     def known(self, clinic_ids: Sequence[int]) -> pd.DataFrame:
         """Return what is known of these clinics' records.
 
-        Columns: ``clinic_id``, ``appointment_id``, ``version`` (int64), ``state`` (str), ``acked_digest`` (Int64).
-        A record in an intent without outcome counts as ``sending``.
+        Columns: ``clinic_id``, ``appointment_id``, ``lpu_id``, ``version`` (int64), ``state`` (str), ``acked_digest``
+        (Int64), ``extracted_at`` (datetime64[us, UTC]); one row per record and lpu_id. A record in an intent without
+        outcome counts as ``sending``.
         """
-        from medflex.arrow import read_frame
-
         with translated_ledger_errors():
             return read_frame(
                 self._conninfo,
                 query("ledger/known"),
                 settings={"medflex.clinic_ids": "{" + ",".join(str(int(item)) for item in clinic_ids) + "}"},
-            ).astype({"clinic_id": "int64", "appointment_id": "int64", "version": "int64", "acked_digest": "Int64"})
+            ).astype(dict.fromkeys(("clinic_id", "appointment_id", "lpu_id", "version"), "int64"))
 
     def clinics_with_records(self) -> list[int]:
         """Return the clinics of which Medflex may show anything: something was sent, or may have been."""
@@ -385,8 +395,8 @@ class Ledger:
             )
             return {row["clinic_id"]: row["epoch"] for row in cursor.fetchall()}
 
-    def renew(self, epochs: Mapping[int, int], holder: str, seconds: int = LEASE_SECONDS) -> None:
-        """Keep the leases that are still ours for another ``seconds``."""
+    def renew(self, epochs: Mapping[int, int], holder: str, seconds: int = LEASE_SECONDS) -> int:
+        """Keep the leases that are still ours for another ``seconds``; return how many these are."""
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/renew_leases"),
@@ -398,6 +408,7 @@ class Ledger:
                     "now": self._present(),
                 },
             )
+            return cursor.rowcount
 
     def release(self, epochs: Mapping[int, int], holder: str) -> None:
         """Let the leases go that are still ours."""
@@ -431,6 +442,7 @@ class Ledger:
         versions: Sequence[int],
         digests: Sequence[int] | None,
         looked_at: datetime,
+        extracted_at: datetime | None = None,
         reasons: Sequence[str] | None = None,
         partner_ids: Sequence[int] | None = None,
     ) -> Intent:
@@ -454,6 +466,7 @@ class Ledger:
                     "digests": list(digests) if digests is not None else None,
                     "reasons": list(reasons) if reasons is not None else None,
                     "partner_ids": list(partner_ids) if partner_ids is not None else None,
+                    "extracted_at": extracted_at,
                     "looked_at": looked_at,
                     "now": self._present(),
                 },
@@ -483,13 +496,14 @@ class Ledger:
             )
             return bool(cursor.fetchone()["batches"])  # type: ignore[index]
 
-    def raise_versions(self, clinic_id: int, versions: Mapping[int, int]) -> None:
+    def raise_versions(self, clinic_id: int, lpu_id: int, versions: Mapping[int, int]) -> None:
         """Number on from the versions that Medflex shows."""
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/raise_versions"),
                 {
                     "clinic_id": clinic_id,
+                    "lpu_id": lpu_id,
                     "appointment_ids": list(versions),
                     "versions": list(versions.values()),
                 },
@@ -497,12 +511,20 @@ class Ledger:
 
     # -- the shared rate --------------------------------------------------------------------------------------------
 
-    def reserve_slot(self, name: str, interval_seconds: float) -> float:
-        """Take the next free place in the rate called ``name``; return how many seconds to wait for it."""
+    def reserve_slot(self, name: str, interval_seconds: float, most_seconds: float = 3600.0) -> float:
+        """Take the next free place in the rate called ``name``; return how many seconds to wait for it.
+
+        A place further away than ``most_seconds`` is not taken; the number returned is then larger.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/reserve_slot"),
-                {"name": name, "interval_seconds": interval_seconds, "now": self._present()},
+                {
+                    "name": name,
+                    "interval_seconds": interval_seconds,
+                    "most_seconds": most_seconds,
+                    "now": self._present(),
+                },
             )
             return max(0.0, float(cursor.fetchone()["seconds"]))  # type: ignore[index]
 
@@ -540,6 +562,13 @@ def translated_ledger_errors() -> Iterator[None]:
     except psycopg.Error as error:
         raise LedgerUnavailableError(
             f"The ledger's database answered with SQLSTATE {error.sqlstate or 'none'} ({type(error).__name__})."
+        ) from None
+    except Exception as error:
+        if not is_driver_error(error):
+            raise
+        raise LedgerUnavailableError(
+            "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
+            " is up and reachable from the workers."
         ) from None
 
 

@@ -7,11 +7,14 @@ that no repetition can heal.
 from __future__ import annotations
 
 import gzip
+import re
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,6 +28,8 @@ SEND_PATH = "/appointments/batch/"
 WITHDRAW_PATH = "/appointments/withdraw/"
 MAX_BATCH = 500
 PAGE_SIZE = 1000
+MAX_PAUSE = 86_400.0
+"""The longest pause in seconds that a Retry-After is taken for; a day later the next run asks anew."""
 
 RECORD_FIELDS = frozenset(
     [
@@ -84,7 +89,7 @@ class BatchReply:
 class MedflexSettings:
     """How to reach Medflex and how hard to press; all but the first two come from the connection's extra.
 
-    Times in seconds. ``timeout`` is above the 60 s that a write of Medflex can take (domain §4).
+    Times in seconds. ``timeout`` is above the 60 s that a write of Medflex can take.
     """
 
     base_url: str
@@ -99,6 +104,7 @@ class MedflexSettings:
     max_backoff: float = 60.0
     retry_budget: float = 600.0
     compress: bool = True
+    ca_bundle: str | None = None
 
 
 class MedflexClient:
@@ -162,6 +168,7 @@ class MedflexClient:
             session.mount("https://", adapter)
             # No proxy and no .netrc of the machine may see or change what is sent.
             session.trust_env = False
+            session.verify = self.settings.ca_bundle or True
             session.headers["Authorization"] = f"Token {self.settings.token}"
             self._local.session = session
         return session
@@ -178,9 +185,13 @@ class MedflexClient:
             )
         except requests.exceptions.ConnectTimeout:
             raise NotProcessedError(None) from None
-        except requests.exceptions.SSLError:
+        except requests.exceptions.SSLError as error:
+            if not _not_trusted(error):
+                # The stream broke after the handshake: the body may have arrived.
+                raise UnknownOutcomeError("a broken TLS connection") from None
             raise MedflexRefusedError(
-                "The TLS certificate of Medflex is not trusted: check the host of the connection medflex_api."
+                "The TLS certificate of Medflex is not trusted: check the host of the connection medflex_api, and name"
+                " its authority in the extra ca_bundle if it is not a public one."
             ) from None
         except requests.exceptions.ConnectionError as error:
             cause = error.args[0] if error.args else None
@@ -214,7 +225,8 @@ def _raise_for_status(response: requests.Response) -> None:
     if status == 409:
         # The same key is still being worked on: its outcome will be known under that key.
         raise UnknownOutcomeError("a request still in flight", status, wait)
-    if status >= 500:
+    if status >= 500 or status == 408 or 200 < status < 300:
+        # Another 2xx is a success that the contract does not know: it may well have had its effect.
         raise UnknownOutcomeError(f"HTTP {status}", status, wait)
     if status == 404:
         raise MedflexContractError(
@@ -236,14 +248,25 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text[:12]), MAX_PAUSE)
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - now).total_seconds())
+    return min(max(0.0, (moment - now).total_seconds()), MAX_PAUSE)
+
+
+def _not_trusted(error: BaseException) -> bool:
+    """Tell whether a TLS error is about the certificate, that is, came before anything was sent."""
+    seen: list[BaseException] = [error]
+    for item in seen:
+        if isinstance(item, ssl.SSLCertVerificationError):
+            return True
+        inner = [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
+        seen += [other for other in inner if isinstance(other, BaseException) and other not in seen]
+    return False
 
 
 def _json(response: requests.Response) -> Any:
@@ -268,7 +291,9 @@ def _read_verdicts(http_status: int, body: Any, versions: Mapping[int, int]) -> 
             raise UnknownOutcomeError("a reply about records that were not sent", http_status)
         if record_id in verdicts or item.get("version") != versions[record_id]:
             doubtful.add(record_id)
-        verdicts[record_id] = (item.get("status_code"), _fields(item.get("errors")))  # type: ignore[assignment]
+        code = item.get("status_code")
+        # Whatever is no number is no verdict.
+        verdicts[record_id] = (code if type(code) is int else 0, _fields(item.get("errors")))
     by_code: dict[int, set[int]] = {204: set(), 400: set(), 409: set()}
     for record_id, (code, _) in verdicts.items():
         if record_id not in doubtful and code in by_code:
@@ -294,20 +319,13 @@ def settings_of(connection: Any) -> MedflexSettings:
 
     Host (with or without ``https://``), port and schema make the address, the password is the token; ``extra`` may hold
     ``timeout_seconds``, ``connect_timeout_seconds``, ``rate_per_second`` (0: no limit), ``batch_size`` (1-500),
-    ``parallel``, ``attempts``, ``backoff_seconds``, ``max_backoff_seconds``, ``retry_budget_seconds``, ``compress``.
+    ``parallel``, ``attempts``, ``backoff_seconds``, ``max_backoff_seconds``, ``retry_budget_seconds``, ``compress``,
+    ``ca_bundle`` (a file with the certificates of a private authority).
 
     Raises:
         ConfigurationError: something is missing or out of range.
     """
-    host = (connection.host or "").rstrip("/")
-    if not host:
-        raise ConfigurationError("The connection medflex_api has no host: fill in the address of Medflex.")
-    if not connection.password:
-        raise ConfigurationError("The connection medflex_api has no password: put Medflex's token there.")
-    if "://" not in host:
-        host = f"{connection.schema or 'https'}://{host}"
-    if connection.port:
-        host = f"{host}:{connection.port}"
+    host = _address(connection)
     extra: dict[str, Any] = connection.extra_dejson
     names = {
         "timeout_seconds": "timeout",
@@ -320,6 +338,7 @@ def settings_of(connection: Any) -> MedflexSettings:
         "max_backoff_seconds": "max_backoff",
         "retry_budget_seconds": "retry_budget",
         "compress": "compress",
+        "ca_bundle": "ca_bundle",
     }
     values: dict[str, Any] = {}
     for key, name in names.items():
@@ -328,6 +347,8 @@ def settings_of(connection: Any) -> MedflexSettings:
         value = extra[key]
         if name == "compress":
             good = isinstance(value, bool)
+        elif name == "ca_bundle":
+            good = isinstance(value, str) and Path(value).exists()
         elif name in ("batch_size", "parallel", "attempts"):
             good = type(value) is int and 1 <= value <= (MAX_BATCH if name == "batch_size" else 1000)
         else:
@@ -338,6 +359,27 @@ def settings_of(connection: Any) -> MedflexSettings:
             )
         values[name] = value
     return MedflexSettings(base_url=host, token=connection.password, **values)
+
+
+def _address(connection: Any) -> str:
+    """Return the base URL of the connection; raise :class:`ConfigurationError` when it, or the token, is unusable."""
+    host = (connection.host or "").rstrip("/")
+    if not host:
+        raise ConfigurationError("The connection medflex_api has no host: fill in the address of Medflex.")
+    if not connection.password:
+        raise ConfigurationError("The connection medflex_api has no password: put Medflex's token there.")
+    if not re.fullmatch(r"[!-~]+", connection.password):
+        raise ConfigurationError(
+            "The password of the connection medflex_api is no token: it has white space or letters that HTTP"
+            " cannot carry."
+        )
+    if "://" not in host:
+        host = f"{connection.schema or 'https'}://{host}"
+    if not host.startswith(("http://", "https://")):
+        raise ConfigurationError("The connection medflex_api has a schema other than http or https: correct it.")
+    if connection.port:
+        host = f"{host}:{connection.port}"
+    return host
 
 
 def unavailable(what: str) -> MedflexUnavailableError:

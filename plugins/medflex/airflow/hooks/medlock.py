@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 from psycopg.rows import tuple_row
 
-from medflex.arrow import stream
+from medflex.arrow import is_driver_error, stream
 from medflex.domain.access import judge_access
 from medflex.errors import (
     MedflexPipelineError,
@@ -47,7 +47,7 @@ APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
     "created_at": pa.timestamp("us", "UTC"),
     "updated_at": pa.timestamp("us", "UTC"),
 }
-"""The output columns of appointments.sql and their types (domain §3)."""
+"""The output columns of appointments.sql and their types (docs/data-contract.md)."""
 
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
 
@@ -132,13 +132,15 @@ class Medlock:
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
                 connection.read_only = True
+                connection.execute("SET statement_timeout = '120s'")
                 self._local.connection = connection
                 with self._lock:
                     self._all.append(connection)
             with connection.cursor() as cursor:
                 cursor.execute(query(name), parameters)
                 columns = [column.name for column in cursor.description or ()]
-                return pd.DataFrame(cursor.fetchall(), columns=columns)
+                # As objects: a missing id beside others would make them floats, which cannot hold every id.
+                return pd.DataFrame(cursor.fetchall(), columns=columns, dtype=object)
 
 
 def windows_json(windows: pd.DataFrame) -> str:
@@ -184,8 +186,7 @@ def _translated() -> Iterator[None]:
     except psycopg.Error as error:
         raise _translate(error, error.sqlstate) from None
     except Exception as error:
-        # ADBC's errors are matched by module, so that this file need not import the driver, which takes a second.
-        if not type(error).__module__.startswith("adbc_driver_manager"):
+        if not is_driver_error(error):
             raise
         raise _translate(error, getattr(error, "sqlstate", None)) from None
 
@@ -209,10 +210,10 @@ def _translate(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
             "The user of the connection medlock_db may not read a table of Medlock: grant it SELECT on the schema"
             " medlock."
         )
-    if state.startswith(("22", "42")):
+    if state.startswith(("22", "42")) or "invalid input syntax" in text:
         return MedlockSchemaError(
-            f"Medlock refuses a query of include/sql/medlock with SQLSTATE {state}: a column has another type than the"
-            " contract says (docs/data-contract.md)."
+            f"A query of include/sql/medlock fails on Medlock's data (SQLSTATE {state or 'unknown'}): a column has"
+            " another type than the contract says, or a cast fails on some row (docs/data-contract.md)."
         )
     return MedlockUnavailableError(
         "Medlock's database does not answer or broke off: check that the server of the connection medlock_db is up and"

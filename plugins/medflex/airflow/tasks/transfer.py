@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -48,17 +49,31 @@ class TransientFailure(AirflowException):
 
 
 def speaking(function: Callable[P, T]) -> Callable[P, T]:
-    """Let this product's errors reach Airflow as one sentence: retried if they may pass, final if not."""
+    """Let errors reach Airflow as one sentence: retried if they may pass, final if not.
+
+    An error that nobody foresaw is told by its type and place only: its text, and that of its causes, may quote a row.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
+        except AirflowException:
+            raise
         except MedflexPipelineError as error:
-            # `from None`: a cause's text may quote data.
-            if error.transient:
-                raise TransientFailure(str(error)) from None
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+            text = str(error) if error.transient else f"{type(error).__name__}: {error}"
+            failure: AirflowException = TransientFailure(text) if error.transient else AirflowFailException(text)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), place)
+            failure = TransientFailure(
+                f"{function.__name__} failed with {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+                f" (raised in {Path(place.filename).name}, line {place.lineno}); its text is withheld, since it could"
+                " quote a row."
+            )
+        # Outside the handlers, so that the original is not even its context.
+        raise failure
 
     return wrapper
 
@@ -100,6 +115,7 @@ def plan_shards() -> list[dict[str, Any]]:
                 "clinic_id": clinics["clinic_id"],
                 "expected_rows": clinics["clinic_id"].map(history).fillna(clinics["clinic_id"].map(counted)).fillna(0),
                 "kind": clinics["state"],
+                "opens_at": clinics["opens_at"],
             }
         )
         # A closed clinic of which Medflex shows nothing needs no task: its line in the ledger says why it is closed.
@@ -142,17 +158,23 @@ def _parameters(context: Context) -> tuple[str, list[int] | None]:
         raise BadParameterError(
             f"This DAG has no parameter {', '.join(unknown)}: it knows mode (transfer, plan or resync) and clinic_ids."
         )
+    # Airflow can be set not to merge a run's conf into its params: what was asked for counts all the same.
+    params |= given
     mode = params.get("mode", "transfer")
     if mode not in MODES:
         raise BadParameterError("The parameter mode has an unknown value: use transfer, plan or resync.")
     clinic_ids = params.get("clinic_ids")
     if clinic_ids is None:
         return mode, None
-    if not isinstance(clinic_ids, list) or not all(type(item) is int for item in clinic_ids) or not clinic_ids:
+    if not isinstance(clinic_ids, list) or not clinic_ids or not all(_is_bigint(item) for item in clinic_ids):
         raise BadParameterError(
             "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
         )
     return mode, sorted(set(clinic_ids))
+
+
+def _is_bigint(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _all_found(clinic_ids: list[int] | None, found: Sequence[int]) -> None:
@@ -226,7 +248,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
             elif opens_at >= takes_over or now >= takes_over:
                 sentence = f"{first}; the run of {takes_over:%Y-%m-%d %H:%M} UTC takes it over."
             elif _another_run_is_queued(context):
-                sentence = f"{first}; another run is queued and takes it over."
+                sentence = f"{first}; another run is queued, so this one gives way. The next transfer sends it."
             else:
                 return Outlook(False, opens_at, now, f"{first}.")
         else:
@@ -248,14 +270,16 @@ def _another_run_is_queued(context: Context) -> bool:
 def _access_frame(clinics: Any, clinic_ids: Sequence[int]) -> Any:
     import pandas as pd
 
-    from medflex.domain.access import AccessState
+    from medflex.domain.access import AccessState, ClosedReason
 
     frame = pd.DataFrame(
         list(_access_rows(clinics)), columns=["clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at"]
     )
     frame = frame.drop(columns="lpu_id")
     gone = [clinic_id for clinic_id in clinic_ids if clinic_id not in set(frame["clinic_id"])]
-    lost = pd.DataFrame({"clinic_id": gone, "access_state": AccessState.CLOSED.value, "closed_reason": "clinic_gone"})
+    lost = pd.DataFrame(
+        {"clinic_id": gone, "access_state": AccessState.CLOSED.value, "closed_reason": ClosedReason.CLINIC_GONE.value}
+    )
     frame = pd.concat([frame, lost]) if gone else frame
     frame["opens_at"] = pd.to_datetime(frame["opens_at"], utc=True)
     return frame.reset_index(drop=True)
@@ -290,8 +314,12 @@ def extract(shard: Mapping[str, Any]) -> int:
         staging = _staging(context)
         staging.clear(number, "extract")
         # What may be sent today bounds what an older day sends; a plan of it only reports, so it sees the day whole.
+        # The plan of today is cut like the run that it foretells.
         windows = clinic_windows(
-            clinics[clinics["state"] == AccessState.OPEN], anchor=run.anchor, now=now, cut_to_today=run.mode != "plan"
+            clinics[clinics["state"] == AccessState.OPEN],
+            anchor=run.anchor,
+            now=now,
+            cut_to_today=run.mode != "plan" or is_of_today(run.anchor, now),
         )
         counts: pd.Series = pd.Series(0, index=pd.Index(clinic_ids, name="clinic_id"), dtype="int64")
         asked = windows[windows["starts_from"] < windows["starts_before"]]
@@ -309,13 +337,15 @@ def extract(shard: Mapping[str, Any]) -> int:
                         fill_value=0,
                     )
         numbers = _access_frame(clinics, clinic_ids)
-        numbers["extracted"] = numbers["clinic_id"].map(counts).astype("int64")
+        # A clinic that was not asked has no number: zero would say that it is empty.
+        numbers["extracted"] = numbers["clinic_id"].map(counts[asked["clinic_id"]]).astype("Int64")
         numbers = numbers.merge(
             windows.rename(columns={"starts_from": "window_from", "starts_before": "window_before"}),
             how="left",
             on="clinic_id",
         )
         ledger.save_numbers(run.run_key, numbers)
+        ledger.set_extracted_at(run.run_key, number, now)
         ledger.set_stage(run.run_key, number, "extracted")
     total = int(counts.sum())
     log.info("Extracted %d appointments of %d clinics.", total, len(asked))
@@ -392,6 +422,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
                 }
             )
             counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
+        _all_staged(int(counts[["eligible", "withheld", "quarantined"]].sum().sum()), ledger, run, number)
         ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
@@ -406,6 +437,16 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     for reason, records in sorted(by_reason.items()):
         log.info("Not sent, %s: %d.", reason, records)
     return totals
+
+
+def _all_staged(judged: int, ledger: Any, run: Any, number: int) -> None:
+    clinics = ledger.run_clinics(run.run_key)
+    extracted = int(clinics.loc[clinics["shard"] == number, "extracted"].fillna(0).sum())
+    if judged != extracted:
+        raise RunIncompleteError(
+            f"{extracted} appointments were extracted, but {judged} are staged (the run has ended, or"
+            " MEDFLEX_STAGING_URL is not the same on all workers): clear this shard from extract on."
+        )
 
 
 def _gather(decided: dict[tuple[int, str, tuple[str, ...]], list[int]], rows: Any, verdict: Any) -> None:
@@ -450,12 +491,14 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         # As the rules saw them: a switch that turns between two tasks is the last look's business, not a broken rule.
-        (snapshot,) = (table for _, table in staging.read_all(number, "clinics"))
+        snapshot = staging.read(number, "clinics", 0)
         judged_at = datetime.fromisoformat(snapshot.schema.metadata[b"judged_at"].decode())
         clinics = _clinics_frame(snapshot)
         windows = _saved_windows(ledger, run.run_key, clinic_ids)
         history = None
-        if is_of_today(run.anchor, run.started_at):
+        # A person who names the clinics of a run takes their numbers as they are: so a clinic that is rightly empty, or
+        # has suddenly shrunk, is let through, and is the measure from then on.
+        if is_of_today(run.anchor, run.started_at) and run.clinic_ids is None:
             history = ledger.row_history(clinic_ids, before_run_key=run.run_key).rename(columns={"extracted": "rows"})
         results = [
             validate_source(
@@ -594,28 +637,29 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
-        keys = [table for _, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"])]
-        eligible = (
-            to_frame(pa.concat_tables(keys))
-            if keys
-            else pd.DataFrame({"clinic_id": [], "id": [], "digest": []}, dtype="int64")
-        )
-        changes = plan_changes(eligible, ledger.known(clinic_ids), resync=run.mode == "resync")
-        start = 0
-        for part, table in zip(staging.parts(number, "eligible"), keys, strict=True):
-            piece = changes["change"].iloc[start : start + table.num_rows]
-            start += table.num_rows
-            staging.write(number, "plan", part, pa.table({"planned": (piece != Change.UNCHANGED).to_numpy()}))
-        counts = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
-        counts = counts.reindex(pd.Index(clinic_ids, name="clinic_id"), fill_value=0)
-        counts = counts.rename(columns={Change.RETRY.value: "again"})
-        counts = counts.reindex(columns=["new", "changed", "again", "unchanged"], fill_value=0)
+        known = _at_present_lpu(ledger.known(clinic_ids), staging, number)
+        counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
+        # Part by part, so that only what the ledger knows is held whole.
+        for part, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"]):
+            changes = plan_changes(to_frame(table), known, resync=run.mode == "resync")
+            planned = (changes["change"] != Change.UNCHANGED).to_numpy()
+            staging.write(number, "plan", part, pa.table({"planned": planned}))
+            seen = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
+            counts = counts.add(seen, fill_value=0)
+        counts = counts.astype("int64").rename(columns={Change.RETRY.value: "again"})
+        counts = counts[["new", "changed", "again", "unchanged"]]
         counts["planned"] = counts["new"] + counts["changed"] + counts["again"]
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "compared")
     totals = {str(name): int(value) for name, value in counts.sum().items()}
     log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
     return totals
+
+
+def _at_present_lpu(known: Any, staging: Any, number: int) -> Any:
+    """Only what is shown where the clinics are now: a clinic with another lpu_id than before has nothing there yet."""
+    lpu_ids = _clinics_frame(staging.read(number, "clinics", 0)).set_index("clinic_id")["lpu_id"]
+    return known[(known["lpu_id"] == known["clinic_id"].map(lpu_ids)).fillna(False).to_numpy(dtype=bool)]
 
 
 # -- load ------------------------------------------------------------------------------------------------------------
@@ -637,8 +681,10 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         run = _run(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
-        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        shard_row = ledger.shard(run.run_key, number)
+        clinic_ids = shard_row.clinic_ids
         staging = _staging(context)
+        staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
 
         def planned() -> Iterator[Any]:
             for part, table in staging.read_all(number, "plan"):
@@ -653,9 +699,10 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
             clock=CLOCK,
             holder=f"{run.dag_id}/{run.run_id}/{number}",
             run_key=run.run_key,
+            extracted_at=shard_row.extracted_at,
             resync=run.mode == "resync",
         )
-        result = loader.load(clinic_ids, planned())
+        result = loader.load(clinic_ids, planned)
         numbers = result.frame(clinic_ids)
         ledger.save_numbers(run.run_key, numbers)
         ledger.save_decisions(run.run_key, "last_look", clinic_ids, result.decisions())
@@ -666,10 +713,9 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         # Numbers are complete even where the task fails, so that they can be settled.
         ledger.set_stage(run.run_key, number, "loaded")
         if result.problems:
-            # A problem that waiting cannot heal decides, or Airflow would retry in vain.
-            problem = min(result.problems, key=lambda error: error.transient)
-            ledger.set_problem(run.run_key, number, str(problem))
-            raise problem
+            ledger.set_problem(run.run_key, number, " ".join(map(str, result.problems)))
+            # As long as anything may pass, another attempt brings over what that concerns.
+            raise max(result.problems, key=lambda error: error.transient)
     return totals
 
 
@@ -688,6 +734,7 @@ def publish_quality_report() -> str:
     context = get_current_context()
     with _ledger() as ledger:
         run = _run(ledger, context)
+        ledger.set_report(run.run_key, None)
         results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
         funnel, history = _quality_funnels(ledger, run)
         results.append(validate_run(funnel, history))

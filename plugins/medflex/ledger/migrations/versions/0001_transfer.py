@@ -38,6 +38,8 @@ CREATE TABLE ledger.run_shard (
     stage text NOT NULL DEFAULT 'planned'
         CHECK (stage IN ('planned', 'skipped', 'extracted', 'withheld', 'validated', 'compared', 'loaded')),
     skipped_because text,
+    -- How old the staged copy is: nothing staged earlier may overwrite what was staged later.
+    extracted_at timestamptz,
     problem text,
     PRIMARY KEY (run_key, shard)
 );
@@ -114,6 +116,7 @@ CREATE TABLE ledger.batch (
     digests bigint [],
     reasons text [],
     partner_ids bigint [],
+    extracted_at timestamptz,
     looked_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     resolved_at timestamptz,
@@ -131,6 +134,8 @@ CREATE INDEX batch_run ON ledger.batch (run_key);
 CREATE TABLE ledger.record (
     clinic_id bigint NOT NULL,
     appointment_id bigint NOT NULL,
+    -- Where it is shown. A clinic that gets another lpu_id has its records there anew, and these are at the old one.
+    lpu_id bigint NOT NULL,
     version bigint NOT NULL,
     state text NOT NULL
         CHECK (state IN ('sending', 'sent', 'rejected', 'withdrawing', 'withdrawn', 'aged_out')),
@@ -138,8 +143,9 @@ CREATE TABLE ledger.record (
     acked_digest bigint,
     rejected_fields text [],
     batch_id bigint,
+    extracted_at timestamptz,
     changed_at timestamptz NOT NULL,
-    PRIMARY KEY (clinic_id, appointment_id)
+    PRIMARY KEY (clinic_id, appointment_id, lpu_id)
 ) WITH (fillfactor = 80);
 
 -- Medflex's rate is one for all workers: the instant at which the next request may leave.
