@@ -257,7 +257,7 @@ class Stack:
                 appointments=appointments,
                 clinics=clinics,
                 seed=seed,
-                opens_in=dt.timedelta(seconds=120),
+                opens_in=dt.timedelta(seconds=75),
             )
         self._tell_medflex_clinics()
 

@@ -11,7 +11,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -93,7 +93,7 @@ class MedflexSettings:
     """
 
     base_url: str
-    token: str
+    token: str = field(repr=False)
     timeout: float = 70.0
     connect_timeout: float = 5.0
     rate_per_second: float = 20.0
@@ -251,7 +251,7 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         return min(float(text[:12]), MAX_PAUSE)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -352,7 +352,8 @@ def settings_of(connection: Any) -> MedflexSettings:
         elif name in ("batch_size", "parallel", "attempts"):
             good = type(value) is int and 1 <= value <= (MAX_BATCH if name == "batch_size" else 1000)
         else:
-            good = type(value) in (int, float) and (value > 0 or (value == 0 and "timeout" not in name))
+            # JSON knows no infinity, but Python's reader takes one, and no socket can wait for that long.
+            good = type(value) in (int, float) and 0 <= value <= MAX_PAUSE and (value > 0 or "timeout" not in name)
         if not good:
             raise ConfigurationError(
                 f"The connection medflex_api has an extra {key} that cannot be used: see docs/architecture.md."

@@ -744,7 +744,7 @@ def publish_quality_report() -> str:
             raise ConfigurationError(
                 "MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports."
             )
-        location = _publish(results, info, url, publish_data_docs)
+        location = _publish(results, info, url, functools.partial(publish_data_docs, funnel=funnel))
         ledger.set_report(run.run_key, location)
     log.info("Quality report: %s", location)
     return location
