@@ -15,7 +15,8 @@ ledger, Data Docs with counts, and an event on the asset `medflex_appointments`.
 
 **When it fails.** A shard that fails does not hold up the others; the run is marked failed at `settle_run`, whose log
 names each problem in one sentence. A failed `validate` has stopped its shard's sending: read the quality report, mend
-the source, then clear that shard from `extract` on. A failed `load` has sent what it could; the rest goes out with the
+the source, then clear that shard from `extract` on. A clinic that is rightly empty or has rightly shrunk is let through
+by a run whose `clinic_ids` name it. A failed `load` has sent what it could; the rest goes out with the
 next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why the
 clinic is not open.
 

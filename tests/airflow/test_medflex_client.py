@@ -52,9 +52,13 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 class Server:
     """A server on loopback that reads one request per connection, remembers it and does with it what it is told."""
 
-    def __init__(self, answer: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, answer: Callable[[socket.socket], None], context: ssl.SSLContext | None = None, *, beneath: bool = False
+    ) -> None:
+        """``context`` makes it speak TLS; ``beneath`` then answers on the bare connection, which breaks TLS."""
         self._answer = answer
         self._context = context
+        self._beneath = beneath
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http{'s' if context else ''}://127.0.0.1:{self.port}"
@@ -83,12 +87,16 @@ class Server:
                     continue
 
     def _converse(self, connection: socket.socket) -> None:
-        # The bare socket below TLS, for those that break it.
-        with socket.socket(fileno=os.dup(connection.fileno())) as bare:
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
+        if self._context is None:
             self.requests.append(_read_request(connection))
-            self._answer(bare if self._context is not None else connection)
+            self._answer(connection)
+            return
+        with (
+            socket.socket(fileno=os.dup(connection.fileno())) as bare,
+            self._context.wrap_socket(connection, server_side=True) as wrapped,
+        ):
+            self.requests.append(_read_request(wrapped))
+            self._answer(bare if self._beneath else wrapped)
 
 
 def _read_request(connection: socket.socket) -> bytes:
@@ -119,8 +127,8 @@ def reply(status: int, body: bytes | Any = b"", **headers: str) -> Callable[[soc
 
 
 @contextmanager
-def serving(answer: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    server = Server(answer, context)
+def serving(answer: Callable[[socket.socket], None], *tls: ssl.SSLContext, beneath: bool = False) -> Iterator[Server]:
+    server = Server(answer, *tls, beneath=beneath)
     try:
         yield server
     finally:
@@ -385,7 +393,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
         assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize("host", ["http://exa mple", "http://127.0.0.1:notaport", "http://[::1", "http://.a", "http:"])
+@pytest.mark.parametrize("host", ["http://exa mple", "http://127.0.0.1:notaport", "http://[::1", "http://.a"])
 def test_a_host_that_is_no_address_is_told(host: str) -> None:
     settings = settings_of(Connection(conn_id="medflex_api", conn_type="http", host=host, password=TOKEN))
     with pytest.raises(ConfigurationError, match="host or port that is no URL"):
@@ -455,21 +463,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
 
 def test_a_trusted_certificate_of_a_private_authority(certificates: Callable[..., Any]) -> None:
     trusted, context = certificates("127.0.0.1")
-    listener = socket.create_server(("127.0.0.1", 0))
-    answer = reply(200, {"data": [verdict(1)]})
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with context.wrap_socket(connection, server_side=True) as wrapped:
-            _read_request(wrapped)
-            answer(wrapped)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    with listener:
-        to = client(f"https://127.0.0.1:{listener.getsockname()[1]}", ca_bundle=str(trusted))
-        assert send(to, [record(1)]).accepted == {1}
-        thread.join(10)
+    with serving(reply(200, {"data": [verdict(1), verdict(2, 5)]}), context) as server:
+        assert send_to(server, ca_bundle=str(trusted)).accepted == {1, 2}
 
 
 @pytest.mark.parametrize(("address", "is_named"), [("127.0.0.1", False), ("127.0.0.9", True)])
@@ -487,7 +482,7 @@ def test_a_certificate_that_is_not_trusted_gets_no_body(
 def test_tls_that_breaks_after_the_body_is_unknown(certificates: Callable[..., Any]) -> None:
     trusted, context = certificates("127.0.0.1")
     # Not encrypted: no record of TLS begins like this.
-    with serving(lambda bare: bare.sendall(b"HTTP/1.1 200 OK\r\n\r\n" * 9), context) as server:
+    with serving(lambda bare: bare.sendall(b"HTTP/1.1 200 OK\r\n\r\n" * 9), context, beneath=True) as server:
         with pytest.raises(UnknownOutcomeError, match="a broken TLS connection"):
             send_to(server, ca_bundle=str(trusted))
         assert len(server.requests) == 1

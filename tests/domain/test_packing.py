@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medflex.domain.access import AccessState
-from medflex.domain.packing import Shard, pack_shards
+from medflex.domain.packing import MOST_WAITING, Shard, pack_shards
 
 
 def _clinics(*clinics: tuple[int, float | None, str]) -> pd.DataFrame:
@@ -94,3 +95,53 @@ def test_each_clinic_is_in_exactly_one_shard_in_any_order(
     for shard in shards:
         if shard.kind == "open" and len(shard.clinic_ids) > 1:
             assert sum((clinics[clinic][0] or 0) + 1 for clinic in shard.clinic_ids) <= target_rows + biggest
+
+
+def _waiting(hours: dict[int, float]) -> pd.DataFrame:
+    """Clinics that wait; id → hours until each opens."""
+    frame = _clinics(*((clinic, None, "waiting") for clinic in hours))
+    midnight = pd.Timestamp("2026-11-22", tz="UTC")
+    frame["opens_at"] = [midnight + pd.Timedelta(hours=value) for value in hours.values()]
+    return frame
+
+
+def test_as_many_waiting_clinics_as_there_may_be_shards_are_still_alone() -> None:
+    shards = pack_shards(_waiting({clinic: clinic % 7 for clinic in range(1, MOST_WAITING + 1)}), 10)
+    assert [shard.clinic_ids for shard in shards] == [(clinic,) for clinic in range(1, MOST_WAITING + 1)]
+    assert shards[0].label == "clinic 1 waiting"
+
+
+@pytest.mark.parametrize("number", [MOST_WAITING + 1, 2 * MOST_WAITING, 2 * MOST_WAITING + 1, 20_000])
+def test_many_waiting_clinics_share_shards_with_those_that_open_about_then(number: int) -> None:
+    """Airflow maps a task over no more than 1,024 shards of all kinds; nobody waits longer than its neighbours."""
+    random = np.random.default_rng(3)
+    hours = dict(zip(random.permutation(number).tolist(), random.uniform(0, 24, number).tolist(), strict=True))
+    clinics = _waiting(hours)
+    shards = pack_shards(clinics, 10)
+    assert pack_shards(clinics.iloc[::-1], 10) == shards
+
+    assert len(shards) <= MOST_WAITING
+    assert sorted(clinic for shard in shards for clinic in shard.clinic_ids) == sorted(hours)
+    assert {shard.kind for shard in shards} == {AccessState.WAITING}
+    assert all(list(shard.clinic_ids) == sorted(shard.clinic_ids) for shard in shards)
+    sizes = {len(shard.clinic_ids) for shard in shards[:-1]}
+    assert len(sizes) == 1
+    assert 0 < len(shards[-1].clinic_ids) <= max(sizes)
+    for earlier, later in itertools.pairwise(shards):
+        assert max(hours[clinic] for clinic in earlier.clinic_ids) <= min(hours[clinic] for clinic in later.clinic_ids)
+    assert [shard.label for shard in shards] == [
+        f"waiting-{position:03} · {len(shard.clinic_ids)} clinics"
+        if len(shard.clinic_ids) > 1
+        else f"waiting-{position:03} · clinic {shard.clinic_ids[0]}"
+        for position, shard in enumerate(shards, start=1)
+    ]
+
+
+def test_open_and_closed_clinics_keep_their_shards_beside_many_waiting_ones() -> None:
+    waiting = _waiting(dict.fromkeys(range(1000, 1000 + 3 * MOST_WAITING), 5.0))
+    others = _clinics((1, 10, "open"), (2, 10, "closed")).assign(opens_at=pd.Series(pd.NaT, range(2), waiting["opens_at"].dtype))
+    shards = pack_shards(pd.concat([waiting, others], ignore_index=True), 1000)
+    assert shards[0] == Shard("open-01 · clinic 1", (1,), AccessState.OPEN)
+    assert shards[1] == Shard("waiting-001 · 3 clinics", (1000, 1001, 1002), AccessState.WAITING)
+    assert shards[-1] == Shard("closed · clinic 2", (2,), AccessState.CLOSED)
+    assert len(shards) == MOST_WAITING + 2

@@ -120,7 +120,9 @@ class Medlock:
         with (
             _translated(),
             stream(
-                self._conninfo, query("medlock/appointments"), settings={"medflex.windows": windows_json(windows)}
+                self._conninfo,
+                query("medlock/appointments"),
+                settings={"medflex.windows": windows_json(windows), "transaction_read_only": "on"},
             ) as reader,
         ):
             _check_columns(reader.schema)
@@ -131,7 +133,8 @@ class Medlock:
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
-                connection.read_only = True
+                # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
+                connection.execute("SET default_transaction_read_only = on")
                 connection.execute("SET statement_timeout = '120s'")
                 self._local.connection = connection
                 with self._lock:

@@ -1,0 +1,338 @@
+"""Reading Medlock: exact values, and of everything that can go wrong one sentence without the driver's text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+
+import medflex.airflow.hooks.medlock as hook
+from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS, Medlock, windows_json
+from medflex.arrow import to_pandas
+from medflex.domain.access import AccessState
+from medflex.errors import MedflexPipelineError, MedlockRefusedError, MedlockSchemaError, MedlockUnavailableError
+from medflex.sql import query
+from sandbox.postgres import Cluster, free_port
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+HUGE = 2**53 + 1
+CANARY = "Канария"
+"""A patient's first name, which no message may hold."""
+
+
+def windows(*clinic_ids: int, starts_from: datetime = NOW, starts_before: datetime | None = None) -> pd.DataFrame:
+    """One window of an hour per clinic."""
+    frame = pd.DataFrame({"clinic_id": list(clinic_ids)}, dtype="int64")
+    before = starts_before or starts_from + timedelta(hours=1)
+    return frame.assign(
+        starts_from=pd.Series([starts_from] * len(frame), dtype="datetime64[us, UTC]"),
+        starts_before=pd.Series([before] * len(frame), dtype="datetime64[us, UTC]"),
+    )
+
+
+def insert(uri: str, table: str, **values: Any) -> None:
+    names, places = ", ".join(values), ", ".join(["%s"] * len(values))
+    with psycopg.connect(uri) as connection:
+        connection.execute(f"INSERT INTO medlock.{table} ({names}) VALUES ({places})".encode(), list(values.values()))
+
+
+def run(uri: str, sql: str) -> None:
+    with psycopg.connect(uri) as connection:
+        connection.execute(sql.encode())
+
+
+def clinic(uri: str, id_: int, lpu_id: int | None = None) -> None:
+    insert(uri, "clinic", id=id_, lpu_id=lpu_id or 40_000 + id_, name="Клиника", timezone="Europe/Moscow")
+
+
+def appointment(uri: str, id_: int, **changes: Any) -> None:
+    values = {"clinic_id": 1, "patient_id": 7, "doctor_id": 5, "starts_at": NOW, "status": "confirmed"}
+    insert(uri, "appointment", id=id_, entry="direct", is_anonymous=False, **(values | changes))
+
+
+@pytest.fixture
+def small(medlock_db: str) -> str:
+    """Two clinics with a patient and a doctor each, and appointment 100 of clinic 1; the owner's URI."""
+    for number in (1, 2):
+        clinic(medlock_db, number)
+    for number, at in ((7, 1), (8, 2)):
+        insert(
+            medlock_db, "patient", id=number, clinic_id=at, first_name=CANARY, phone="8 900 111-22-33",
+            refused_personal_data=False, refused_notifications=False, refused_marketing=False,
+        )  # fmt: skip
+    for number, at in ((5, 1), (6, 2)):
+        insert(medlock_db, "doctor", id=number, clinic_id=at, medflex_banned=False)
+    appointment(medlock_db, 100)
+    return medlock_db
+
+
+@pytest.fixture
+def medlock(small: str, medlock_app: str) -> Iterator[Medlock]:
+    with Medlock(medlock_app) as made:
+        yield made
+
+
+def extracted(medlock: Medlock, asked: pd.DataFrame) -> pd.DataFrame:
+    with medlock.stream_appointments(asked) as batches:
+        frames = [to_pandas(batch, ("patient_id", "doctor_id")) for batch in batches]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(APPOINTMENT_COLUMNS))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def test_clinics_are_all_or_those_that_were_asked_for(medlock: Medlock) -> None:
+    assert medlock.clinics(None, NOW)["clinic_id"].tolist() == [1, 2]
+    assert medlock.clinics([2, 999], NOW)["clinic_id"].tolist() == [2]
+    nobody = medlock.clinics([], NOW)
+    assert nobody.empty
+    assert nobody.dtypes.to_dict() == medlock.clinics(None, NOW).dtypes.to_dict() | {"partner_ids": object}
+
+
+def test_a_clinic_without_a_switch_and_partners_is_closed(medlock: Medlock) -> None:
+    row = medlock.clinics([1], NOW).iloc[0]
+    assert row["state"] == AccessState.CLOSED
+    assert (row["partner_ids"], row["lpu_id"]) == ([], 40_001)
+    assert row["access_enabled"] is pd.NA
+    assert row["access_changed_at"] is pd.NaT
+
+
+def test_ids_beyond_what_a_float_can_hold_are_exact(medlock: Medlock, small: str) -> None:
+    """Beside missing ones, which make floats of a careless frame."""
+    clinic(small, HUGE, HUGE + 2)
+    clinic(small, 3)
+    run(small, "UPDATE medlock.clinic SET lpu_id = NULL WHERE id = 3")
+    insert(small, "partner", id=HUGE)
+    insert(small, "clinic_partner", clinic_id=HUGE, partner_id=HUGE, enabled=True)
+    insert(small, "patient", id=HUGE, clinic_id=HUGE)
+    appointment(small, HUGE, clinic_id=HUGE, patient_id=HUGE, doctor_id=None)
+    appointment(small, HUGE + 2, clinic_id=HUGE, patient_id=None, doctor_id=HUGE)
+
+    clinics = medlock.clinics(None, NOW).set_index("clinic_id")
+    assert int(clinics.loc[HUGE, "lpu_id"]) == HUGE + 2
+    assert clinics.loc[HUGE, "partner_ids"] == [HUGE]
+    assert medlock.clinics([HUGE], NOW)["clinic_id"].tolist() == [HUGE]
+    assert medlock.appointment_counts(windows(1, HUGE)) == {1: 1, HUGE: 2}
+
+    now = medlock.consent_now(HUGE, [HUGE, HUGE + 2]).sort_values("appointment_id")
+    rows = extracted(medlock, windows(1, HUGE)).query("clinic_id == @HUGE").sort_values("appointment_id")
+    for frame in (now, rows):
+        assert frame["appointment_id"].tolist() == [HUGE, HUGE + 2]
+        assert frame["patient_id"].tolist() == [HUGE, pd.NA]
+        assert frame["doctor_id"].tolist() == [pd.NA, HUGE]
+        assert frame["patient_found"].tolist() == [True, False]
+
+
+def test_consent_is_read_as_committed_now_and_a_deleted_appointment_has_no_row(medlock: Medlock, small: str) -> None:
+    for number in (101, 102, 103):
+        appointment(small, number)
+    appointment(small, 200, clinic_id=2, patient_id=8, doctor_id=6)
+    ids = [100, 101, 102, 103, 200, 999]
+    # That of another clinic has no row either.
+    assert sorted(medlock.consent_now(1, ids)["appointment_id"]) == [100, 101, 102, 103]
+    run(small, "DELETE FROM medlock.appointment WHERE id = 100")
+    run(small, "UPDATE medlock.appointment SET clinic_id = 2 WHERE id = 101")
+    run(small, "UPDATE medlock.appointment SET is_anonymous = NULL, patient_id = 8 WHERE id = 102")
+    run(small, "UPDATE medlock.doctor SET medflex_banned = true WHERE id = 5")
+    now = medlock.consent_now(1, ids).set_index("appointment_id").sort_index()
+    assert now.index.tolist() == [102, 103]
+    # Patient 8 is of another clinic, so nothing is known of their consent.
+    assert now["patient_found"].tolist() == [False, True]
+    assert now["refused_marketing"].tolist() == [pd.NA, False]
+    assert now["is_anonymous"].tolist() == [pd.NA, False]
+    assert now["doctor_banned"].tolist() == [True, True]
+    assert medlock.consent_now(1, []).empty
+
+
+def test_windows_are_cut_to_the_microsecond(medlock: Medlock, small: str) -> None:
+    begin = datetime(2026, 11, 22, 20, 59, 59, 999_999, tzinfo=UTC)
+    tick = timedelta(microseconds=1)
+    run(small, "DELETE FROM medlock.appointment")
+    for number, moment in enumerate([begin - tick, begin, begin + tick, begin + 2 * tick, begin + 3 * tick]):
+        appointment(small, number, starts_at=moment)
+    asked = windows(1, starts_from=begin, starts_before=begin + 2 * tick)
+    assert '"2026-11-22T20:59:59.999999Z"' in windows_json(asked)
+    rows = extracted(medlock, asked)
+    assert sorted(rows["appointment_id"]) == [1, 2]
+    assert sorted(rows["starts_at"]) == [begin, begin + tick]
+    assert medlock.appointment_counts(asked) == {1: 2}
+
+
+def test_no_windows_have_no_appointments(medlock: Medlock) -> None:
+    assert extracted(medlock, windows()).empty
+    assert medlock.appointment_counts(windows()) == {}
+
+
+@pytest.mark.parametrize("read", ["appointment_counts", "stream_appointments"])
+def test_medlock_cannot_be_written_to(small: str, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    """Also with the owner's rights, by which a careless administrator may have set the connection up."""
+    with Medlock(small) as careless:
+        with monkeypatch.context() as adapted:
+            adapted.setattr(hook, "query", lambda _: "DELETE FROM medlock.appointment RETURNING clinic_id, 1")
+            told(careless, read)
+        assert careless.appointment_counts(windows(1)) == {1: 1}
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+READS: dict[str, Callable[[Medlock], object]] = {
+    "clinics": lambda medlock: medlock.clinics(None, NOW),
+    "consent_now": lambda medlock: medlock.consent_now(1, [100]),
+    "appointment_counts": lambda medlock: medlock.appointment_counts(windows(1)),
+    "stream_appointments": lambda medlock: extracted(medlock, windows(1)),
+}
+
+
+def told(medlock: Medlock, read: str) -> MedflexPipelineError:
+    """Return the error that a read ends with; it stands alone and quotes nothing."""
+    with pytest.raises(MedflexPipelineError) as caught:
+        READS[read](medlock)
+    error = caught.value
+    assert CANARY not in str(error)
+    assert "ERROR" not in str(error)
+    assert "\n" not in str(error)
+    # A cause would be printed with its text, which is the driver's.
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
+    return error
+
+
+@pytest.mark.parametrize(
+    ("breaking", "reads", "kind", "sentence"),
+    [
+        (
+            "ALTER TABLE medlock.patient RENAME COLUMN refused_marketing TO refused_adverts",
+            ("consent_now", "stream_appointments"),
+            MedlockSchemaError,
+            "lacks the column patient.refused_marketing",
+        ),
+        (
+            "ALTER TABLE medlock.appointment RENAME TO visit",
+            ("consent_now", "appointment_counts", "stream_appointments"),
+            MedlockSchemaError,
+            "lacks the relation medlock.appointment",
+        ),
+        ("ALTER SCHEMA medlock RENAME TO other", tuple(READS), MedlockSchemaError, "^Medlock lacks the relation"),
+        (
+            "ALTER TABLE medlock.patient ALTER COLUMN phone TYPE bigint USING 7",
+            ("stream_appointments",),
+            MedlockSchemaError,
+            "The column phone of .* has type int64, the contract .* wants string: cast it in the query",
+        ),
+        (
+            "ALTER TABLE medlock.appointment ALTER COLUMN starts_at TYPE text",
+            ("appointment_counts", "stream_appointments"),
+            MedlockSchemaError,
+            r"fails on Medlock's data \(SQLSTATE 42883\)",
+        ),
+        (
+            "REVOKE SELECT ON ALL TABLES IN SCHEMA medlock FROM medlock_app",
+            tuple(READS),
+            MedlockRefusedError,
+            "may not read a table of Medlock: grant it SELECT",
+        ),
+        (
+            "REVOKE USAGE ON SCHEMA medlock FROM medlock_app",
+            tuple(READS),
+            MedlockRefusedError,
+            "may not read a table of Medlock: grant it SELECT",
+        ),
+    ],
+)
+def test_a_medlock_that_is_not_as_the_queries_want_it(
+    medlock: Medlock, small: str, breaking: str, reads: tuple[str, ...], kind: type, sentence: str
+) -> None:
+    run(small, breaking)
+    for read in reads:
+        error = told(medlock, read)
+        assert type(error) is kind, read
+        assert pd.Series([str(error)]).str.contains(sentence).all(), str(error)
+        assert not error.transient
+
+
+def test_a_column_that_the_query_leaves_out(medlock: Medlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query that was adapted to another MIS."""
+    adapted = query("medlock/appointments").replace("    patient.phone,\n", "")
+    monkeypatch.setattr(hook, "query", lambda _: adapted)
+    error = told(medlock, "stream_appointments")
+    assert type(error) is MedlockSchemaError
+    assert "returns no column phone" in str(error)
+
+
+def test_a_row_that_breaks_the_query_is_not_quoted(medlock: Medlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = query("medlock/appointments").replace("patient.phone,", "patient.first_name::bigint::text AS phone,")
+    monkeypatch.setattr(hook, "query", lambda _: adapted)
+    error = told(medlock, "stream_appointments")
+    assert type(error) is MedlockSchemaError
+    assert "fails on Medlock's data" in str(error)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_database_that_is_not_there(read: str) -> None:
+    with Medlock(f"postgresql://medlock_app@127.0.0.1:{free_port()}/medlock") as medlock:
+        error = told(medlock, read)
+    assert type(error) is MedlockUnavailableError
+    assert error.transient
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("wrong", ["user", "database"])
+def test_a_log_in_that_is_refused(postgres: Cluster, medlock_app: str, read: str, wrong: str) -> None:
+    name = medlock_app.rsplit("/", 1)[1]
+    uri = postgres.uri(name, "nobody_at_all") if wrong == "user" else postgres.uri("no_such_medlock", "medlock_app")
+    with Medlock(uri) as medlock:
+        error = told(medlock, read)
+    assert type(error) is MedlockRefusedError
+    assert "refuses the log-in" in str(error)
+    assert not error.transient
+
+
+def hang_up(postgres: Cluster, name: str) -> None:
+    """End every session of the product's log-in in a database, as a restart of the server does."""
+    with psycopg.connect(postgres.uri("postgres", "postgres")) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usename = 'medlock_app'",
+            [name],
+        )
+
+
+def test_a_session_that_was_ended_is_told_once_and_opened_anew(
+    medlock: Medlock, medlock_app: str, postgres: Cluster
+) -> None:
+    assert len(medlock.clinics(None, NOW)) == 2
+    hang_up(postgres, medlock_app.rsplit("/", 1)[1])
+    error = told(medlock, "clinics")
+    assert type(error) is MedlockUnavailableError
+    assert len(medlock.clinics(None, NOW)) == 2
+
+
+def test_a_stream_that_breaks_in_the_middle_is_told(
+    medlock: Medlock, small: str, medlock_app: str, postgres: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must never look like the end of the data: the rest would count as deleted."""
+    run(
+        small,
+        "INSERT INTO medlock.appointment (id, clinic_id, patient_id, doctor_id, starts_at, status, entry)"
+        f" SELECT id, 1, 7, 5, '{NOW.isoformat()}', 'confirmed', 'direct' FROM generate_series(1000, 200999) AS id",
+    )
+    monkeypatch.setattr("medflex.arrow.BATCH_BYTES", 100_000)
+    seen = 0
+    with pytest.raises(MedflexPipelineError) as caught, medlock.stream_appointments(windows(1)) as batches:
+        for batch in batches:
+            if not seen:
+                hang_up(postgres, medlock_app.rsplit("/", 1)[1])
+            seen += batch.num_rows
+    assert type(caught.value) is MedlockUnavailableError
+    assert CANARY not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert 0 < seen < 200_000
+
+
+def test_an_error_of_our_own_while_streaming_stays_what_it_is(medlock: Medlock) -> None:
+    with pytest.raises(ZeroDivisionError), medlock.stream_appointments(windows(1)) as batches:
+        for _ in batches:
+            raise ZeroDivisionError

@@ -1,0 +1,168 @@
+"""Staging: parts of a run, in a folder and in an object store, readable by nobody else and gone at the end."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from medflex.airflow.staging import Staging, staging_root
+from medflex.errors import ConfigurationError, RunIncompleteError
+
+RUN = "scheduled__2026-11-22T00:00:00+00:00"
+ODD = ["", "a/b/../../c", "..", "manual__Пн 1?*:\\", "x" * 250, "%2e%2e/", "run\nid", RUN]
+
+
+@pytest.fixture(params=["file", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Staging in a folder, and in an object store that is no folder."""
+    url = f"file://{tmp_path}/staging" if request.param == "file" else f"memory://medflex{tmp_path}"
+    monkeypatch.setenv("MEDFLEX_STAGING_URL", url)
+    yield staging_root()
+    if request.param == "memory":
+        store = ObjectStoragePath(url)
+        if store.exists():
+            store.fs.rm(store.path, recursive=True)
+
+
+@pytest.fixture
+def staging(root: Any) -> Staging:
+    return Staging("medflex_transfer", RUN)
+
+
+def table(*numbers: int) -> pa.Table:
+    return pa.table({"id": list(numbers), "phone": [f"7900{number:07}" for number in numbers]})
+
+
+def files(root: Any) -> list[str]:
+    return sorted(item for item in root.fs.find(root.path)) if root.exists() else []
+
+
+def test_parts_come_back_as_written_and_in_order(staging: Staging) -> None:
+    for part in (10, 2, 0, 100_000):
+        staging.write(3, "extract", part, table(part, part + 1))
+    assert staging.parts(3, "extract") == [0, 2, 10, 100_000]
+    assert staging.read(3, "extract", 2).equals(table(2, 3))
+    assert [(part, read["id"].to_pylist()) for part, read in staging.read_all(3, "extract", ["id"])] == [
+        (part, [part, part + 1]) for part in (0, 2, 10, 100_000)
+    ]
+    assert staging.read(3, "extract", 0, ["id"]).column_names == ["id"]
+
+
+def test_the_types_and_notes_of_a_table_survive(staging: Staging) -> None:
+    written = pa.table(
+        {"at": pa.array([None, 1], pa.timestamp("us", "UTC")), "flag": pa.array([None, True])}
+    ).replace_schema_metadata({"judged_at": "2026-11-22T00:00:00+00:00"})
+    staging.write(0, "clinics", 0, written)
+    read = staging.read(0, "clinics", 0)
+    assert read.schema.equals(written.schema, check_metadata=True)
+    assert read.equals(written)
+
+
+def test_a_part_written_again_replaces_the_first(staging: Staging) -> None:
+    staging.write(0, "extract", 0, table(1, 2, 3))
+    staging.write(0, "extract", 0, table(4))
+    assert staging.read(0, "extract", 0)["id"].to_pylist() == [4]
+
+
+def test_shards_kinds_and_runs_lie_apart(staging: Staging) -> None:
+    staging.write(0, "extract", 0, table(1))
+    staging.write(0, "plan", 0, table(2))
+    staging.write(1, "extract", 0, table(3))
+    for other in (Staging("medflex_transfer", RUN + "x"), Staging("another_dag", RUN)):
+        assert other.parts(0, "extract") == []
+        other.write(0, "extract", 0, table(9))
+    assert [staging.read(*where)["id"].to_pylist() for where in ((0, "extract", 0), (0, "plan", 0), (1, "extract", 0))] == [
+        [1],
+        [2],
+        [3],
+    ]  # fmt: skip
+
+
+def test_clearing_takes_one_kind_of_one_shard_only(staging: Staging) -> None:
+    for part in range(3):
+        staging.write(0, "extract", part, table(part))
+    staging.write(0, "plan", 0, table(1))
+    staging.write(1, "extract", 0, table(1))
+    staging.clear(0, "extract")
+    staging.clear(0, "extract")
+    staging.clear(7, "never written")
+    assert staging.parts(0, "extract") == []
+    assert (staging.parts(0, "plan"), staging.parts(1, "extract")) == ([0], [0])
+    # An attempt with fewer parts does not see what the one before has left.
+    staging.write(0, "extract", 0, table(5))
+    assert [read["id"].to_pylist() for _, read in staging.read_all(0, "extract")] == [[5]]
+
+
+def test_removing_leaves_nothing_of_this_run_and_all_of_the_others(staging: Staging, root: Any) -> None:
+    other = Staging("medflex_transfer", "another run")
+    for made in (staging, other):
+        for shard in range(3):
+            made.write(shard, "extract", 0, table(1))
+    staging.remove()
+    staging.remove()
+    assert len(files(root)) == 3
+    assert other.parts(2, "extract") == [0]
+    other.remove()
+    assert files(root) == []
+
+
+def test_a_part_that_is_gone_is_told(staging: Staging) -> None:
+    staging.write(0, "extract", 0, table(1))
+    staging.remove()
+    assert staging.parts(0, "extract") == []
+    with pytest.raises(RunIncompleteError, match=r"A staged part of this run is gone .*: clear the run from") as error:
+        staging.read(0, "extract", 0)
+    assert error.value.__suppress_context__
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("run_id", ODD)
+def test_any_run_id_has_a_folder_of_its_own_below_the_root(root: Any, run_id: str) -> None:
+    staging = Staging("medflex_transfer", run_id)
+    staging.write(0, "extract", 0, table(1))
+    assert staging.parts(0, "extract") == [0]
+    (file,) = files(root)
+    assert str(root.path).rstrip("/") in file
+    assert ".." not in file
+    staging.remove()
+    assert files(root) == []
+
+
+def test_run_ids_do_not_share_folders(root: Any) -> None:
+    folders = {str(Staging("medflex_transfer", run_id).folder) for run_id in ODD}
+    assert len(folders) == len(ODD)
+
+
+def test_nobody_else_may_look_into_a_folder_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the umask, and also where the folder was there already."""
+    import os
+
+    monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}/staging")
+    staging = Staging("medflex_transfer", RUN)
+    before = os.umask(0)
+    try:
+        staging.write(0, "extract", 0, table(1))
+        staging.clear(0, "extract")
+        staging.write(0, "extract", 0, table(1))
+        staging.write(0, "plan", 0, table(1))
+    finally:
+        os.umask(before)
+    parts = list(tmp_path.rglob("*.parquet"))
+    assert len(parts) == 2
+    for part in parts:
+        assert stat.S_IMODE(part.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_place_nothing_is_staged(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("MEDFLEX_STAGING_URL", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MEDFLEX_STAGING_URL", value)
+    with pytest.raises(ConfigurationError, match="MEDFLEX_STAGING_URL is not set: name a folder or bucket"):
+        Staging("medflex_transfer", RUN)
