@@ -42,9 +42,10 @@ def test_of_the_extra_only_what_libpq_knows_goes_along(monkeypatch: pytest.Monke
 
 def test_what_is_empty_is_left_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     define(monkeypatch, host="", login=None)
-    assert not {"host", "user", "password", "port"} & conninfo_to_dict(
-        connections.postgres_conninfo(connections.MEDLOCK)
-    ).keys()
+    assert (
+        not {"host", "user", "password", "port"}
+        & conninfo_to_dict(connections.postgres_conninfo(connections.MEDLOCK)).keys()
+    )
 
 
 @pytest.mark.parametrize("form", ["uri", "json"])

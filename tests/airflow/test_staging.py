@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from airflow.sdk import ObjectStoragePath
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem
 
 from medflex.airflow.staging import Staging, staging_root
 from medflex.errors import ConfigurationError, RunIncompleteError
@@ -21,13 +23,16 @@ ODD = ["", "a/b/../../c", "..", "manual__Пн 1?*:\\", "x" * 250, "%2e%2e/", "ru
 @pytest.fixture(params=["file", "memory"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Staging in a folder, and in an object store that is no folder."""
-    url = f"file://{tmp_path}/staging" if request.param == "file" else f"memory://medflex{tmp_path}"
-    monkeypatch.setenv("MEDFLEX_STAGING_URL", url)
+    if request.param == "file":
+        monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}/staging")
+        yield staging_root()
+        return
+    # Airflow takes any file system that is attached; those of clouds it attaches by itself.
+    attach(protocol="memory", fs=MemoryFileSystem())
+    monkeypatch.setenv("MEDFLEX_STAGING_URL", "memory://bucket/staging")
     yield staging_root()
-    if request.param == "memory":
-        store = ObjectStoragePath(url)
-        if store.exists():
-            store.fs.rm(store.path, recursive=True)
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture
@@ -77,11 +82,8 @@ def test_shards_kinds_and_runs_lie_apart(staging: Staging) -> None:
     for other in (Staging("medflex_transfer", RUN + "x"), Staging("another_dag", RUN)):
         assert other.parts(0, "extract") == []
         other.write(0, "extract", 0, table(9))
-    assert [staging.read(*where)["id"].to_pylist() for where in ((0, "extract", 0), (0, "plan", 0), (1, "extract", 0))] == [
-        [1],
-        [2],
-        [3],
-    ]  # fmt: skip
+    for number, (shard, kind) in enumerate([(0, "extract"), (0, "plan"), (1, "extract")], start=1):
+        assert staging.read(shard, kind, 0)["id"].to_pylist() == [number]
 
 
 def test_clearing_takes_one_kind_of_one_shard_only(staging: Staging) -> None:
@@ -139,10 +141,8 @@ def test_run_ids_do_not_share_folders(root: Any) -> None:
     assert len(folders) == len(ODD)
 
 
-def test_nobody_else_may_look_into_a_folder_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_else_may_look_into_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the umask, and also where the folder was there already."""
-    import os
-
     monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}/staging")
     staging = Staging("medflex_transfer", RUN)
     before = os.umask(0)
@@ -153,10 +153,9 @@ def test_nobody_else_may_look_into_a_folder_of_parts(tmp_path: Path, monkeypatch
         staging.write(0, "plan", 0, table(1))
     finally:
         os.umask(before)
-    parts = list(tmp_path.rglob("*.parquet"))
-    assert len(parts) == 2
-    for part in parts:
-        assert stat.S_IMODE(part.parent.stat().st_mode) == 0o700
+    folder = Path(staging.folder.path)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(list(folder.rglob("*.parquet"))) == len(list(tmp_path.rglob("*.parquet"))) == 2
 
 
 @pytest.mark.parametrize("value", [None, ""])

@@ -172,6 +172,20 @@ def test_it_never_waits_past_the_next_scheduled_run(waiting_shard: World, monkey
     assert f"{next_slot(datetime(2026, 11, 21, 8, tzinfo=UTC)):%Y-%m-%d %H:%M} UTC takes it over" in outlook.sentence
 
 
+def test_a_clinic_that_opens_just_before_the_next_run_does_not_delay_it(
+    waiting_shard: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switched on a minute before the run's slot, it opens a minute before the next one."""
+    slot = next_slot(datetime(2026, 11, 21, 8, tzinfo=UTC))
+    for minutes, waits in ((1, False), (9, False), (11, True)):
+        waiting_shard.edit(
+            "UPDATE medlock.medflex_access SET changed_at = %s WHERE clinic_id = %s",
+            [slot - timedelta(hours=24, minutes=minutes), CLINIC],
+        )
+        outlook = look(datetime(2026, 11, 21, 10, tzinfo=UTC), monkeypatch=monkeypatch)
+        assert (outlook.wait_until is not None) is waits, minutes
+
+
 @pytest.mark.parametrize(("mode", "run_type"), [("plan", "manual"), ("transfer", "backfill")])
 def test_a_plan_and_a_backfill_do_not_wait(
     waiting_shard: World, mode: str, run_type: str, monkeypatch: pytest.MonkeyPatch

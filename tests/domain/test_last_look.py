@@ -28,7 +28,7 @@ HUGE = 2**53 + 1
 
 def prepared(*changes: dict[str, Any]) -> pd.DataFrame:
     """Records about to leave; ids 100, 101, … unless changed."""
-    record = {"clinic_id": 1, "doctor_id": 5, "patient_id": 7, "partners": "3,17", "lpu_id": 1001}
+    record: dict[str, Any] = {"clinic_id": 1, "doctor_id": 5, "patient_id": 7, "partners": "3,17", "lpu_id": 1001}
     frame = pd.DataFrame([record | {"id": 100 + number} | change for number, change in enumerate(changes)])
     return frame.astype(dict.fromkeys(("clinic_id", "id", "doctor_id", "patient_id", "lpu_id"), "int64"))
 
@@ -36,7 +36,7 @@ def prepared(*changes: dict[str, Any]) -> pd.DataFrame:
 def present(*changes: dict[str, Any]) -> pd.DataFrame:
     """What consent_now.sql says of the same appointments: nothing stands against them, unless changed."""
     names = ("clinic_id", "appointment_id", "patient_id", "doctor_id", *FLAGS)
-    row = dict.fromkeys(FLAGS, False) | {"patient_found": True, "doctor_found": True}
+    row: dict[str, Any] = dict.fromkeys(FLAGS, False) | {"patient_found": True, "doctor_found": True}
     row |= {"clinic_id": 1, "patient_id": 7, "doctor_id": 5}
     made = [row | {"appointment_id": 100 + number} | change for number, change in enumerate(changes)]
     return pd.DataFrame(made, columns=list(names), dtype=object).astype(
@@ -136,7 +136,13 @@ def test_the_first_reason_is_told_in_the_order_of_reports() -> None:
     }
     clinic: dict[str, Any] = {"partner_ids": [], "access_enabled": False, "lpu_id": 2002}
     told = [look({}, now, clinic)]
-    for name in ("refused_personal_data", "refused_notifications", "refused_marketing", "is_anonymous", "doctor_banned"):
+    for name in (
+        "refused_personal_data",
+        "refused_notifications",
+        "refused_marketing",
+        "is_anonymous",
+        "doctor_banned",
+    ):
         now[name] = False
         told.append(look({}, now, clinic))
     clinic["partner_ids"] = [3]

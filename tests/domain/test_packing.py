@@ -139,7 +139,9 @@ def test_many_waiting_clinics_share_shards_with_those_that_open_about_then(numbe
 
 def test_open_and_closed_clinics_keep_their_shards_beside_many_waiting_ones() -> None:
     waiting = _waiting(dict.fromkeys(range(1000, 1000 + 3 * MOST_WAITING), 5.0))
-    others = _clinics((1, 10, "open"), (2, 10, "closed")).assign(opens_at=pd.Series(pd.NaT, range(2), waiting["opens_at"].dtype))
+    others = _clinics((1, 10, "open"), (2, 10, "closed")).assign(
+        opens_at=pd.Series(pd.NaT, range(2), waiting["opens_at"].dtype)
+    )
     shards = pack_shards(pd.concat([waiting, others], ignore_index=True), 1000)
     assert shards[0] == Shard("open-01 · clinic 1", (1,), AccessState.OPEN)
     assert shards[1] == Shard("waiting-001 · 3 clinics", (1000, 1001, 1002), AccessState.WAITING)

@@ -156,6 +156,8 @@ class MedflexClient:
             links = body.get("links")
             if not isinstance(links, dict) or not links.get("next"):
                 return
+            if not data:
+                raise UnknownOutcomeError("empty pages without end", response.status_code)
             page += 1
 
     def _session(self) -> requests.Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -117,15 +117,18 @@ class Medlock:
         Args:
             windows: ``clinic_id``, ``starts_from``, ``starts_before`` (UTC).
         """
-        with (
-            _translated(),
-            stream(
-                self._conninfo,
-                query("medlock/appointments"),
-                settings={"medflex.windows": windows_json(windows), "transaction_read_only": "on"},
-            ) as reader,
-        ):
-            _check_columns(reader.schema)
+        with ExitStack() as stack:
+            with _translated():
+                # In a transaction that is never committed.
+                reader = stack.enter_context(
+                    stream(
+                        self._conninfo,
+                        query("medlock/appointments"),
+                        settings={"medflex.windows": windows_json(windows)},
+                    )
+                )
+                _check_columns(reader.schema)
+            # Not translated: what goes wrong with the rows outside is not Medlock's fault.
             yield _batches(reader)
 
     def _frame(self, name: str, parameters: dict[str, Any]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -35,6 +35,8 @@ CLOCK = SystemClock()
 MODES = ("transfer", "plan", "resync")
 TARGET_ROWS = 400_000
 """Rows per shard that are aimed at: so many that task start-up does not count, so few that a retry is cheap."""
+HAND_OVER = timedelta(minutes=10)
+"""A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 VALIDATED_ROWS = 4 * PART_ROWS
@@ -245,7 +247,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
                 sentence = f"{first}; a run in plan mode does not wait."
             elif run.run_type == "backfill":
                 sentence = f"{first}; a backfill does not wait, the daily run sends it."
-            elif opens_at >= takes_over or now >= takes_over:
+            elif max(opens_at, now) >= takes_over - HAND_OVER:
                 sentence = f"{first}; the run of {takes_over:%Y-%m-%d %H:%M} UTC takes it over."
             elif _another_run_is_queued(context):
                 sentence = f"{first}; another run is queued, so this one gives way. The next transfer sends it."
