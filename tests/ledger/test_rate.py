@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-
-import pytest
+from datetime import timedelta
 
 from medflex.ledger.store import Ledger
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def ledger(ledger_db: str, time: Time) -> Iterator[Ledger]:
-    with Ledger(ledger_db, now=time) as made:
-        yield made
+from tests.ledger.times import Time
 
 
 def test_a_quiet_time_is_not_saved_up_for_a_burst(ledger: Ledger, time: Time) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -19,28 +18,9 @@ from medflex.ledger import migrate as migrations
 from medflex.ledger.report import funnel_text
 from medflex.ledger.store import BatchOutcome, Decision, Intent, Ledger, Run
 from sandbox.postgres import free_port
+from tests.ledger.times import NOW, Time
 
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CLINIC, LPU = 17, 40017
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def ledger(ledger_db: str, time: Time) -> Iterator[Ledger]:
-    with Ledger(ledger_db, now=time) as made:
-        yield made
 
 
 def intent(ledger: Ledger, ids: list[int], versions: list[int], digests: list[int] | None, **more: object) -> Intent:
