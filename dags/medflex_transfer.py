@@ -32,9 +32,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
 
-from medflex.airflow.assets import APPOINTMENTS
+from medflex.airflow.assets import APPOINTMENTS, HELD_ALIAS
 from medflex.airflow.schedule import CRON, TIMEZONE
 from medflex.airflow.sensors.activation import ActivationSensor
 from medflex.airflow.tasks import transfer
@@ -75,11 +76,15 @@ with DAG(
         gate = ActivationSensor(
             task_id="wait_for_activation", shard=shard, map_index_template=LABEL, execution_timeout=None
         )
+        # Whether it succeeds or not, in a lane of its own; the rest only comes behind it.
+        withdraw_revoked = task(map_index_template=LABEL, outlets=[HELD_ALIAS])(transfer.withdraw_revoked)(shard)
+        withdrawals_ended = EmptyOperator(task_id="withdrawals_ended", trigger_rule="all_done")
         extract = task(map_index_template=LABEL)(transfer.extract)(shard)
         withhold = task(map_index_template=LABEL)(transfer.withhold)(shard)
         validate = task(map_index_template=LABEL)(transfer.validate)(shard)
         plan_changes = task(map_index_template=LABEL)(transfer.plan_changes)(shard)
         load = task(map_index_template=LABEL)(transfer.load)(shard)
+        withdraw_revoked >> withdrawals_ended >> extract
         gate >> extract >> withhold >> validate >> plan_changes >> load
 
     publish = task(trigger_rule="all_done")(transfer.publish_quality_report)()

@@ -39,6 +39,8 @@ from sandbox.services import ServiceError, Services
 
 PROJECT = Path(__file__).resolve().parents[1]
 DAG_ID = "medflex_transfer"
+# What runs beside it by itself: an event from Medlock, a question to a person, a clock.
+OTHER_DAG_IDS = ("medflex_withdraw", "medflex_release", "medflex_housekeeping", "medflex_reconcile")
 RUN_ZONE, RUN_TIME = ZoneInfo("Europe/Moscow"), dt.time(3)
 # Log-ins of the demo's Airflow and their roles. The heads' names are their log-ins in the demo Medlock, too.
 USERS = {"admin": "ADMIN", "head-1": "USER", "head-6": "USER", "viewer": "VIEWER"}
@@ -384,6 +386,9 @@ class Stack:
             logical_date += dt.timedelta(seconds=1)
         # After the run is there: an unpaused DAG makes the run of its last due date by itself, once.
         airflow.unpause(DAG_ID)
+        for dag_id in OTHER_DAG_IDS:
+            if airflow.dag(dag_id) is not None:
+                airflow.unpause(dag_id)
         return run_id
 
     def follow(self, run_id: str) -> str:

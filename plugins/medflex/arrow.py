@@ -67,7 +67,9 @@ def to_pandas(table: pa.Table, nullable_ids: Sequence[str] = ()) -> pd.DataFrame
     return frame
 
 
-def read_frame(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> pd.DataFrame:
+def read_frame(
+    conninfo: str, sql: str, *, settings: Mapping[str, str], nullable_ids: Sequence[str] = ("acked_digest",)
+) -> pd.DataFrame:
     """Run ``sql`` and return the whole result as a DataFrame; for results of a few columns of numbers."""
     with stream(conninfo, sql, settings=settings) as reader:
-        return to_pandas(reader.read_all(), nullable_ids=("acked_digest",))
+        return to_pandas(reader.read_all(), nullable_ids)

@@ -79,6 +79,10 @@ class VersionsOutdatedError(MedflexPipelineError):
     transient = True
 
 
+class WithdrawalsLateError(MedflexPipelineError):
+    """Something that may no longer be shared has not been withdrawn for longer than it may take."""
+
+
 class ValidationFailedError(MedflexPipelineError):
     """A critical expectation failed; the shard is not sent."""
 

@@ -463,7 +463,7 @@ def test_a_task_that_was_taken_over_cannot_send_any_more(filled: World) -> None:
         def sleep(self, seconds: float) -> None:
             super().sleep(seconds)
             with filled.parts() as (_, ledger, _):
-                ledger.acquire(clinics, "test/0")
+                ledger.acquire(clinics, "test/0", token=ledger.begin_writing("test/0"))
 
     filled.control.add_fault("rate_limited", times=1, retry_after=1)
     result = load(filled, records, clock=TakingOver(), parallel=1, batch_size=10)
@@ -482,7 +482,7 @@ def test_an_intent_left_open_by_a_crash_counts_as_maybe_sent_and_is_renewed(fill
         ledger.record_intent(
             run_key=None, clinic_id=clinic_id, lpu_id=lpu_id, operation="send", holder="dead task",
             epoch=epochs[clinic_id], appointment_ids=records["id"].tolist(), versions=[1] * len(records),
-            digests=records["digest"].tolist(), looked_at=datetime.now(UTC),
+            digests=records["digest"].tolist(),
         )  # fmt: skip
         known = ledger.known([clinic_id])
         assert set(known["state"]) == {"sending"}

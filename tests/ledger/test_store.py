@@ -27,7 +27,7 @@ def intent(ledger: Ledger, ids: list[int], versions: list[int], digests: list[in
     arguments: dict[str, object] = {"holder": "task", "operation": "send", "epoch": 1} | more
     return ledger.record_intent(
         run_key=None, clinic_id=CLINIC, lpu_id=LPU, appointment_ids=ids, versions=versions, digests=digests,
-        looked_at=NOW, **arguments,
+        **arguments,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -22,15 +22,21 @@ item AS (
         batch.batch_id,
         batch.extracted_at,
         batch.resolved_at,
+        item.patient_id,
+        batch.partner_ids,
         CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END AS state
     FROM batch
-    CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
+    CROSS JOIN
+        LATERAL
+        unnest(batch.appointment_ids, batch.versions, batch.patient_ids)
+            AS item (appointment_id, version, patient_id)
     ORDER BY batch.clinic_id ASC, item.appointment_id ASC, batch.lpu_id ASC, item.version DESC
 ),
 
 kept AS (
     INSERT INTO ledger.record AS record (
-        clinic_id, appointment_id, lpu_id, version, state, batch_id, extracted_at, changed_at
+        clinic_id, appointment_id, lpu_id, version, state, batch_id, extracted_at, changed_at, patient_id,
+        partner_ids
     )
     SELECT
         item.clinic_id,
@@ -40,7 +46,9 @@ kept AS (
         item.state,
         item.batch_id,
         item.extracted_at,
-        item.resolved_at
+        item.resolved_at,
+        item.patient_id,
+        item.partner_ids
     FROM item
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
@@ -48,7 +56,18 @@ kept AS (
             state = excluded.state,
             batch_id = excluded.batch_id,
             extracted_at = excluded.extracted_at,
-            changed_at = excluded.changed_at
+            changed_at = excluded.changed_at,
+            -- What was there before may still be shown: whose it is, is in doubt unless both are the same.
+            patient_id = CASE
+                WHEN excluded.state = 'withdrawing' THEN record.patient_id
+                WHEN record.state = 'withdrawn' THEN excluded.patient_id
+                WHEN record.patient_id = excluded.patient_id THEN record.patient_id
+            END,
+            partner_ids = CASE
+                WHEN record.state = 'withdrawn' THEN excluded.partner_ids
+                WHEN record.partner_ids @> excluded.partner_ids THEN record.partner_ids
+                ELSE record.partner_ids || excluded.partner_ids
+            END
         WHERE record.version <= excluded.version
     RETURNING 1
 )

@@ -1,7 +1,7 @@
 -- Purpose:    write down a batch before its first byte leaves, if the clinic is still ours (fencing).
 -- Grain:      one row, or none when another task has taken the clinic over.
 -- Parameters: run_key, clinic_id, lpu_id, operation, holder, epoch, appointment_ids, versions, digests, reasons,
---             partner_ids, extracted_at, looked_at, now timestamptz or NULL for the server's clock
+--             patient_ids, partner_ids, revoked_at, extracted_at, now timestamptz or NULL for the server's clock
 -- Personal:   none.
 WITH fence AS (
     SELECT lease.clinic_id
@@ -12,8 +12,8 @@ WITH fence AS (
 )
 
 INSERT INTO ledger.batch (
-    run_key, clinic_id, lpu_id, operation, epoch, appointment_ids, versions, digests, reasons, partner_ids,
-    extracted_at, looked_at, created_at
+    run_key, clinic_id, lpu_id, operation, epoch, appointment_ids, versions, digests, reasons, patient_ids,
+    partner_ids, revoked_at, extracted_at, created_at
 )
 SELECT
     %(run_key)s::bigint,
@@ -25,9 +25,10 @@ SELECT
     %(versions)s::bigint[],
     %(digests)s::bigint[],
     %(reasons)s::text[],
+    %(patient_ids)s::bigint[],
     %(partner_ids)s::bigint[],
+    %(revoked_at)s::timestamptz[],
     %(extracted_at)s::timestamptz,
-    %(looked_at)s::timestamptz,
     coalesce(%(now)s::timestamptz, clock_timestamp())
 FROM fence
 RETURNING batch_id, idempotency_key

@@ -1,8 +1,9 @@
 -- Purpose:    write down what became of a batch, and of each of its records.
---             'to_retry' leaves the records alone: Medflex has not looked at them.
+--             'to_retry' leaves the records alone: Medflex has not looked at them. What is withdrawn is no open
+--             revocation any more.
 -- Grain:      one row with the number of batches resolved: 0 when somebody else has resolved it before.
 -- Parameters: batch_id, outcome, http_status, rejected_ids, rejected_fields (jsonb: id -> field names), outdated_ids,
---             unknown_ids, now timestamptz or NULL for the server's clock
+--             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock
 -- Personal:   none; of a rejection only the names of the fields are kept, never Medflex's text.
 WITH batch AS (
     UPDATE ledger.batch
@@ -12,6 +13,7 @@ WITH batch AS (
         rejected_ids = %(rejected_ids)s::bigint[],
         outdated_ids = %(outdated_ids)s::bigint[],
         unknown_ids = %(unknown_ids)s::bigint[],
+        looked_at = coalesce(%(looked_at)s::timestamptz, looked_at),
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
     WHERE batch_id = %(batch_id)s AND outcome IS NULL
     RETURNING *
@@ -27,6 +29,8 @@ item AS (
         batch.batch_id,
         batch.extracted_at,
         batch.resolved_at,
+        item.patient_id,
+        batch.partner_ids,
         CASE
             WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
             WHEN
@@ -37,15 +41,15 @@ item AS (
         %(rejected_fields)s::jsonb -> item.appointment_id::text AS rejected_fields
     FROM batch
     CROSS JOIN
-        LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests)
-            AS item (appointment_id, version, digest)
+        LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests, batch.patient_ids)
+            AS item (appointment_id, version, digest, patient_id)
     WHERE batch.outcome <> 'to_retry'
 ),
 
 kept AS (
     INSERT INTO ledger.record AS record (
         clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
-        extracted_at, changed_at
+        extracted_at, changed_at, patient_id, partner_ids
     )
     SELECT
         item.clinic_id,
@@ -61,7 +65,9 @@ kept AS (
         END,
         item.batch_id,
         item.extracted_at,
-        item.resolved_at
+        item.resolved_at,
+        CASE WHEN item.state <> 'withdrawn' THEN item.patient_id END,
+        CASE WHEN item.state <> 'withdrawn' THEN item.partner_ids END
     FROM item
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
@@ -74,9 +80,33 @@ kept AS (
             rejected_fields = excluded.rejected_fields,
             batch_id = excluded.batch_id,
             extracted_at = excluded.extracted_at,
-            changed_at = excluded.changed_at
+            changed_at = excluded.changed_at,
+            -- Until Medflex has said yes, what was there before may still be shown: whose it is, is in doubt unless
+            -- both are the same.
+            patient_id = CASE
+                WHEN excluded.state IN ('sent', 'withdrawn') THEN excluded.patient_id
+                WHEN excluded.state = 'withdrawing' THEN record.patient_id
+                WHEN record.state = 'withdrawn' THEN excluded.patient_id
+                WHEN record.patient_id = excluded.patient_id THEN record.patient_id
+            END,
+            partner_ids = CASE
+                WHEN excluded.state IN ('sent', 'withdrawn') OR record.state = 'withdrawn' THEN excluded.partner_ids
+                WHEN record.partner_ids @> excluded.partner_ids THEN record.partner_ids
+                ELSE record.partner_ids || excluded.partner_ids
+            END
         -- Nothing older may overwrite what is known of a newer version.
         WHERE record.version <= excluded.version
+    RETURNING 1
+),
+
+closed AS (
+    DELETE FROM ledger.revocation AS revocation
+    USING item
+    WHERE
+        item.state = 'withdrawn'
+        AND revocation.clinic_id = item.clinic_id
+        AND revocation.appointment_id = item.appointment_id
+        AND revocation.lpu_id = item.lpu_id
     RETURNING 1
 )
 

@@ -18,6 +18,7 @@ FROM (
         ON run_clinic.run_key = run_shard.run_key AND run_clinic.shard = run_shard.shard
     WHERE
         run_clinic.extracted IS NOT NULL
+        AND run.mode IN ('transfer', 'plan', 'resync')
         AND run_shard.stage IN ('validated', 'compared', 'loaded')
         -- A run of another day sees another window.
         AND run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'

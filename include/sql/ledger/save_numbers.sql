@@ -34,12 +34,19 @@ SET
     rejected = coalesce(given.rejected, run_clinic.rejected),
     to_retry = coalesce(given.to_retry, run_clinic.to_retry),
     unknown = coalesce(given.unknown, run_clinic.unknown),
-    dropped = coalesce(given.dropped, run_clinic.dropped)
+    dropped = coalesce(given.dropped, run_clinic.dropped),
+    revoked = coalesce(given.revoked, run_clinic.revoked),
+    withdrawn = coalesce(given.withdrawn, run_clinic.withdrawn),
+    withdraw_to_retry = coalesce(given.withdraw_to_retry, run_clinic.withdraw_to_retry),
+    withdraw_unknown = coalesce(given.withdraw_unknown, run_clinic.withdraw_unknown),
+    permitted_again = coalesce(given.permitted_again, run_clinic.permitted_again),
+    held = coalesce(given.held, run_clinic.held)
 FROM
     jsonb_to_recordset(%(numbers)s::jsonb) AS given (
         clinic_id bigint, access_state text, closed_reason text, opens_at timestamptz, window_from timestamptz,
         window_before timestamptz, extracted bigint, eligible bigint, withheld bigint, quarantined bigint,
         unknown_statuses bigint, new bigint, changed bigint, again bigint, unchanged bigint, planned bigint,
-        accepted bigint, rejected bigint, to_retry bigint, unknown bigint, dropped bigint
+        accepted bigint, rejected bigint, to_retry bigint, unknown bigint, dropped bigint, revoked bigint,
+        withdrawn bigint, withdraw_to_retry bigint, withdraw_unknown bigint, permitted_again bigint, held bigint
     )
 WHERE run_clinic.run_key = %(run_key)s AND run_clinic.clinic_id = given.clinic_id

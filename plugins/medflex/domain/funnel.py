@@ -26,6 +26,12 @@ class Funnel:
     to_retry: int = 0
     unknown: int = 0
     dropped: int = 0
+    revoked: int = 0
+    withdrawn: int = 0
+    withdraw_to_retry: int = 0
+    withdraw_unknown: int = 0
+    permitted_again: int = 0
+    held: int = 0
 
     @classmethod
     def of(cls, clinics: pd.DataFrame) -> Funnel:
@@ -61,8 +67,18 @@ class Funnel:
                     self.accepted + self.rejected + self.to_retry + self.unknown + self.dropped,
                 )
             )
-        return [f"{left} = {right} does not hold: {a} ≠ {b}" for left, a, right, b in equations if a != b]
+        return _broken(equations)
+
+    def withdrawal_violations(self) -> list[str]:
+        """Return, in the same way, what does not hold once everything that was revoked was dealt with."""
+        ended = self.withdrawn + self.withdraw_to_retry + self.withdraw_unknown + self.permitted_again + self.held
+        names = "withdrawn + withdraw_to_retry + withdraw_unknown + permitted_again + held"
+        return _broken([("revoked", self.revoked, names, ended)])
+
+
+def _broken(equations: list[tuple[str, int, str, int]]) -> list[str]:
+    return [f"{left} = {right} does not hold: {a} ≠ {b}" for left, a, right, b in equations if a != b]
 
 
 NUMBERS = tuple(field.name for field in fields(Funnel))
-"""The names of the numbers, in the order in which records pass them."""
+"""The names of the numbers, in the order in which records pass them; those of withdrawals last."""

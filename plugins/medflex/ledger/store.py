@@ -31,6 +31,7 @@ from medflex.errors import (
     RunIncompleteError,
 )
 from medflex.ledger.migrate import HEAD
+from medflex.ledger.withdrawals import Withdrawals, bigints
 from medflex.sql import query
 
 LEASE_SECONDS = 300
@@ -64,6 +65,8 @@ class RunShard:
     skipped_because: str | None
     problem: str | None
     extracted_at: datetime | None
+    withdraw_stage: str
+    withdraw_problem: str | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class BatchOutcome:
     unknown: Sequence[int] = ()
 
 
-class Ledger:
+class Ledger(Withdrawals):
     """Access to the ledger's database. Connections are per thread; every method is one transaction.
 
     Args:
@@ -230,8 +233,8 @@ class Ledger:
         """Return the shards of a run in order."""
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem, extracted_at"
-                " FROM ledger.run_shard WHERE run_key = %s ORDER BY shard",
+                "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem, extracted_at,"
+                " withdraw_stage, withdraw_problem FROM ledger.run_shard WHERE run_key = %s ORDER BY shard",
                 (run_key,),
             )
             return [RunShard(**row) for row in cursor.fetchall()]
@@ -243,6 +246,15 @@ class Ledger:
                 "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL"
                 " WHERE run_key = %s AND shard = %s",
                 (stage, because, run_key, shard),
+            )
+
+    def set_withdraw_stage(self, run_key: int, shard: int, stage: str, problem: str | None) -> None:
+        """Note how far a shard's withdrawals have come, and why they stopped."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run_shard SET withdraw_stage = %s, withdraw_problem = %s"
+                " WHERE run_key = %s AND shard = %s",
+                (stage, problem, run_key, shard),
             )
 
     def set_extracted_at(self, run_key: int, shard: int, extracted_at: datetime) -> None:
@@ -332,6 +344,19 @@ class Ledger:
             )
             return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "stage", "decision", "reasons", "records"])
 
+    def revoked_ids(self, run_key: int, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        """Return the records under their clinics' present ``lpu_id`` that a run found revoked, and does not hold:
+        ``clinic_id``, ``appointment_id``.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT clinic_id, unnest(appointment_ids) AS appointment_id FROM ledger.run_decision"
+                " WHERE run_key = %s AND stage = 'revoke' AND decision = 'revoked' AND clinic_id = ANY(%s)"
+                " AND reasons <> '{lpu_changed}'",
+                (run_key, list(clinic_ids)),
+            )
+            return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "appointment_id"]).astype("int64")
+
     def reason_history(self, before_run_key: int, runs: int = 7) -> pd.DataFrame:
         """Return records per reason and run of the runs before: ``run_key, reason, records, extracted``."""
         with self._transaction() as cursor:
@@ -372,7 +397,7 @@ class Ledger:
             return read_frame(
                 self._conninfo,
                 query("ledger/known"),
-                settings={"medflex.clinic_ids": "{" + ",".join(str(int(item)) for item in clinic_ids) + "}"},
+                settings={"medflex.clinic_ids": bigints(clinic_ids)},
             ).astype(dict.fromkeys(("clinic_id", "appointment_id", "lpu_id", "version"), "int64"))
 
     def clinics_with_records(self) -> list[int]:
@@ -383,15 +408,41 @@ class Ledger:
 
     # -- leases -----------------------------------------------------------------------------------------------------
 
-    def acquire(self, clinic_ids: Sequence[int], holder: str, seconds: int = LEASE_SECONDS) -> dict[int, int]:
+    def acquire(
+        self,
+        clinic_ids: Sequence[int],
+        holder: str,
+        seconds: int = LEASE_SECONDS,
+        *,
+        purpose: str = "send",
+        token: UUID | None = None,
+    ) -> dict[int, int]:
         """Become the only writer of these clinics; return the epoch of each one that could be had.
 
-        The same ``holder`` takes its own lease over again (a task that is tried once more), with a new epoch.
+        The same ``holder`` takes its own lease over again (a task that is tried once more), with a new epoch; the
+        purpose ``withdraw`` takes over what is held for another purpose.
+
+        Args:
+            token: what ``begin_writing`` gave.
+
+        Raises:
+            LeaseLostError: another attempt of this task has begun to write since.
         """
         with self._transaction() as cursor:
+            if token is not None:
+                cursor.execute("SELECT token FROM ledger.writer WHERE holder = %s FOR SHARE", (holder,))
+                row = cursor.fetchone()
+                if row is None or row["token"] != token:
+                    raise LeaseLostError("Another attempt of this task has taken over, so this one stops.")
             cursor.execute(
                 query("ledger/acquire_leases"),
-                {"clinic_ids": list(clinic_ids), "holder": holder, "seconds": seconds, "now": self._present()},
+                {
+                    "clinic_ids": list(clinic_ids),
+                    "holder": holder,
+                    "purpose": purpose,
+                    "seconds": seconds,
+                    "now": self._present(),
+                },
             )
             return {row["clinic_id"]: row["epoch"] for row in cursor.fetchall()}
 
@@ -441,10 +492,11 @@ class Ledger:
         appointment_ids: Sequence[int],
         versions: Sequence[int],
         digests: Sequence[int] | None,
-        looked_at: datetime,
         extracted_at: datetime | None = None,
         reasons: Sequence[str] | None = None,
+        patient_ids: Sequence[int] | None = None,
         partner_ids: Sequence[int] | None = None,
+        revoked_at: Sequence[datetime | None] | None = None,
     ) -> Intent:
         """Make a batch durable; only then may its first byte leave.
 
@@ -465,9 +517,10 @@ class Ledger:
                     "versions": list(versions),
                     "digests": list(digests) if digests is not None else None,
                     "reasons": list(reasons) if reasons is not None else None,
+                    "patient_ids": list(patient_ids) if patient_ids is not None else None,
                     "partner_ids": list(partner_ids) if partner_ids is not None else None,
+                    "revoked_at": list(revoked_at) if revoked_at is not None else None,
                     "extracted_at": extracted_at,
-                    "looked_at": looked_at,
                     "now": self._present(),
                 },
             )
@@ -478,8 +531,12 @@ class Ledger:
             )
         return Intent(row["batch_id"], row["idempotency_key"])
 
-    def resolve(self, batch_id: int, result: BatchOutcome) -> bool:
-        """Write down what became of a batch and of its records; ``False`` when another task did so before."""
+    def resolve(self, batch_id: int, result: BatchOutcome, looked_at: datetime | None = None) -> bool:
+        """Write down what became of a batch and of its records; ``False`` when another task did so before.
+
+        Args:
+            looked_at: the instant of the last look before its first byte left.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/resolve_batch"),
@@ -491,21 +548,29 @@ class Ledger:
                     "rejected_fields": Jsonb({str(key): list(value) for key, value in result.rejected.items()}),
                     "outdated_ids": list(result.outdated),
                     "unknown_ids": list(result.unknown),
+                    "looked_at": looked_at,
                     "now": self._present(),
                 },
             )
             return bool(cursor.fetchone()["batches"])  # type: ignore[index]
 
-    def raise_versions(self, clinic_id: int, lpu_id: int, versions: Mapping[int, int]) -> None:
-        """Number on from the versions that Medflex shows."""
+    def raise_versions(
+        self, clinic_id: int, lpu_id: int, versions: Mapping[int, int], hidden: Sequence[int] = ()
+    ) -> None:
+        """Number on from the versions that Medflex shows.
+
+        Args:
+            hidden: records for which Medflex holds a newer version that it does not show (withdrawn there): these are
+                numbered on by a leap, or each attempt would come one version closer only.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/raise_versions"),
                 {
                     "clinic_id": clinic_id,
                     "lpu_id": lpu_id,
-                    "appointment_ids": list(versions),
-                    "versions": list(versions.values()),
+                    "appointment_ids": [*versions, *hidden],
+                    "versions": [*versions.values(), *[None] * len(hidden)],
                 },
             )
 

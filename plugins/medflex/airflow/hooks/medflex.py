@@ -10,7 +10,7 @@ import gzip
 import re
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -138,10 +138,15 @@ class MedflexClient:
         response = self._request("POST", path, data=body, headers=headers)
         return _read_verdicts(response.status_code, _json(response), versions)
 
-    def visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
-        """Yield what partners of a clinic can see now: mappings with ``id``, ``version``, ``digest``, page by page."""
+    def visible(self, lpu_id: int, pace: Callable[[], object] = lambda: None) -> Iterator[dict[str, Any]]:
+        """Yield what partners of a clinic can see now: mappings with ``id``, ``version``, ``digest``, page by page.
+
+        Args:
+            pace: called before each request, to wait until it may leave.
+        """
         page = 1
         while True:
+            pace()
             response = self._request(
                 "GET", "/appointments/", params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE}
             )

@@ -23,6 +23,7 @@ from medflex.errors import (
     MedlockUnavailableError,
 )
 from medflex.ledger.store import refused_login
+from medflex.ledger.withdrawals import bigints
 from medflex.sql import query
 
 APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
@@ -105,6 +106,31 @@ class Medlock:
             | dict.fromkeys(flags, "boolean")
         )
 
+    def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
+        """Return what is committed now behind appointments, each of the clinic at the same place.
+
+        The columns are those of the extract, with ``patient_updated_at`` and ``doctor_updated_at``; an appointment that
+        does not exist, or belongs to another clinic, has no row.
+        """
+        with _translated():
+            settings = {
+                "medflex.clinic_ids": bigints(clinic_ids),
+                "medflex.appointment_ids": bigints(appointment_ids),
+            }
+            with stream(self._conninfo, query("medlock/appointments_now"), settings=settings) as reader:
+                _check_columns(reader.schema, "appointments_now")
+                return reader.read_all()
+
+    def changed_appointments(self, since: datetime) -> pd.DataFrame:
+        """Return the appointments for which something may have been revoked since then: ``clinic_id``,
+        ``appointment_id`` (int64).
+        """
+        return self._frame("medlock/changed_appointments", {"since": since}).dropna().astype("int64")
+
+    def deleted_rows(self) -> int:
+        """Return how many rows were ever deleted from the tables that stand behind a record, by Postgres' counters."""
+        return int(self._frame("medlock/deleted_rows", {})["deleted"].tolist()[0])
+
     def appointment_counts(self, windows: pd.DataFrame) -> dict[int, int]:
         """Return how many appointments lie in each clinic's window; clinics without any are left out."""
         frame = self._frame("medlock/appointment_counts", {"windows": windows_json(windows)})
@@ -165,16 +191,16 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _check_columns(schema: pa.Schema) -> None:
+def _check_columns(schema: pa.Schema, sql: str = "appointments") -> None:
     for name, expected in APPOINTMENT_COLUMNS.items():
         if name not in schema.names:
             raise MedlockSchemaError(
-                f"The query include/sql/medlock/appointments.sql returns no column {name}: the contract of its output"
+                f"The query include/sql/medlock/{sql}.sql returns no column {name}: the contract of its output"
                 " columns is in docs/data-contract.md."
             )
         if not schema.field(name).type.equals(expected):
             raise MedlockSchemaError(
-                f"The column {name} of include/sql/medlock/appointments.sql has type {schema.field(name).type}, the"
+                f"The column {name} of include/sql/medlock/{sql}.sql has type {schema.field(name).type}, the"
                 f" contract in docs/data-contract.md wants {expected}: cast it in the query."
             )
 

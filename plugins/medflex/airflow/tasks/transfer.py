@@ -6,25 +6,33 @@ import functools
 import logging
 import os
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from airflow.sdk import Context, get_current_context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from medflex.airflow import connections
 from medflex.airflow.schedule import is_of_today, next_slot, resolve_anchor
+from medflex.airflow.tasks.parts import (
+    access_rows,
+    gone_row,
+    open_ledger,
+    open_medflex,
+    open_medlock,
+    run_type,
+    speaking,
+    told,
+)
 from medflex.clock import SystemClock
 from medflex.errors import (
     BadParameterError,
     ConfigurationError,
     ConservationError,
-    MedflexPipelineError,
     RunIncompleteError,
     ValidationFailedError,
 )
@@ -41,44 +49,6 @@ PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 VALIDATED_ROWS = 4 * PART_ROWS
 """Rows per batch of Great Expectations, which costs a fixed part of a second each time."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class TransientFailure(AirflowException):
-    """The task failed for a reason that may pass; Airflow tries it again."""
-
-
-def speaking(function: Callable[P, T]) -> Callable[P, T]:
-    """Let errors reach Airflow as one sentence: retried if they may pass, final if not.
-
-    An error that nobody foresaw is told by its type and place only: its text, and that of its causes, may quote a row.
-    """
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except AirflowException:
-            raise
-        except MedflexPipelineError as error:
-            text = str(error) if error.transient else f"{type(error).__name__}: {error}"
-            failure: AirflowException = TransientFailure(text) if error.transient else AirflowFailException(text)
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            frames = traceback.extract_tb(error.__traceback__)
-            at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), place)
-            failure = TransientFailure(
-                f"{function.__name__} failed with {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
-                f" (raised in {Path(place.filename).name}, line {place.lineno}); its text is withheld, since it could"
-                " quote a row."
-            )
-        # Outside the handlers, so that the original is not even its context.
-        raise failure
-
-    return wrapper
-
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
 
@@ -100,13 +70,15 @@ def plan_shards() -> list[dict[str, Any]]:
     anchor = resolve_anchor(context)
     now = CLOCK.now()
     with ExitStack() as stack:
-        ledger = stack.enter_context(_ledger())
-        medlock = stack.enter_context(_medlock())
+        ledger = stack.enter_context(open_ledger())
+        medlock = stack.enter_context(open_medlock())
         ledger.check_schema()
         connections.digest_key()
         clinics = medlock.clinics(clinic_ids, now)
         _all_found(clinic_ids, clinics["clinic_id"].tolist())
         with_records = set(ledger.clinics_with_records())
+        # Clinics that Medlock knows no more, and Medflex still does: there may be something to withdraw.
+        gone = sorted(with_records - set(clinics["clinic_id"])) if clinic_ids is None else []
 
         open_or_waiting = clinics["state"] != AccessState.CLOSED
         history = ledger.row_history(clinics["clinic_id"].tolist(), runs=1).set_index("clinic_id")["extracted"]
@@ -121,17 +93,19 @@ def plan_shards() -> list[dict[str, Any]]:
             }
         )
         # A closed clinic of which Medflex shows nothing needs no task: its line in the ledger says why it is closed.
-        shards = pack_shards(packed[open_or_waiting | packed["clinic_id"].isin(with_records)], TARGET_ROWS)
+        packed = packed[open_or_waiting | packed["clinic_id"].isin(with_records)]
+        lost = pd.DataFrame({"clinic_id": gone, "expected_rows": 0, "kind": AccessState.CLOSED})
+        shards = pack_shards(pd.concat([packed, lost]) if gone else packed, TARGET_ROWS)
         dag_run = context["dag_run"]
         run = ledger.start_run(
             dag_id=dag_run.dag_id,
             run_id=dag_run.run_id,
-            run_type=_run_type(context),
+            run_type=run_type(context),
             mode=mode,
             anchor=anchor,
             clinic_ids=clinic_ids,
             started_at=now,
-            clinics=_access_rows(clinics),
+            clinics=[*access_rows(clinics), *map(gone_row, gone)],
             shards=shards,
         )
     states = clinics["state"].value_counts().to_dict()
@@ -186,26 +160,42 @@ def _all_found(clinic_ids: list[int] | None, found: Sequence[int]) -> None:
         raise BadParameterError(f"Medlock has no clinic with the id {shown}: correct the parameter clinic_ids.")
 
 
-def _run_type(context: Context) -> str:
-    run_type = context["dag_run"].run_type
-    return str(getattr(run_type, "value", run_type))
+# -- withdraw_revoked ------------------------------------------------------------------------------------------------
 
 
-def _access_rows(clinics: Any) -> Iterator[dict[str, Any]]:
-    for row in clinics[["clinic_id", "lpu_id", "state", "closed_reason", "opens_at"]].itertuples(index=False):
-        yield {
-            "clinic_id": int(row.clinic_id),
-            "lpu_id": None if _absent(row.lpu_id) else int(row.lpu_id),
-            "access_state": str(row.state),
-            "closed_reason": None if _absent(row.closed_reason) else str(row.closed_reason),
-            "opens_at": None if _absent(row.opens_at) else row.opens_at.to_pydatetime(),
-        }
+@speaking
+def withdraw_revoked(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Withdraw everything of the shard's clinics that Medflex shows and that may no longer be shared (R12).
 
+    It waits for nothing: not for the gate, not for a validation, not for another run's sending. In mode ``plan`` it
+    only tells what would be withdrawn. Returns the numbers of revoked, withdrawn, held … records.
+    """
+    from medflex.airflow.withdrawing import Withdrawer
 
-def _absent(value: Any) -> bool:
-    import pandas as pd
-
-    return bool(pd.isna(value))
+    context = _labelled(shard)
+    number = shard["shard"]
+    with open_ledger() as ledger, open_medlock() as medlock:
+        run = _run(ledger, context)
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        withdrawer = Withdrawer(
+            client=open_medflex(),
+            medlock=medlock,
+            ledger=ledger,
+            clock=CLOCK,
+            holder=f"{run.dag_id}/{run.run_id}/{number}/withdraw",
+            run_key=run.run_key,
+        )
+        is_plan = run.mode == "plan"
+        result = withdrawer.preview(clinic_ids) if is_plan else withdrawer.sweep(clinic_ids)
+        numbers = result.frame(clinic_ids)
+        if is_plan:
+            # What would become of them is not known before it is tried.
+            numbers = numbers[["clinic_id", "revoked", "held"]]
+        ledger.save_numbers(run.run_key, numbers)
+        ledger.save_decisions(run.run_key, "revoke", clinic_ids, result.decisions())
+        problem = " ".join(map(str, result.problems)) or None
+        ledger.set_withdraw_stage(run.run_key, number, "found" if is_plan else "withdrawn", problem)
+        return told(result, context, ledger)
 
 
 # -- the gate --------------------------------------------------------------------------------------------------------
@@ -227,7 +217,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
     from medflex.domain.access import AccessState, ClosedReason
 
     now = CLOCK.now()
-    with _ledger() as ledger, _medlock() as medlock:
+    with open_ledger() as ledger, open_medlock() as medlock:
         run = _run(ledger, context)
         shard = ledger.shard(run.run_key, shard_number)
         clinics = medlock.clinics(shard.clinic_ids, now)
@@ -275,7 +265,7 @@ def _access_frame(clinics: Any, clinic_ids: Sequence[int]) -> Any:
     from medflex.domain.access import AccessState, ClosedReason
 
     frame = pd.DataFrame(
-        list(_access_rows(clinics)), columns=["clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at"]
+        list(access_rows(clinics)), columns=["clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at"]
     )
     frame = frame.drop(columns="lpu_id")
     gone = [clinic_id for clinic_id in clinic_ids if clinic_id not in set(frame["clinic_id"])]
@@ -309,7 +299,7 @@ def extract(shard: Mapping[str, Any]) -> int:
     context = _labelled(shard)
     number = shard["shard"]
     now = CLOCK.now()
-    with _ledger() as ledger, _medlock() as medlock:
+    with open_ledger() as ledger, open_medlock() as medlock:
         run = _run(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         clinics = medlock.clinics(clinic_ids, now)
@@ -389,7 +379,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     context = _labelled(shard)
     number = shard["shard"]
     key = connections.digest_key()
-    with _ledger() as ledger, _medlock() as medlock:
+    with open_ledger() as ledger, open_medlock() as medlock:
         run = _run(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         # Read anew: a clinic that was closed since the extract has all its records withheld.
@@ -488,7 +478,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
 
     context = _labelled(shard)
     number = shard["shard"]
-    with _ledger() as ledger:
+    with open_ledger() as ledger:
         run = _run(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
@@ -634,12 +624,17 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
 
     context = _labelled(shard)
     number = shard["shard"]
-    with _ledger() as ledger:
+    with open_ledger() as ledger:
         run = _run(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
         known = _at_present_lpu(ledger.known(clinic_ids), staging, number)
+        if run.mode == "plan":
+            # A run that is not only a plan has withdrawn these by now.
+            revoked = ledger.revoked_ids(run.run_key, clinic_ids)
+            keys = pd.MultiIndex.from_frame(known[["clinic_id", "appointment_id"]])
+            known.loc[keys.isin(pd.MultiIndex.from_frame(revoked)), "state"] = "withdrawn"
         counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
         # Part by part, so that only what the ledger knows is held whole.
         for part, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"]):
@@ -674,12 +669,11 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
     A transient trouble fails the task after everything that could be sent was sent; the next attempt, or the next run,
     goes on with the rest.
     """
-    from medflex.airflow.hooks.medflex import MedflexClient, settings_of
     from medflex.airflow.loading import LOAD_COLUMNS, Loader
 
     context = _labelled(shard)
     number = shard["shard"]
-    with _ledger() as ledger, _medlock() as medlock:
+    with open_ledger() as ledger, open_medlock() as medlock:
         run = _run(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
@@ -695,7 +689,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
                     yield to_frame(staging.read(number, "eligible", part, LOAD_COLUMNS).filter(mask))
 
         loader = Loader(
-            client=MedflexClient(settings_of(connections.connection(connections.MEDFLEX))),
+            client=open_medflex(),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -734,7 +728,7 @@ def publish_quality_report() -> str:
     from medflex.quality.validation import validate_run
 
     context = get_current_context()
-    with _ledger() as ledger:
+    with open_ledger() as ledger:
         run = _run(ledger, context)
         ledger.set_report(run.run_key, None)
         results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
@@ -761,7 +755,7 @@ def settle_run() -> dict[str, int]:
     from medflex.domain.funnel import Funnel
 
     context = get_current_context()
-    with _ledger() as ledger:
+    with open_ledger() as ledger:
         run = _run(ledger, context)
         clinics = ledger.run_clinics(run.run_key)
         problems: list[str] = []
@@ -772,6 +766,11 @@ def settle_run() -> dict[str, int]:
             if shard.stage != "skipped" and (shard.problem or shard.stage != last):
                 what = shard.problem or f"it came no further than '{shard.stage}', see the log of its failed task."
                 problems.append(f"Shard {shard.label}: {what}")
+            if shard.withdraw_problem or shard.withdraw_stage != ("found" if run.mode == "plan" else "withdrawn"):
+                what = shard.withdraw_problem or "its withdrawals did not come to their end, see the log."
+                problems.append(f"Shard {shard.label}, withdrawals: {what}")
+            if shard.withdraw_stage == "withdrawn":
+                broken += [f"Shard {shard.label}: {violation}" for violation in of_shard.withdrawal_violations()]
             compared = shard.stage in ("compared", "loaded")
             counted = shard.stage not in ("planned", "skipped", "extracted")
             if counted:
@@ -781,6 +780,10 @@ def settle_run() -> dict[str, int]:
             problems.append("The quality report was not published, see the log of publish_quality_report.")
         funnel = Funnel.of(clinics)
         ledger.settle_run(run.run_key, [*broken, *problems])
+    if funnel.held:
+        log.warning(
+            "%d records whose rows have vanished are held; medflex_release asks a person about them.", funnel.held
+        )
     numbers = {name: int(value) for name, value in vars(funnel).items()}
     log.info("Funnel: %s", ", ".join(f"{name} {value}" for name, value in numbers.items()))
     for event in _outlet_events(context):
@@ -857,18 +860,6 @@ def _quality_funnels(ledger: Any, run: Any) -> tuple[Any, list[Any]]:
 
 
 # -- what tasks share ------------------------------------------------------------------------------------------------
-
-
-def _ledger() -> Any:
-    from medflex.ledger.store import Ledger
-
-    return Ledger(connections.postgres_conninfo(connections.LEDGER))
-
-
-def _medlock() -> Any:
-    from medflex.airflow.hooks.medlock import Medlock
-
-    return Medlock(connections.postgres_conninfo(connections.MEDLOCK))
 
 
 def _staging(context: Context) -> Any:

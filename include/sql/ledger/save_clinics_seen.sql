@@ -1,0 +1,22 @@
+-- Purpose:    remember the permissions of clinics as they were looked at; only what has changed is written.
+-- Parameters: clinics jsonb list of {clinic_id, lpu_id, is_open, partner_ids}; changed_at timestamptz
+-- Personal:   none.
+INSERT INTO ledger.clinic_seen AS seen (clinic_id, lpu_id, is_open, partner_ids, changed_at)
+SELECT
+    clinic.clinic_id,
+    clinic.lpu_id,
+    clinic.is_open,
+    clinic.partner_ids,
+    %(changed_at)s
+FROM
+    jsonb_to_recordset(%(clinics)s::jsonb)
+        AS clinic (clinic_id bigint, lpu_id bigint, is_open boolean, partner_ids bigint[])
+ON CONFLICT (clinic_id) DO UPDATE
+    SET
+        lpu_id = excluded.lpu_id,
+        is_open = excluded.is_open,
+        partner_ids = excluded.partner_ids,
+        changed_at = excluded.changed_at
+    WHERE
+    (seen.lpu_id, seen.is_open, seen.partner_ids)
+    IS DISTINCT FROM (excluded.lpu_id, excluded.is_open, excluded.partner_ids)

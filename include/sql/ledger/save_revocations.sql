@@ -1,0 +1,36 @@
+-- Purpose:    keep what has to be withdrawn until Medflex has acknowledged it, with the earliest instant that was told.
+-- Grain:      one row: how many are new.
+-- Parameters: clinic_ids, appointment_ids, lpu_ids bigint[]; reasons text[]; by_absence boolean[]; revoked_at
+--             timestamptz[] (NULL: since it was found); arrays in parallel; found_at timestamptz
+-- Personal:   none.
+WITH kept AS (
+    INSERT INTO ledger.revocation AS revocation (
+        clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at
+    )
+    SELECT
+        item.clinic_id,
+        item.appointment_id,
+        item.lpu_id,
+        item.reason,
+        item.by_absence,
+        least(coalesce(item.revoked_at, %(found_at)s), %(found_at)s),
+        %(found_at)s
+    FROM
+        unnest(
+            %(clinic_ids)s::bigint[],
+            %(appointment_ids)s::bigint[],
+            %(lpu_ids)s::bigint[],
+            %(reasons)s::text[],
+            %(by_absence)s::boolean[],
+            %(revoked_at)s::timestamptz[]
+        ) AS item (clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at)
+    ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
+        SET
+            reason = excluded.reason,
+            by_absence = excluded.by_absence,
+            revoked_at = least(revocation.revoked_at, excluded.revoked_at)
+    RETURNING (xmax = 0) AS is_new
+)
+
+SELECT count(*) FILTER (WHERE kept.is_new) AS new
+FROM kept

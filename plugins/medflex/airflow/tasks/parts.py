@@ -1,0 +1,138 @@
+"""What the tasks of all DAGs share: errors as one sentence, and the product's parts behind Airflow's connections."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from medflex.airflow import connections
+from medflex.errors import MedflexPipelineError
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TransientFailure(AirflowException):
+    """The task failed for a reason that may pass; Airflow tries it again."""
+
+
+def speaking(function: Callable[P, T]) -> Callable[P, T]:
+    """Let errors reach Airflow as one sentence: retried if they may pass, final if not.
+
+    An error that nobody foresaw is told by its type and place only: its text, and that of its causes, may quote a row.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except AirflowException:
+            raise
+        except MedflexPipelineError as error:
+            text = str(error) if error.transient else f"{type(error).__name__}: {error}"
+            failure: AirflowException = TransientFailure(text) if error.transient else AirflowFailException(text)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), place)
+            failure = TransientFailure(
+                f"{function.__name__} failed with {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+                f" (raised in {Path(place.filename).name}, line {place.lineno}); its text is withheld, since it could"
+                " quote a row."
+            )
+        # Outside the handlers, so that the original is not even its context.
+        raise failure
+
+    return wrapper
+
+
+def open_ledger() -> Any:
+    """Return the ledger behind its connection, to be closed by its context."""
+    from medflex.ledger.store import Ledger
+
+    return Ledger(connections.postgres_conninfo(connections.LEDGER))
+
+
+def open_medlock() -> Any:
+    """Return Medlock behind its connection, to be closed by its context."""
+    from medflex.airflow.hooks.medlock import Medlock
+
+    return Medlock(connections.postgres_conninfo(connections.MEDLOCK))
+
+
+def open_medflex() -> Any:
+    """Return a client of Medflex as its connection says."""
+    from medflex.airflow.hooks.medflex import MedflexClient, settings_of
+
+    return MedflexClient(settings_of(connections.connection(connections.MEDFLEX)))
+
+
+def run_type(context: Context) -> str:
+    """Return Airflow's name of the kind of a run: scheduled, manual, backfill, asset_triggered."""
+    run_type = context["dag_run"].run_type
+    return str(getattr(run_type, "value", run_type))
+
+
+def access_rows(clinics: Any) -> Iterator[dict[str, Any]]:
+    """Yield CLINICS as the rows with which the ledger starts a run."""
+    for row in clinics[["clinic_id", "lpu_id", "state", "closed_reason", "opens_at"]].itertuples(index=False):
+        yield {
+            "clinic_id": int(row.clinic_id),
+            "lpu_id": None if _absent(row.lpu_id) else int(row.lpu_id),
+            "access_state": str(row.state),
+            "closed_reason": None if _absent(row.closed_reason) else str(row.closed_reason),
+            "opens_at": None if _absent(row.opens_at) else row.opens_at.to_pydatetime(),
+        }
+
+
+def _absent(value: Any) -> bool:
+    import pandas as pd
+
+    return bool(pd.isna(value))
+
+
+def gone_row(clinic_id: int) -> dict[str, Any]:
+    """Return the row of a clinic that has disappeared from Medlock."""
+    from medflex.domain.access import AccessState, ClosedReason
+
+    return {
+        "clinic_id": clinic_id,
+        "lpu_id": None,
+        "access_state": AccessState.CLOSED.value,
+        "closed_reason": ClosedReason.CLINIC_GONE.value,
+        "opens_at": None,
+    }
+
+
+def told(result: Any, context: Context, ledger: Any) -> dict[str, int]:
+    """Log what became of withdrawals and ask for a person where one is needed; return the numbers.
+
+    Raises:
+        MedflexPipelineError: the problem that may pass, if any may; another attempt brings over what it concerns.
+    """
+    from medflex.airflow.assets import HELD, HELD_ALIAS
+    from medflex.airflow.withdrawing import NUMBERS
+
+    totals = {name: result.total(name) for name in NUMBERS}
+    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+    for what, found in (("Revoked", result.revoked), ("Held", result.held)):
+        by_reason: dict[str, int] = {}
+        for (_, reason), ids in found.items():
+            by_reason[reason] = by_reason.get(reason, 0) + len(ids)
+        for reason, number in sorted(by_reason.items()):
+            log.info("%s, %s: %d.", what, reason, number)
+    # Whatever is asked by nobody, also what an attempt left behind that failed: events come from successes only.
+    if ledger.unasked_holds():
+        context["outlet_events"][HELD_ALIAS].add(HELD)
+    if result.problems:
+        raise max(result.problems, key=lambda error: error.transient)
+    return totals

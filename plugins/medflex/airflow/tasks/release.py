@@ -1,0 +1,119 @@
+"""What the tasks of ``medflex_release`` do. Between them go ids, counts and the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import get_current_context
+
+from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, told
+from medflex.clock import SystemClock
+from medflex.errors import BadParameterError
+
+log = logging.getLogger(__name__)
+
+CLOCK = SystemClock()
+WITHDRAW, KEEP = "Withdraw", "Keep"
+OPTIONS = [WITHDRAW, KEEP]
+"""The answers that a person can give."""
+
+
+@speaking
+def list_holds() -> list[dict[str, Any]]:
+    """Take up the holds that nobody has been asked about; return one question per hold.
+
+    Returns ``{"hold_id", "subject", "body"}`` each: ids, counts and reason codes, never a name.
+    """
+    context = get_current_context()
+    with open_ledger() as ledger:
+        holds = ledger.claim_holds(context["dag_run"].run_id)
+    log.info("%d questions.", len(holds))
+    return [{"hold_id": hold.hold_id, **question(hold.clinic_id, hold.reasons, hold.live)} for hold in holds]
+
+
+@speaking
+def carry_out(hold_id: int, answer: Mapping[str, Any]) -> dict[str, int]:
+    """Do what a person decided: withdraw what is held, or leave it at Medflex; write down who decided.
+
+    Args:
+        hold_id: the hold that was asked about.
+        answer: what ``HITLOperator`` returns.
+    """
+    context = get_current_context()
+    context["hold_label"] = f"hold {hold_id}"  # type: ignore[typeddict-unknown-key]
+    chosen, decided_by = read_answer(answer)
+    if chosen == WITHDRAW:
+        return _withdraw(hold_id, decided_by)
+    return _keep(hold_id, decided_by)
+
+
+def read_answer(answer: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the chosen option and the log-in of the person who chose it.
+
+    Raises:
+        BadParameterError: the answer is none of the options.
+    """
+    options = list(answer.get("chosen_options") or ())
+    if len(options) != 1 or options[0] not in OPTIONS:
+        raise BadParameterError("The answer is none of Withdraw and Keep: clear the task ask, and answer again.")
+    person = answer.get("responded_by_user") or {}
+    return options[0], str(person.get("id") or "unknown")
+
+
+def question(clinic_id: int, reasons: Sequence[str], live: int) -> dict[str, str]:
+    """Return subject and body of the question about one clinic's hold.
+
+    Args:
+        clinic_id: Medlock's id of the clinic.
+        reasons: the reason code of each held record.
+        live: how many records of the clinic Medflex shows.
+    """
+    share = f"{len(reasons) / live:.0%}" if live else "all"
+    lines = [f"- {count} × `{reason}`" for reason, count in sorted(Counter(reasons).items())]
+    return {
+        "subject": f"Clinic {clinic_id}: withdraw {len(reasons)} records that are gone from Medlock?",
+        "body": "\n".join(
+            [
+                f"{len(reasons)} of the {live} records of clinic {clinic_id} that partners see ({share}) have vanished"
+                " from Medlock. Until somebody decides, partners keep seeing them.",
+                "",
+                *lines,
+                "",
+                f"**{WITHDRAW}**: they are really gone; Medflex is told so now.",
+                "",
+                f"**{KEEP}**: Medlock lacks them by mistake; they stay at Medflex. Nobody is"
+                " asked about these records again for a week.",
+            ]
+        ),
+    }
+
+
+def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
+    from medflex.airflow.withdrawing import Withdrawer
+
+    context = get_current_context()
+    with open_ledger() as ledger, open_medlock() as medlock:
+        hold = ledger.hold(hold_id)
+        if not ledger.decide_hold(hold_id, "released", decided_by) and hold.state != "released":
+            log.info("Hold %d is %s already: nothing to withdraw.", hold_id, hold.state)
+            return {}
+        # Judged anew: what has come back meanwhile stays.
+        withdrawer = Withdrawer(
+            client=open_medflex(),
+            medlock=medlock,
+            ledger=ledger,
+            clock=CLOCK,
+            holder=f"{context['dag_run'].dag_id}/{hold_id}",
+            run_key=None,
+        )
+        return told(withdrawer.sweep([hold.clinic_id]), context, ledger)
+
+
+def _keep(hold_id: int, decided_by: str) -> dict[str, int]:
+    with open_ledger() as ledger:
+        if not ledger.decide_hold(hold_id, "kept", decided_by):
+            log.info("Hold %d is %s already.", hold_id, ledger.hold(hold_id).state)
+    return {}

@@ -1,0 +1,139 @@
+"""What the tasks of ``medflex_withdraw`` do."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Context, get_current_context
+
+from medflex.airflow.tasks.parts import (
+    access_rows,
+    gone_row,
+    open_ledger,
+    open_medflex,
+    open_medlock,
+    run_type,
+    speaking,
+    told,
+)
+from medflex.clock import SystemClock
+from medflex.errors import ConfigurationError, WithdrawalsLateError
+
+log = logging.getLogger(__name__)
+
+CLOCK = SystemClock()
+DEADLINE_SECONDS = 900.0
+"""So long may it take from a change in Medlock to Medflex's acknowledgement before somebody is alerted."""
+LATE = "late_withdrawals"
+"""The name of the alert in the ledger."""
+
+
+@speaking
+def withdraw_revoked_now() -> dict[str, int]:
+    """Withdraw what was revoked since the last look, and what is left of earlier ones.
+
+    Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
+    """
+    from medflex.airflow.withdrawing import Withdrawer
+
+    context = get_current_context()
+    with open_ledger() as ledger, open_medlock() as medlock:
+        ledger.check_schema()
+        runs: list[int] = []
+
+        def begin_run(clinic_ids: Sequence[int]) -> int:
+            runs.append(_begin_run(context, ledger, medlock, clinic_ids))
+            return runs[-1]
+
+        withdrawer = Withdrawer(
+            client=open_medflex(),
+            medlock=medlock,
+            ledger=ledger,
+            clock=CLOCK,
+            # One run at a time, so the next one takes over at once what a killed one held.
+            holder=context["dag_run"].dag_id,
+            run_key=None,
+            begin_run=begin_run,
+        )
+        result = withdrawer.quick()
+        for run_key in runs:
+            clinic_ids = sorted(result.numbers)
+            ledger.save_numbers(run_key, result.frame(clinic_ids))
+            ledger.save_decisions(run_key, "revoke", clinic_ids, result.decisions())
+            problems = [str(problem) for problem in result.problems]
+            ledger.set_withdraw_stage(run_key, 0, "withdrawn", " ".join(problems) or None)
+            ledger.settle_run(run_key, problems)
+        return told(result, context, ledger)
+
+
+def _begin_run(context: Context, ledger: Any, medlock: Any, clinic_ids: Sequence[int]) -> int:
+    from medflex.domain.access import AccessState
+    from medflex.domain.packing import Shard
+
+    now = CLOCK.now()
+    clinics = medlock.clinics(clinic_ids, now)
+    gone = sorted(set(clinic_ids) - set(clinics["clinic_id"]))
+    run = ledger.start_run(
+        dag_id=context["dag_run"].dag_id,
+        run_id=context["dag_run"].run_id,
+        run_type=run_type(context),
+        mode="withdraw",
+        anchor=now,
+        clinic_ids=None,
+        started_at=now,
+        clinics=[*access_rows(clinics), *map(gone_row, gone)],
+        shards=[Shard("withdrawals", tuple(clinic_ids), AccessState.OPEN)],
+    )
+    return int(run.run_key)
+
+
+@speaking
+def report_lateness() -> None:
+    """Fail, and alert once, while something has waited for its withdrawal for longer than it may.
+
+    Raises:
+        WithdrawalsLateError: a revocation is open for too long, or nobody has looked for any for as long.
+    """
+    deadline = deadline_seconds()
+    with open_ledger() as ledger:
+        late = ledger.late_revocations(deadline)
+        watch = ledger.watch("consent")
+        sentence = None
+        if late.records:
+            sentence = (
+                f"{late.records} records of {late.clinics} clinics may no longer be shared since"
+                f" {late.oldest:%Y-%m-%d %H:%M:%S} UTC or later and are not withdrawn yet, more than {deadline:.0f}"
+                " seconds: see why withdraw_revoked_now fails."
+            )
+        elif watch is None or CLOCK.now() - watch[0] > timedelta(seconds=deadline):
+            since = f"since {watch[0]:%Y-%m-%d %H:%M:%S} UTC" if watch else "yet"
+            sentence = (
+                f"Nobody has looked {since} for what may no longer be shared, more than {deadline:.0f} seconds: see why"
+                " withdraw_revoked_now fails."
+            )
+        if ledger.set_alert(LATE, sentence):
+            if sentence is None:
+                log.warning("Alert over: withdrawals are in time again.")
+            else:
+                log.error("Alert: %s", sentence)
+        if sentence:
+            raise WithdrawalsLateError(sentence)
+        log.info("Nothing is late.")
+
+
+def deadline_seconds() -> float:
+    """Return the deadline of a withdrawal (``MEDFLEX_WITHDRAW_DEADLINE_SECONDS``, default 15 minutes)."""
+    text = os.environ.get("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", "")
+    try:
+        seconds = float(text) if text else DEADLINE_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise ConfigurationError(
+            "MEDFLEX_WITHDRAW_DEADLINE_SECONDS is no number of seconds up to a day: correct it or leave it out."
+        )
+    return seconds

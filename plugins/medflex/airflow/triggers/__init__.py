@@ -1,0 +1,1 @@
+"""What the triggerer runs. Importable by it, and light: pandas and pyarrow stay outside."""

@@ -1,0 +1,437 @@
+"""Withdrawing: what may no longer be shared is found, written down, and taken back from Medflex (R12).
+
+Two lanes use it: ``sweep`` looks at everything that Medflex shows of some clinics, ``quick`` at what has changed since
+the last time. Neither waits for a gate, a validation or another run's sending.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
+from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
+from medflex.arrow import to_pandas
+from medflex.domain.access import AccessState
+from medflex.domain.revocations import REVOCATION_COLUMNS, aged, empty_revocations, find_revocations, held_back
+from medflex.domain.window import clinic_windows
+from medflex.errors import MedflexContractError
+from medflex.ledger.store import Decision
+from medflex.ledger.withdrawals import KEY, instants
+
+OVERLAP = timedelta(minutes=10)
+"""How far each quick look goes back behind the last one: a change stamp is set before its transaction is committed."""
+ASKED_FOR = timedelta(days=7)
+"""How long a person's answer about vanished rows holds."""
+DAY = timedelta(hours=24)
+NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "permitted_again", "held")
+"""revoked = withdrawn + withdraw_to_retry + withdraw_unknown + permitted_again + held."""
+
+WATCH = "consent"
+SWEEP_WATCH = "sweep"
+_PRESENT_ROWS = 50_000
+"""So many records are looked up in Medlock at a time; bounds the memory."""
+_LIVE_ROWS = 400_000
+"""So many records of the ledger are held at a time, unless one clinic alone has more."""
+_FRESH = timedelta(seconds=60)
+"""A finding older than this is judged anew before it is acted on."""
+_PASSES = 3
+"""How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
+_SWEEP_SHARE = 10
+"""A sweep for deleted rows that took a second is made at most every ten seconds, one of an hour every ten hours."""
+
+
+@dataclass
+class WithdrawResult(WriteResult):
+    """What became of what may no longer be shared, by clinic.
+
+    revoked, held: (clinic, reason) → appointment ids. asked: how many questions were put to a person.
+    """
+
+    revoked: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
+    held: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
+    asked: int = 0
+
+    def frame(self, clinic_ids: Iterable[int]) -> pd.DataFrame:
+        """Return ``clinic_id`` and NUMBERS, one row per clinic."""
+        return pd.DataFrame(
+            [{"clinic_id": key, **{name: self.numbers[key][name] for name in NUMBERS}} for key in clinic_ids]
+        )
+
+    def total(self, name: str) -> int:
+        """Return one of NUMBERS, summed over the clinics."""
+        return sum(numbers[name] for numbers in self.numbers.values())
+
+    def decisions(self) -> list[Decision]:
+        """Return which records were found revoked, and which of these are held."""
+        return [
+            Decision(clinic_id, decision, (reason,), sorted(set(ids)))
+            for decision, found in (("revoked", self.revoked), ("held", self.held))
+            for (clinic_id, reason), ids in found.items()
+        ]
+
+
+class Withdrawer(Writer):
+    """Takes back what may no longer be shared. It takes clinics over from any other work (see the lease).
+
+    Args:
+        begin_run: called with the clinics concerned before the first batch of a quick look, if it finds anything;
+            returns the ledger's run.
+        writer: see :class:`Writer`.
+    """
+
+    operation = "withdraw"
+    path = WITHDRAW_PATH
+    poll_seconds = 1.0
+
+    def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
+        super().__init__(**writer)
+        self._begin_run = begin_run
+        self._result = WithdrawResult()
+        self._due = empty_revocations()
+        self._found_at = self._clock.now()
+
+    @property
+    def _written(self) -> WriteResult:
+        return self._result
+
+    # -- the lanes --------------------------------------------------------------------------------------------------
+
+    def sweep(self, clinic_ids: Sequence[int]) -> WithdrawResult:
+        """Look at everything that Medflex shows or may show of these clinics, and withdraw what may not be shared."""
+        found, clinics = self._sweep(clinic_ids)
+        due = self._decide(found, clinic_ids)
+        self._ledger.save_revocations(due, self._found_at, clinics=_permissions(clinics))
+        self._withdraw(due)
+        return self._result
+
+    def preview(self, clinic_ids: Sequence[int]) -> WithdrawResult:
+        """Find what ``sweep`` would withdraw and hold, and write nothing."""
+        found, _ = self._sweep(clinic_ids, writes=False)
+        held = self._held(found, clinic_ids)
+        self._note(found, held)
+        for key, number in found.loc[held, "clinic_id"].value_counts().items():
+            self._count(cast("int", key), held=int(number))
+        return self._result
+
+    def quick(self) -> WithdrawResult:
+        """Withdraw what was revoked since the last quick look, and what is left of earlier ones.
+
+        How far it has come is kept in the ledger together with what it found, so that nothing is missed, whatever fails
+        and for however long nobody looks. Rows that are gone leave no stamp: when Postgres has counted deletions, or
+        nobody has looked before, it sweeps all clinics.
+        """
+        now = self._found_at = self._clock.now()
+        last = self._ledger.watch(WATCH)
+        deleted = self._medlock.deleted_rows()
+        # Behind the look at the clock: what changes from here on is found by the next look.
+        clinics = self._medlock.clinics(None, now)
+        seen = self._ledger.clinics_seen()
+        narrowed = self._narrowed(clinics, seen, now - OVERLAP)
+        watch: dict[str, Mapping[str, Any]] = {WATCH: {}}
+        if last is None or self._sweep_is_due(deleted, now):
+            clinic_ids = self._ledger.clinics_with_records()
+            found, _ = self._sweep(clinic_ids)
+            seconds = (self._clock.now() - now).total_seconds()
+            watch[SWEEP_WATCH] = {"deleted": deleted, "seconds": seconds}
+        else:
+            changed = self._medlock.changed_appointments(last[0] - OVERLAP)
+            left = self._ledger.open_revocations()
+            pairs = pd.concat([changed, left[["clinic_id", "appointment_id"]]]).drop_duplicates()
+            live = self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist())
+            found, _ = self._judge(live[~live["clinic_id"].isin(narrowed)], now)
+            of_narrowed, _ = self._sweep(narrowed)
+            found = _joined([found, of_narrowed])
+            self._close_stale(left[~left["clinic_id"].isin(narrowed)], found)
+            clinic_ids = sorted(set(found["clinic_id"].tolist()))
+        if self._begin_run and (len(found) or self._result.numbers):
+            self._run_key = self._begin_run(sorted({*self._result.numbers, *found["clinic_id"].tolist()}))
+        due = self._decide(found, clinic_ids)
+        self._ledger.save_revocations(
+            due, now, watch=watch, clinics={**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
+        )
+        self._withdraw(due)
+        return self._result
+
+    def _sweep_is_due(self, deleted: int, now: datetime) -> bool:
+        last = self._ledger.watch(SWEEP_WATCH)
+        if last is None:
+            return True
+        at, value = last
+        return value["deleted"] != deleted and now >= at + timedelta(seconds=_SWEEP_SHARE * value["seconds"])
+
+    def _narrowed(self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime) -> list[int]:
+        """The clinics of which less may be shared than at the last look, or that have only just changed."""
+        present = _permissions(clinics)
+        narrowed = [clinic_id for clinic_id in seen if clinic_id not in present]
+        for clinic_id, now in present.items():
+            before = seen.get(clinic_id)
+            if (
+                before is None
+                or before["changed_at"] >= since
+                or (before["is_open"] and not now["is_open"])
+                or set(before["partner_ids"]) - set(now["partner_ids"])
+                or before["lpu_id"] != now["lpu_id"]
+            ):
+                narrowed.append(clinic_id)
+        return narrowed
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def _sweep(self, clinic_ids: Sequence[int], *, writes: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Judge all that Medflex shows or may show of these clinics; return REVOCATIONS and the clinics as judged."""
+        now = self._found_at = self._clock.now()
+        found = []
+        judged = []
+        for group in self._groups(clinic_ids):
+            # The ledger first: what is sent from here on has had its last look after this.
+            live = self._ledger.live(group)
+            revocations, behind = self._judge(live, now)
+            found.append(revocations)
+            if writes:
+                if len(behind):
+                    self._ledger.age_out(behind)
+                self._close_stale(self._ledger.open_revocations(group), revocations)
+                self._drop_obsolete(group, revocations)
+            judged.append(self._medlock.clinics(group, now))
+        return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now)
+
+    def _groups(self, clinic_ids: Sequence[int]) -> Iterator[list[int]]:
+        """Cut clinics into groups whose records fit into memory."""
+        counts = self._ledger.live_counts(clinic_ids)
+        group: list[int] = []
+        rows = 0
+        for clinic_id in clinic_ids:
+            if group and rows + counts.get(clinic_id, 0) > _LIVE_ROWS:
+                yield group
+                group, rows = [], 0
+            group.append(int(clinic_id))
+            rows += counts.get(clinic_id, 0)
+        if group:
+            yield group
+
+    def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""
+        if not len(live):
+            return empty_revocations(), live
+        clinics = self._medlock.clinics(live["clinic_id"].unique().tolist(), now)
+        windows = clinic_windows(clinics, now, now, cut_to_today=False)
+        found = []
+        behind = []
+        for start in range(0, len(live), _PRESENT_ROWS):
+            part = live.iloc[start : start + _PRESENT_ROWS].reset_index(drop=True)
+            table = self._medlock.appointments_now(part["clinic_id"].tolist(), part["appointment_id"].tolist())
+            present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
+            revocations = find_revocations(part, present, clinics, windows)
+            found.append(revocations)
+            left = aged(part, present, windows)
+            behind.append(left[~_keys(left).isin(_keys(revocations))])
+        return _joined(found), pd.concat(behind)
+
+    def _close_stale(self, open_revocations: pd.DataFrame, found: pd.DataFrame) -> None:
+        """Forget what was to be withdrawn and may be shared again, or is withdrawn already."""
+        stale = open_revocations[~_keys(open_revocations).isin(_keys(found))]
+        self._ledger.close_revocations(stale)
+        for key, number in stale["clinic_id"].value_counts().items():
+            self._count(cast("int", key), revoked=int(number), permitted_again=int(number))
+
+    # -- the asymmetric guard ---------------------------------------------------------------------------------------
+
+    def _decide(self, found: pd.DataFrame, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        """Hold back what a person has to decide on, and ask; return what is to be withdrawn now."""
+        held = self._held(found, clinic_ids)
+        self._note(found, held)
+        waiting = found[held]
+        if len(waiting):
+            counts = self._ledger.live_counts(waiting["clinic_id"].unique().tolist())
+            answered = self._answers(waiting["clinic_id"].unique().tolist())
+            for key, records in waiting.groupby("clinic_id"):
+                clinic_id = cast("int", key)
+                self._count(clinic_id, held=len(records))
+                if not set(records["appointment_id"].tolist()) <= answered["kept"].get(clinic_id, set()):
+                    self._result.asked += self._ledger.save_hold(
+                        records, live=counts.get(clinic_id, 0), found_at=self._found_at, run_key=self._run_key
+                    )
+        return found[~held].reset_index(drop=True)
+
+    def _held(self, found: pd.DataFrame, clinic_ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        absent = found.loc[found["by_absence"], "clinic_id"].unique().tolist()
+        if not absent:
+            return np.zeros(len(found), dtype=bool)
+        released = self._answers(absent)["released"]
+        by_person = [
+            appointment_id in released.get(clinic_id, ())
+            for clinic_id, appointment_id in zip(
+                found["clinic_id"].tolist(), found["appointment_id"].tolist(), strict=True
+            )
+        ]
+        judged = found.assign(
+            by_absence=found["by_absence"].to_numpy(dtype=bool) & ~np.array(by_person, dtype=np.bool_)
+        )
+        held = held_back(
+            judged,
+            self._ledger.live_counts(absent),
+            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY),
+        )
+        return held.to_numpy(dtype=bool)
+
+    def _answers(self, clinic_ids: Sequence[int]) -> dict[str, dict[int, set[int]]]:
+        """What persons have decided lately: state → clinic → appointment ids."""
+        answers: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for hold in self._ledger.holds(clinic_ids, self._clock.now() - ASKED_FOR):
+            answers[hold.state][hold.clinic_id].update(hold.appointment_ids)
+        return answers
+
+    def _drop_obsolete(self, clinic_ids: Sequence[int], found: pd.DataFrame) -> None:
+        """Take back questions about records of which none is missing any more."""
+        absent = found[found["by_absence"]]
+        for hold in self._ledger.holds(clinic_ids, self._clock.now()):
+            of_clinic = absent.loc[absent["clinic_id"] == hold.clinic_id, "appointment_id"]
+            if hold.state == "open" and not set(hold.appointment_ids) & set(of_clinic.tolist()):
+                self._ledger.decide_hold(hold.hold_id, "obsolete", None)
+
+    def _note(self, found: pd.DataFrame, held: np.ndarray[Any, Any]) -> None:
+        for rows, into in ((found[~held], self._result.revoked), (found[held], self._result.held)):
+            for key, ids in rows.groupby(["clinic_id", "reason"])["appointment_id"]:
+                into[cast("tuple[int, str]", key)].extend(ids.tolist())
+        self._count_each(found, "revoked")
+
+    # -- withdrawing ------------------------------------------------------------------------------------------------
+
+    def _withdraw(self, due: pd.DataFrame) -> None:
+        """Bring these revocations to their end; each counts in exactly one number."""
+        self._due = due
+        if len(due):
+            self._under_leases(sorted(due["clinic_id"].unique().tolist()))
+
+    def _write_held(self) -> None:
+        due = self._due[self._due["clinic_id"].isin(list(self._epochs))]
+        # Under the lease: versions as they are now, intents of whoever was interrupted included.
+        live = self._ledger.live(due["clinic_id"].tolist(), due["appointment_id"].tolist())
+        if self._clock.now() - self._found_at > _FRESH:
+            again, _ = self._judge(live, self._clock.now())
+            turned = due[_keys(due).isin(_keys(live)) & ~_keys(due).isin(_keys(again))]
+            self._ledger.close_revocations(turned)
+            self._count_each(turned, "permitted_again")
+            due = due[~_keys(due).isin(_keys(turned))]
+        # What another lane has withdrawn meanwhile is done.
+        done = due[~_keys(due).isin(_keys(live))]
+        self._ledger.close_revocations(done)
+        self._count_each(done, "withdrawn")
+        due = due.drop(columns="version").merge(live[[*KEY, "version"]], on=list(KEY))
+        for attempt in range(_PASSES):
+            self._run(self._batches(due))
+            outdated = {key: set(ids) for key, ids in self._outdated.items()}
+            if not outdated or attempt == _PASSES - 1:
+                break
+            self._catch_up()
+            keys = zip(*(due[name].tolist() for name in KEY), strict=True)
+            due = due[[id_ in outdated.get((clinic_id, lpu_id), ()) for clinic_id, id_, lpu_id in keys]]
+            due = due.drop(columns="version")
+            for key, number in due["clinic_id"].value_counts().items():
+                self._count(cast("int", key), withdraw_to_retry=-int(number))
+            live = self._ledger.live(due["clinic_id"].tolist(), due["appointment_id"].tolist())
+            due = due.merge(live[[*KEY, "version"]], on=list(KEY))
+        self._outdated.clear()
+
+    def _batches(self, due: pd.DataFrame) -> Iterator[Batch]:
+        for key, records in due.groupby(["clinic_id", "lpu_id"], sort=False):
+            clinic_id, _ = cast("tuple[int, int]", key)
+            for start in range(0, len(records), self._settings.batch_size):
+                part = records.iloc[start : start + self._settings.batch_size]
+                yield Batch(
+                    clinic_id, part.rename(columns={"appointment_id": "id"}), part["version"].to_numpy("int64") + 1
+                )
+
+    def _prepare(self, delivery: Delivery) -> None:
+        if delivery.intent is not None:
+            return
+        records = delivery.records
+        delivery.looked_at = self._found_at
+        delivery.intent = self._ledger.record_intent(
+            run_key=self._run_key,
+            clinic_id=delivery.clinic_id,
+            lpu_id=delivery.lpu_id,
+            operation=self.operation,
+            holder=self._holder,
+            epoch=self._epochs[delivery.clinic_id],
+            appointment_ids=records["id"].tolist(),
+            versions=delivery.versions.tolist(),
+            digests=None,
+            reasons=records["reason"].tolist(),
+            revoked_at=[instant or self._found_at for instant in instants(records["revoked_at"])],
+        )
+        items = zip(records["id"].tolist(), delivery.versions.tolist(), records["reason"].tolist(), strict=True)
+        delivery.body = self._client.encode(
+            {
+                "lpu_id": delivery.lpu_id,
+                "records": [{"id": id_, "version": version, "reason": reason} for id_, version, reason in items],
+            }
+        )
+
+    def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
+        self._count(
+            delivery.clinic_id,
+            withdrawn=len(reply.accepted),
+            withdraw_to_retry=len(reply.outdated) + len(reply.rejected),
+            withdraw_unknown=len(reply.unknown),
+        )
+        if reply.rejected:
+            self._problem(
+                MedflexContractError(
+                    f"Medflex rejects {len(reply.rejected)} withdrawals of clinic {delivery.clinic_id}: compare"
+                    " include/contracts/medflex.openapi.yaml with what Medflex expects; they are tried again."
+                )
+            )
+
+    def _left(self, delivery: Delivery) -> None:
+        name = "withdraw_unknown" if delivery.in_doubt else "withdraw_to_retry"
+        self._count(delivery.clinic_id, **{name: len(delivery.records)})
+
+    def _give_up(self, clinic_ids: Sequence[int]) -> None:
+        self._count_each(self._due[self._due["clinic_id"].isin(clinic_ids)], "withdraw_to_retry")
+
+    def _forget(self, clinic_id: int) -> None:
+        for name in ("withdrawn", "withdraw_to_retry", "withdraw_unknown"):
+            self._written.numbers[clinic_id][name] = 0
+
+    def _count_each(self, records: pd.DataFrame, name: str) -> None:
+        for key, number in records["clinic_id"].value_counts().items():
+            self._count(cast("int", key), **{name: int(number)})
+
+
+def _joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [frame for frame in found if len(frame)]
+    return pd.concat(filled, ignore_index=True)[list(REVOCATION_COLUMNS)] if filled else empty_revocations()
+
+
+def _keys(records: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays([records[name].to_numpy("int64") for name in KEY])
+
+
+_NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}
+"""The permissions of a clinic that is gone."""
+
+
+def _permissions(clinics: pd.DataFrame) -> dict[int, Mapping[str, Any]]:
+    """Clinic → ``lpu_id``, ``is_open``, ``partner_ids``."""
+    columns = (
+        clinics["clinic_id"].tolist(),
+        clinics["lpu_id"].tolist(),
+        clinics["state"].eq(AccessState.OPEN).tolist(),
+        clinics["partner_ids"].tolist(),
+    )
+    return {
+        int(clinic_id): {
+            "lpu_id": None if pd.isna(lpu_id) else int(lpu_id),
+            "is_open": bool(is_open),
+            "partner_ids": [int(item) for item in partner_ids],
+        }
+        for clinic_id, lpu_id, is_open, partner_ids in zip(*columns, strict=True)
+    }

@@ -1,0 +1,499 @@
+"""Writing to Medflex: what sending and withdrawing have in common.
+
+Requests leave under leases, each written down as a batch before its first byte leaves, at a rate that all workers
+share, and are repeated under the same key until they are acknowledged or the budget is spent. Nothing here imports
+Airflow, so that tests drive it against a real Postgres and a real Medflex with a clock of theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medflex.airflow.hooks.medflex import (
+    BatchReply,
+    MedflexClient,
+    NotProcessedError,
+    UnknownOutcomeError,
+    unavailable,
+)
+from medflex.clock import Clock
+from medflex.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    MedflexContractError,
+    MedflexPipelineError,
+    MedflexUnavailableError,
+)
+from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger
+
+log = logging.getLogger(__name__)
+
+_RENEW_SECONDS = LEASE_SECONDS / 5
+_NAP_SECONDS = 5.0
+_FAILING_CLINICS = 3
+"""So many clinics whose requests keep failing mean that Medflex itself is failing."""
+_MOST_ROUNDS = 20
+"""How often a clinic may be taken over by withdrawals before its records are left for the next attempt."""
+
+
+class MedlockReader(Protocol):
+    """What is read of Medlock while writing; :class:`medflex.airflow.hooks.medlock.Medlock` is one."""
+
+    def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
+        """Return CLINICS judged at ``now``."""
+        ...
+
+    def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
+        """Return the flags behind appointments as committed now."""
+        ...
+
+    def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
+        """Return ROWS of appointments, each of the clinic at the same place, as committed now."""
+        ...
+
+    def changed_appointments(self, since: datetime) -> pd.DataFrame:
+        """Return ``clinic_id`` and ``appointment_id`` of what may have been revoked since then."""
+        ...
+
+    def deleted_rows(self) -> int:
+        """Return how many rows were ever deleted."""
+        ...
+
+
+@dataclass
+class Batch:
+    """Records of one clinic and lpu_id that leave together.
+
+    records: at least ``id`` and ``lpu_id``. versions: int64, the one that each record gets, in the same order.
+    """
+
+    clinic_id: int
+    records: pd.DataFrame
+    versions: np.ndarray[Any, Any]
+
+
+class Delivery:
+    """A batch on its way: the records not yet accounted for, and the intent they are written down with."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.clinic_id = batch.clinic_id
+        self.records = batch.records
+        self.versions = batch.versions
+        self.intent: Intent | None = None
+        self.body = b""
+        self.looked_at: datetime | None = None
+        self.in_doubt = False
+        self.retry_after: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of the present intent."""
+        return str(self.intent.idempotency_key) if self.intent else ""
+
+    @property
+    def lpu_id(self) -> int:
+        """Under which clinic's number Medflex has these records."""
+        return int(self.records["lpu_id"].iloc[0])
+
+    @property
+    def by_id(self) -> dict[int, int]:
+        """Appointment id → version."""
+        return dict(zip(self.records["id"].tolist(), self.versions.tolist(), strict=True))
+
+    def keep(self, mask: np.ndarray[Any, Any]) -> None:
+        """Go on with these records only."""
+        self.records = self.records[mask]
+        self.versions = self.versions[mask]
+
+
+@dataclass
+class WriteResult:
+    """What became of records, by clinic, and what went wrong."""
+
+    numbers: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    problems: list[MedflexPipelineError] = field(default_factory=list)
+
+
+class Writer(ABC):
+    """Writes to Medflex under leases.
+
+    Args:
+        holder: who holds the leases: the same for each attempt of one task, so that an attempt takes over its
+            predecessor's leases at once and fences it.
+        run_key: the ledger's run, or ``None`` outside a run.
+    """
+
+    operation: str
+    """``send`` or ``withdraw``, as the ledger notes it and as leases are asked for."""
+    path: str
+    """Medflex's path."""
+    poll_seconds = 5.0
+    """How often a lease that another run holds is asked for."""
+
+    def __init__(
+        self,
+        *,
+        client: MedflexClient,
+        medlock: MedlockReader,
+        ledger: Ledger,
+        clock: Clock,
+        holder: str,
+        run_key: int | None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._settings = client.settings
+        self._medlock = medlock
+        self._ledger = ledger
+        self._clock = clock
+        self._holder = holder
+        self._run_key = run_key
+        self._jitter = jitter
+        self._rate_name = urlsplit(self._settings.base_url).netloc
+        self._lock = threading.Lock()
+        self._token: UUID | None = None
+        self._epochs: dict[int, int] = {}
+        self._lost: set[int] = set()
+        self._taken_over: set[int] = set()
+        self._failing: set[int] = set()
+        self._renewed = clock.now()
+        self._outdated: dict[tuple[int, int], set[int]] = defaultdict(set)
+        self._halted = False
+        self._waited = 0.0
+        self._paused_until = clock.now()
+
+    # -- what a writer writes ---------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _written(self) -> WriteResult:
+        """Where numbers and problems go."""
+
+    @abstractmethod
+    def _write_held(self) -> None:
+        """Write for the clinics whose leases we hold (``self._epochs``)."""
+
+    @abstractmethod
+    def _give_up(self, clinic_ids: Sequence[int]) -> None:
+        """Count what stays undone because other runs hold these clinics, or because all writing has stopped."""
+
+    @abstractmethod
+    def _prepare(self, delivery: Delivery) -> None:
+        """See to it that what is left of a delivery is written down and may leave now."""
+
+    @abstractmethod
+    def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
+        """Count Medflex's verdicts."""
+
+    @abstractmethod
+    def _left(self, delivery: Delivery) -> None:
+        """Count what could not be brought to an end."""
+
+    def _forget(self, clinic_id: int) -> None:
+        """Count a clinic anew: it was taken over in between, and everything of it is looked at once more."""
+        self._written.numbers[clinic_id].clear()
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+
+    def _under_leases(self, clinic_ids: Sequence[int]) -> None:
+        """Write for these clinics as their leases can be had; one that a withdrawal takes over is begun again."""
+        pending = list(clinic_ids)
+        rounds: Counter[int] = Counter()
+        # A run that was killed holds its leases for this long; one that lives lets go shard by shard.
+        deadline = self._clock.now() + timedelta(seconds=LEASE_SECONDS + 30)
+        try:
+            if self._token is None:
+                self._token = self._ledger.begin_writing(self._holder)
+            while pending and not self._halted:
+                self._epochs = self._ledger.acquire(pending, self._holder, purpose=self.operation, token=self._token)
+                if self._epochs:
+                    pending = [clinic_id for clinic_id in pending if clinic_id not in self._epochs]
+                    pending += self._hold(rounds)
+                elif self._clock.now() >= deadline:
+                    break
+                else:
+                    self._clock.sleep(self.poll_seconds)
+        except LeaseLostError as error:
+            self._halted = True
+            self._problem(error)
+        if pending:
+            if not self._halted:
+                self._problem(
+                    LeaseHeldError(f"Another run is writing for {_clinics(pending)}: their records stay for later.")
+                )
+            self._lost.update(pending)
+            self._give_up(pending)
+
+    def _hold(self, rounds: Counter[int]) -> list[int]:
+        """Write for the clinics that are held, let go of them, and return those that were taken over meanwhile."""
+        self._renewed = self._clock.now()
+        self._taken_over.clear()
+        try:
+            self._ledger.fold_open_batches(list(self._epochs))
+            self._write_held()
+        finally:
+            self._ledger.release(self._epochs, self._holder)
+        again = []
+        for clinic_id in sorted(self._taken_over):
+            rounds[clinic_id] += 1
+            if rounds[clinic_id] < _MOST_ROUNDS:
+                self._lost.discard(clinic_id)
+                self._forget(clinic_id)
+                again.append(clinic_id)
+            else:
+                self._problem(
+                    LeaseLostError(f"Clinic {clinic_id} was taken over again and again: its records stay for later.")
+                )
+        return again
+
+    def _keep_leases(self) -> None:
+        """Renew the leases when it is time to."""
+        now = self._clock.now()
+        with self._lock:
+            if (now - self._renewed).total_seconds() < _RENEW_SECONDS:
+                return
+            self._renewed = now
+        self._ledger.renew(self._epochs, self._holder)
+
+    def _require_lease(self, clinic_id: int) -> None:
+        """Raise :class:`LeaseLostError` unless the clinic is still ours."""
+        if not self._ledger.renew({clinic_id: self._epochs[clinic_id]}, self._holder):
+            raise _taken_over(clinic_id)
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def _run(self, batches: Iterator[Batch]) -> None:
+        """Deliver batches, several at a time."""
+        if self._settings.parallel == 1:
+            for batch in batches:
+                self._send(batch)
+            return
+        with ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex") as pool:
+            try:
+                under_way: set[Future[None]] = set()
+                for batch in batches:
+                    # Two per thread: enough to keep them busy, few enough to bound the memory.
+                    under_way = self._await(under_way, 2 * self._settings.parallel - 1)
+                    under_way.add(pool.submit(self._send, batch))
+                self._await(under_way, 0)
+            except BaseException:
+                # A time-out of the task, a signal, a bug: the threads must not go on sending behind its back.
+                self._halted = True
+                raise
+
+    def _await(self, under_way: set[Future[None]], most: int) -> set[Future[None]]:
+        """Wait until no more than ``most`` batches are under way."""
+        while len(under_way) > most:
+            done, under_way = wait(under_way, timeout=10, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            with self._contained():
+                self._keep_leases()
+        return under_way
+
+    def _send(self, batch: Batch) -> None:
+        """Bring one batch to its end; every record of it is counted exactly once."""
+        delivery = Delivery(batch)
+        if not self._halted and batch.clinic_id not in self._lost:
+            try:
+                self._deliver(delivery)
+            except MedflexPipelineError as error:
+                self._trouble(error, batch.clinic_id)
+        if len(delivery.records):
+            if delivery.intent is not None:
+                with self._contained():
+                    self._close(delivery)
+            self._left(delivery)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        failure, everywhere = "", False
+        for number in range(self._settings.attempts):
+            if number and not self._back_off(number, delivery.retry_after):
+                break
+            if not self._wait_for_slot() or delivery.clinic_id in self._lost:
+                return
+            self._keep_leases()
+            if delivery.intent is not None:
+                self._require_lease(delivery.clinic_id)
+            self._prepare(delivery)
+            if not len(delivery.records):
+                return
+            delivery.retry_after = None
+            try:
+                reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
+            except NotProcessedError as error:
+                failure = f"HTTP {error.status}" if error.status else "no connection"
+                # Nobody can reach it, or nobody is let in: that is no matter of this clinic.
+                everywhere = True
+                delivery.retry_after = error.retry_after
+            except UnknownOutcomeError as error:
+                failure = error.what
+                everywhere = False
+                delivery.retry_after = error.retry_after
+                delivery.in_doubt = True
+            else:
+                self._settle(delivery, reply)
+                return
+            if delivery.retry_after:
+                self._pause(delivery.retry_after)
+        self._halted |= everywhere
+        raise unavailable(failure)
+
+    def _settle(self, delivery: Delivery, reply: BatchReply) -> None:
+        """Write Medflex's verdicts down."""
+        # Medflex has it; should the ledger fail now, that must not look as if it had not.
+        delivery.in_doubt = True
+        outcome = BatchOutcome(
+            "acknowledged",
+            reply.http_status,
+            rejected=reply.rejected,
+            outdated=sorted(reply.outdated),
+            unknown=sorted(reply.unknown),
+        )
+        assert delivery.intent is not None  # noqa: S101 - for the type checker: _prepare has set it
+        if not self._ledger.resolve(delivery.intent.batch_id, outcome, delivery.looked_at):
+            raise _taken_over(delivery.clinic_id)
+        with self._lock:
+            if reply.outdated:
+                self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
+        self._acknowledged(delivery, reply)
+        delivery.intent = None
+        delivery.records = delivery.records.iloc[:0]
+        if reply.unknown:
+            self._problem(unavailable("a reply that leaves records out"))
+
+    def _close(self, delivery: Delivery) -> None:
+        """End an intent that is not acknowledged; what is left of the delivery needs another one."""
+        assert delivery.intent is not None  # noqa: S101 - for the type checker: callers have looked
+        outcome = (
+            BatchOutcome("unknown", unknown=delivery.records["id"].tolist())
+            if delivery.in_doubt
+            else BatchOutcome("to_retry")
+        )
+        self._ledger.resolve(delivery.intent.batch_id, outcome, delivery.looked_at)
+        delivery.intent = None
+        delivery.body = b""
+        delivery.versions = delivery.versions + 1
+
+    # -- pace and trouble -------------------------------------------------------------------------------------------
+
+    def _wait_for_slot(self) -> bool:
+        """Wait for a place in Medflex's rate, which all workers share; ``False`` when sending has stopped meanwhile."""
+        if self._settings.rate_per_second:
+            most = self._settings.retry_budget
+            seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
+            if seconds > most:
+                self._halted = True
+                raise unavailable("it asked for a pause that is not over")
+            self._sleep(seconds)
+        while not self._halted and (seconds := (self._paused_until - self._clock.now()).total_seconds()) > 0:
+            self._sleep(seconds)
+        return not self._halted
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but notice soon when sending has stopped."""
+        while seconds > 0 and not self._halted:
+            self._clock.sleep(min(seconds, _NAP_SECONDS))
+            seconds -= _NAP_SECONDS
+
+    def _pause(self, seconds: float) -> None:
+        """Medflex asked for a pause: neither this task nor another one sends before it is over."""
+        with self._lock:
+            self._paused_until = max(self._paused_until, self._clock.now() + timedelta(seconds=seconds))
+        self._ledger.pause_rate(self._rate_name, seconds)
+
+    def _back_off(self, number: int, retry_after: float | None) -> bool:
+        """Wait before attempt ``number``; ``False`` when the budget of waiting does not allow it."""
+        settings = self._settings
+        seconds = retry_after
+        if seconds is None:
+            seconds = min(settings.max_backoff, settings.backoff * 2 ** (number - 1)) * (0.5 + self._jitter() / 2)
+        with self._lock:
+            if self._halted or self._waited + seconds > settings.retry_budget:
+                return False
+            self._waited += seconds
+        self._sleep(seconds)
+        return True
+
+    def _trouble(self, error: MedflexPipelineError, clinic_id: int) -> None:
+        """Stop what has no hope: the clinic's sending, or, where it is no matter of one clinic, all of it."""
+        self._lost.add(clinic_id)
+        if isinstance(error, LeaseLostError):
+            # Not yet a problem: whoever took it over will let go of it, unless it is a later attempt of this task.
+            log.info("%s", error)
+            self._taken_over.add(clinic_id)
+            return
+        self._problem(error)
+        if isinstance(error, MedflexUnavailableError):
+            self._failing.add(clinic_id)
+            self._halted |= len(self._failing) >= _FAILING_CLINICS
+        elif not isinstance(error, MedflexContractError):
+            self._halted = True
+
+    def _problem(self, error: MedflexPipelineError) -> None:
+        with self._lock:
+            problems = self._written.problems
+            if str(error) not in map(str, problems):
+                log.error("%s", error)
+                problems.append(error)
+
+    @contextmanager
+    def _contained(self) -> Iterator[None]:
+        try:
+            yield
+        except MedflexPipelineError as error:
+            self._problem(error)
+
+    def _count(self, clinic_id: int, **numbers: int) -> None:
+        with self._lock:
+            self._written.numbers[clinic_id].update(numbers)
+
+    # -- versions ---------------------------------------------------------------------------------------------------
+
+    def _catch_up(self) -> dict[int, int]:
+        """Number on from what Medflex shows, where it holds newer versions than the ledger knew of.
+
+        Returns:
+            Clinic → number of such records.
+        """
+        caught_up: dict[int, int] = {}
+        for (clinic_id, lpu_id), ids in self._outdated.items():
+            with self._contained():
+                try:
+                    shown = {item["id"]: item["version"] for item in self._visible(lpu_id) if item["id"] in ids}
+                except (NotProcessedError, UnknownOutcomeError):
+                    shown = {}
+                self._ledger.raise_versions(clinic_id, lpu_id, shown, sorted(ids - shown.keys()))
+            caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
+        self._outdated.clear()
+        return caught_up
+
+    def _visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
+        """What partners of a clinic can see now, at the rate that all workers share."""
+        return self._client.visible(lpu_id, self._wait_for_slot)
+
+
+def _taken_over(clinic_id: int) -> LeaseLostError:
+    return LeaseLostError(f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it.")
+
+
+def _clinics(clinic_ids: Sequence[int]) -> str:
+    shown = ", ".join(str(item) for item in clinic_ids[:10])
+    more = f" and {len(clinic_ids) - 10} more" if len(clinic_ids) > 10 else ""
+    return f"clinic {shown}" if len(clinic_ids) == 1 else f"clinics {shown}{more}"

@@ -1,0 +1,248 @@
+"""What was sent, or may have been, and may no longer be shared (R12): one function for every lane that withdraws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from medflex.domain.eligibility import ALL_RULES, Rule, judge
+from medflex.domain.last_look import Turned
+from medflex.domain.reasons import QUARANTINE, Reason
+
+MOST_ABSENT = 10
+"""So many records of a clinic may vanish within a day before a person is asked, whatever their share …"""
+MOST_ABSENT_SHARE = 0.02
+"""… or this share of what Medflex shows of the clinic, if that is more."""
+
+REVOCATION_COLUMNS = ("clinic_id", "appointment_id", "lpu_id", "version", "reason", "by_absence", "revoked_at")
+"""The columns of REVOCATIONS."""
+
+
+class Revoked(StrEnum):
+    """Why a record is withdrawn, besides the reasons for which one is not sent."""
+
+    CLINIC_GONE = "clinic_gone"
+    MOVED_OUT_OF_WINDOW = "moved_out_of_window"
+    WITHDRAWAL_UNFINISHED = "withdrawal_unfinished"
+    UNKNOWN_TO_LEDGER = "unknown_to_ledger"
+
+    @property
+    def description(self) -> str:
+        """One line for reports and pages."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    Revoked.CLINIC_GONE: "The clinic has disappeared from Medlock.",
+    Revoked.MOVED_OUT_OF_WINDOW: "The appointment was moved to a day that is not shared yet.",
+    Revoked.WITHDRAWAL_UNFINISHED: "A withdrawal was begun and not acknowledged; one that is begun is finished.",
+    Revoked.UNKNOWN_TO_LEDGER: "Medflex shows a record that may not be shared and that the ledger knows nothing of.",
+}
+
+ABSENCE: frozenset[str] = frozenset({Turned.APPOINTMENT_GONE, Revoked.CLINIC_GONE, *QUARANTINE})
+"""Reasons that are no one's no: a row is gone, or its data cannot be trusted. Above a threshold a person is asked."""
+
+_OF_PATIENT = frozenset({Reason.REFUSED_PERSONAL_DATA, Reason.REFUSED_NOTIFICATIONS, Reason.REFUSED_MARKETING})
+_STAMPS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(_OF_PATIENT, "patient_updated_at"),
+        Reason.DOCTOR_BANNED: "doctor_updated_at",
+        Reason.ANONYMOUS_APPOINTMENT: "updated_at",
+        Turned.PERSON_CHANGED: "updated_at",
+        Revoked.MOVED_OUT_OF_WINDOW: "updated_at",
+    }
+)
+"""Which change stamp tells since when a reason holds; that of a switch is the clinic's."""
+
+
+def find_revocations(
+    live: pd.DataFrame,
+    present: pd.DataFrame,
+    clinics: pd.DataFrame,
+    windows: pd.DataFrame,
+    rules: Mapping[Reason, Rule] = ALL_RULES,
+) -> pd.DataFrame:
+    """Find everything that may no longer be shared (R1, R2, R4, R7-R10, R12, R16, R17).
+
+    Args:
+        live: LIVE, what Medflex shows or may show, inside the window or not: ``clinic_id``, ``appointment_id``,
+            ``lpu_id``, ``version`` (int64), ``state`` (str, never ``withdrawn``), ``patient_id``
+            (Int64, missing: in doubt), ``partner_ids`` (comma-joined, missing: not known), ``changed_at``
+            (datetime64[us, UTC]); one row per record and lpu_id.
+        present: ROWS of these appointments as committed now, with ``patient_updated_at`` and ``doctor_updated_at``;
+            none for an appointment that does not exist, or belongs to another clinic.
+        clinics: CLINICS judged by ``judge_access`` now; a clinic that is not given has disappeared.
+        windows: the clinics' windows of today: ``clinic_id``, ``starts_from``, ``starts_before``.
+        rules: which rules to ask.
+
+    Returns:
+        REVOCATIONS: ``clinic_id``, ``appointment_id``, ``lpu_id``, ``version`` as in ``live``; ``reason`` (str, the
+        first that holds); ``by_absence`` (bool, see ``ABSENCE``); ``revoked_at`` (datetime64[us, UTC]: since when, as
+        far as Medlock's change stamps tell, never before the record was last written; missing if nothing tells).
+
+    Only what is *there* can say no: a patient who does not exist has refused nothing, so that a lost table is not taken
+    for a thousand refusals. A permission that is not there (flag, switch, link) counts as a no (R16).
+    """
+    if not len(live):
+        return empty_revocations()
+    at = _positions(live, present)
+    gone = at < 0
+    rows = _rows_of(live, present, at)
+    verdict = judge(rows, clinics, rules)
+    patient_found = rows["patient_found"].to_numpy(bool, na_value=False) & ~gone
+    doctor_found = rows["doctor_found"].to_numpy(bool, na_value=False) & ~gone
+
+    clinic = clinics.set_index("clinic_id")
+    clinic_ids = live["clinic_id"]
+    clinic_gone = ~clinic_ids.isin(clinic.index).to_numpy()
+    lpu_now = clinic_ids.map(clinic["lpu_id"]).astype("Int64")
+    lpu_changed = (lpu_now.notna() & (lpu_now != live["lpu_id"])).to_numpy(bool, na_value=False)
+    before = clinic_ids.map(windows.set_index("clinic_id")["starts_before"])
+    ahead = (rows["starts_at"].reset_index(drop=True) >= before.reset_index(drop=True)).to_numpy(dtype=bool)
+
+    no = np.zeros(len(live), dtype=bool)
+    holds: dict[str, np.ndarray[Any, Any]] = {}
+    for reason in verdict.reasons.columns:
+        held = verdict.reasons[reason].to_numpy(dtype=bool)
+        if reason in _OF_PATIENT:
+            held = held & patient_found
+        elif reason == Reason.DOCTOR_BANNED:
+            held = held & doctor_found
+        elif reason in (Reason.CLINIC_NOT_ACTIVE, Reason.NO_PARTNER):
+            held = held & ~clinic_gone
+        else:
+            held = held & ~gone
+        holds[reason] = held
+    explicit: dict[str, np.ndarray[Any, Any]] = {
+        **{reason: held for reason, held in holds.items() if reason not in ABSENCE},
+        Turned.LPU_CHANGED: lpu_changed,
+        Turned.PERSON_CHANGED: ~gone & _other_patient(live, rows),
+        Turned.PARTNER_GONE: ~clinic_gone & _partner_gone(live, clinics),
+        Revoked.MOVED_OUT_OF_WINDOW: ~gone & ahead,
+        Revoked.WITHDRAWAL_UNFINISHED: (live["state"] == "withdrawing").to_numpy(dtype=bool),
+    }
+    absent: dict[str, np.ndarray[Any, Any]] = {
+        Revoked.CLINIC_GONE: clinic_gone,
+        Turned.APPOINTMENT_GONE: gone,
+        # A patient who is not there has no phone, either: that is not what is wrong.
+        Reason.REFERENCE_BROKEN: holds.pop(Reason.REFERENCE_BROKEN, no),
+        **{reason: held for reason, held in holds.items() if reason in ABSENCE},
+    }
+    # What somebody said stands before what is missing: it is never held.
+    ordered = {**explicit, **absent}
+    first = np.select(list(ordered.values()), [str(reason) for reason in ordered], "")
+    revoked = first != ""
+    found = live.loc[revoked, ["clinic_id", "appointment_id", "lpu_id", "version"]].copy()
+    found["reason"] = pd.array(first[revoked], dtype="str")
+    found["by_absence"] = np.isin(first[revoked], sorted(ABSENCE))
+    found["revoked_at"] = _since(live, rows, clinic, first)[revoked]
+    return found.reset_index(drop=True)
+
+
+def aged(live: pd.DataFrame, present: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of LIVE whose appointments have left the window by the passing of time, and are settled.
+
+    They stay at Medflex, and stay subject to R12. Arguments as for ``find_revocations``.
+    """
+    rows = _rows_of(live, present, _positions(live, present))
+    starts_from = live["clinic_id"].map(windows.set_index("clinic_id")["starts_from"]).reset_index(drop=True)
+    behind = (rows["starts_at"] < starts_from).to_numpy(dtype=bool)
+    return live[behind & (live["state"] == "sent").to_numpy(dtype=bool)]
+
+
+def empty_revocations() -> pd.DataFrame:
+    """Return REVOCATIONS without a row."""
+    types = {"reason": "str", "by_absence": "bool", "revoked_at": "datetime64[us, UTC]"}
+    return pd.DataFrame(
+        {name: pd.Series([], dtype=cast("Any", types.get(name, "int64"))) for name in REVOCATION_COLUMNS}
+    )
+
+
+def held_back(revocations: pd.DataFrame, live: Mapping[int, int], withdrawn_today: Mapping[int, int]) -> pd.Series:
+    """Tell which revocations by absence have to wait for a person.
+
+    Args:
+        revocations: REVOCATIONS.
+        live: clinic → number of records that Medflex shows or may show of it.
+        withdrawn_today: clinic → records that were withdrawn by absence within the last 24 hours. They count, so that
+            what vanishes bit by bit is treated like what vanishes at once.
+
+    Returns:
+        bool, with the index of ``revocations``: all of a clinic's absences, or none. What somebody said no to is never
+        held, at any volume.
+    """
+    absent = revocations["by_absence"].to_numpy(dtype=bool)
+    numbers = revocations.loc[absent, "clinic_id"].value_counts()
+    too_many = []
+    for key, number in numbers.items():
+        clinic_id = int(key)
+        gone = int(number) + withdrawn_today.get(clinic_id, 0)
+        shown = live.get(clinic_id, 0) + withdrawn_today.get(clinic_id, 0)
+        if gone > max(MOST_ABSENT, MOST_ABSENT_SHARE * shown):
+            too_many.append(clinic_id)
+    return revocations["clinic_id"].isin(too_many) & absent
+
+
+def describe(reason: str) -> str:
+    """Return one line about why a record is withdrawn."""
+    for kind in (Reason, Turned, Revoked):
+        if reason in set(kind):
+            return kind(reason).description
+    return reason
+
+
+def _positions(live: pd.DataFrame, present: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """For each record, which row of ``present`` is its appointment; −1 if none is."""
+    index = pd.MultiIndex.from_arrays([present["clinic_id"], present["appointment_id"]])
+    return np.asarray(index.get_indexer(pd.MultiIndex.from_arrays([live["clinic_id"], live["appointment_id"]])))
+
+
+def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """ROWS in the order of ``live``; where the appointment is gone everything but the clinic's id is missing."""
+    # Missing in every column, so that no rule ever sees another appointment's values for one that is gone.
+    rows = present.reset_index(drop=True).reindex(np.where(at < 0, len(present), at)).reset_index(drop=True)
+    rows["clinic_id"] = live["clinic_id"].to_numpy("int64")
+    return rows
+
+
+def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """The data shown is another patient's, or it is in doubt whose: that patient may have refused since."""
+    shown = live["patient_id"].astype("Int64").reset_index(drop=True)
+    now = rows["patient_id"].astype("Int64")
+    known = shown.notna().to_numpy()
+    # An appointment without a patient is a broken reference: nobody has said anything.
+    differs = (shown != now).to_numpy(bool, na_value=False)
+    # Records from before the ledger knew patients are settled and have none.
+    in_doubt = ~known & (live["state"] != "sent").to_numpy(dtype=bool) & (live["state"] != "aged_out").to_numpy(bool)
+    return (known & differs) | in_doubt
+
+
+def _partner_gone(live: pd.DataFrame, clinics: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """A partner may see the record with whom the clinic has no enabled integration any more (R4)."""
+    allowed = {int(key): set(ids) for key, ids in zip(clinics["clinic_id"], clinics["partner_ids"], strict=True)}
+    pairs = pd.MultiIndex.from_arrays([live["clinic_id"], live["partner_ids"].astype("str").fillna("")])
+    codes, distinct = pd.factorize(pairs)
+    gone = [
+        bool(text) and not {int(item) for item in text.split(",")} <= allowed.get(int(clinic_id), set())
+        for clinic_id, text in distinct
+    ]
+    return np.array(gone, dtype=bool)[codes]
+
+
+def _since(live: pd.DataFrame, rows: pd.DataFrame, clinic: pd.DataFrame, first: np.ndarray[Any, Any]) -> pd.Series:
+    """Since when each record's first reason holds, as far as a change stamp tells."""
+    since = pd.Series(pd.NaT, index=range(len(live)), dtype="datetime64[us, UTC]")
+    for stamp in sorted(set(_STAMPS.values())):
+        reasons = [str(reason) for reason, name in _STAMPS.items() if name == stamp]
+        since = since.mask(np.isin(first, reasons), rows[stamp].astype("datetime64[us, UTC]"))
+    switched = live["clinic_id"].map(clinic["access_changed_at"]).astype("datetime64[us, UTC]").reset_index(drop=True)
+    since = since.mask(first == Reason.CLINIC_NOT_ACTIVE, switched)
+    written = live["changed_at"].astype("datetime64[us, UTC]").reset_index(drop=True)
+    # When it was written the last look found it permitted: a stamp from before tells of something else.
+    since = since.mask(since < written, written)
+    return since.set_axis(live.index)

@@ -1,0 +1,334 @@
+"""The ledger's side of withdrawals: what Medflex shows or may show, open revocations, held absences, the watch."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import orjson
+import pandas as pd
+import psycopg
+from psycopg.types.json import Jsonb
+
+from medflex.arrow import read_frame
+from medflex.domain.revocations import ABSENCE
+from medflex.errors import BadParameterError
+from medflex.sql import query
+
+KEY = ("clinic_id", "appointment_id", "lpu_id")
+"""What names a record."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Records of one clinic whose rows have vanished, and which stay at Medflex until a person decides."""
+
+    hold_id: int
+    clinic_id: int
+    found_at: datetime
+    appointment_ids: list[int]
+    lpu_ids: list[int]
+    reasons: list[str]
+    live: int
+    run_key: int | None
+    asked_in: str | None
+    asked_at: datetime | None
+    state: str
+    decided_by: str | None
+    decided_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Late:
+    """Revocations that are open for longer than they may be."""
+
+    records: int
+    clinics: int
+    oldest: datetime | None
+
+
+class Withdrawals:
+    """Part of :class:`medflex.ledger.store.Ledger`."""
+
+    _conninfo: str
+
+    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
+        raise NotImplementedError
+
+    def _present(self) -> datetime | None:
+        raise NotImplementedError
+
+    # -- what Medflex shows or may show -----------------------------------------------------------------------------
+
+    def live(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return LIVE (see ``find_revocations``): all records of these clinics that are not settled as withdrawn.
+
+        Args:
+            appointment_ids: only these, each of the clinic at the same place in ``clinic_ids``; ``None`` for all.
+        """
+        from medflex.ledger.store import translated_ledger_errors
+
+        if not len(clinic_ids):
+            return _empty_live()
+        with translated_ledger_errors():
+            frame = read_frame(
+                self._conninfo,
+                query("ledger/live"),
+                settings={
+                    "medflex.clinic_ids": bigints(clinic_ids),
+                    "medflex.appointment_ids": "" if appointment_ids is None else bigints(appointment_ids),
+                },
+                nullable_ids=("patient_id",),
+            )
+        return frame.astype({**dict.fromkeys((*KEY, "version"), "int64"), "state": "str", "partner_ids": "str"})
+
+    def live_counts(self, clinic_ids: Sequence[int]) -> dict[int, int]:
+        """Return clinic → number of records that Medflex shows or may show of it."""
+        return self._counts("ledger/live_counts", {"clinic_ids": _list(clinic_ids)})
+
+    def age_out(self, records: pd.DataFrame) -> None:
+        """Mark records (``KEY``) as having left the window by the passing of time."""
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/age_out"), _key_lists(records))
+
+    # -- revocations ------------------------------------------------------------------------------------------------
+
+    def open_revocations(self, clinic_ids: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return what is to be withdrawn and not acknowledged: ``KEY``, ``reason``, ``revoked_at``, ``found_at``."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT clinic_id, appointment_id, lpu_id, reason, revoked_at, found_at FROM ledger.revocation"
+                " WHERE %(clinic_ids)s::bigint[] IS NULL OR clinic_id = ANY(%(clinic_ids)s::bigint[])",
+                {"clinic_ids": None if clinic_ids is None else _list(clinic_ids)},
+            )
+            columns = [*KEY, "reason", "revoked_at", "found_at"]
+            return pd.DataFrame(cursor.fetchall(), columns=columns).astype(dict.fromkeys(KEY, "int64"))
+
+    def save_revocations(
+        self,
+        revocations: pd.DataFrame,
+        found_at: datetime,
+        *,
+        watch: Mapping[str, Mapping[str, Any]] | None = None,
+        clinics: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Keep REVOCATIONS until they are acknowledged and, in the same transaction, how far the look has come.
+
+        Args:
+            watch: name → value of each watch that has come to ``found_at``.
+            clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids``.
+
+        Returns:
+            How many were not known before.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/save_revocations"),
+                {
+                    **_key_lists(revocations),
+                    "reasons": revocations["reason"].tolist(),
+                    "by_absence": revocations["by_absence"].tolist(),
+                    "revoked_at": instants(revocations["revoked_at"]),
+                    "found_at": found_at,
+                },
+            )
+            new = int(cursor.fetchone()["new"])  # type: ignore[index]
+            for name, value in (watch or {}).items():
+                cursor.execute(
+                    "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, %s, %s) ON CONFLICT (name)"
+                    " DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value",
+                    (name, found_at, Jsonb(dict(value))),
+                )
+            if clinics:
+                rows = [{"clinic_id": clinic_id, **seen} for clinic_id, seen in clinics.items()]
+                cursor.execute(
+                    query("ledger/save_clinics_seen"),
+                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": found_at},
+                )
+        return new
+
+    def close_revocations(self, records: pd.DataFrame) -> None:
+        """Forget revocations (``KEY``) that hold no more."""
+        if len(records):
+            with self._transaction() as cursor:
+                cursor.execute(query("ledger/close_revocations"), _key_lists(records))
+
+    def withdrawn_by_absence(self, clinic_ids: Sequence[int], since: datetime) -> dict[int, int]:
+        """Return clinic → records that were withdrawn since then because their rows had vanished."""
+        return self._counts(
+            "ledger/withdrawn_by_absence",
+            {"clinic_ids": _list(clinic_ids), "since": since, "reasons": sorted(map(str, ABSENCE))},
+        )
+
+    def late_revocations(self, deadline_seconds: float) -> Late:
+        """Return what has been open for longer than ``deadline_seconds``."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/late_revocations"), {"deadline_seconds": deadline_seconds, "now": self._present()}
+            )
+            return Late(**cursor.fetchone())  # type: ignore[arg-type]
+
+    def times_to_withdraw(self, since: datetime) -> pd.DataFrame:
+        """Return the acknowledged withdrawals since then: ``clinic_id``, ``appointment_id``, ``reason``,
+        ``revoked_at``, ``acknowledged_at``, ``seconds`` between the two.
+        """
+        columns = ["clinic_id", "appointment_id", "reason", "revoked_at", "acknowledged_at", "seconds"]
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/times_to_withdraw"), {"since": since})
+            return pd.DataFrame(cursor.fetchall(), columns=columns)
+
+    # -- the watch --------------------------------------------------------------------------------------------------
+
+    def watch(self, name: str) -> tuple[datetime, dict[str, Any]] | None:
+        """Return how far a look has come, and what it noted; ``None`` if there was none yet."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT looked_at, value FROM ledger.watch WHERE name = %s", (name,))
+            row = cursor.fetchone()
+        return (row["looked_at"], row["value"]) if row else None
+
+    def clinics_seen(self) -> dict[int, dict[str, Any]]:
+        """Return the permissions of each clinic as last looked at, and when they last changed:
+        clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at FROM ledger.clinic_seen")
+            return {row.pop("clinic_id"): row for row in cursor.fetchall()}
+
+    # -- holds ------------------------------------------------------------------------------------------------------
+
+    def holds(self, clinic_ids: Sequence[int], decided_since: datetime) -> list[Hold]:
+        """Return the open questions about these clinics, and those that were decided since then."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT * FROM ledger.hold WHERE clinic_id = ANY(%s) AND (state = 'open' OR decided_at >= %s)"
+                " ORDER BY hold_id",
+                (_list(clinic_ids), decided_since),
+            )
+            return [Hold(**row) for row in cursor.fetchall()]
+
+    def save_hold(self, records: pd.DataFrame, *, live: int, found_at: datetime, run_key: int | None) -> bool:
+        """Ask about records of one clinic (``KEY``, ``reason``); ``False`` when a question about it is open."""
+        keys = _key_lists(records)
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live, run_key)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (clinic_id) WHERE state = 'open' DO NOTHING",
+                (
+                    keys["clinic_ids"][0],
+                    found_at,
+                    keys["appointment_ids"],
+                    keys["lpu_ids"],
+                    records["reason"].tolist(),
+                    live,
+                    run_key,
+                ),
+            )
+            return cursor.rowcount == 1
+
+    def claim_holds(self, asked_in: str) -> list[Hold]:
+        """Take over the questions that nobody asks yet, or that have stood in another run for a week (it may have been
+        deleted; the first answer counts); return them with those taken before, by clinic.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/claim_holds"), {"asked_in": asked_in, "now": self._present()})
+            return sorted((Hold(**row) for row in cursor.fetchall()), key=lambda hold: hold.clinic_id)
+
+    def unasked_holds(self) -> int:
+        """Return how many questions nobody asks."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT count(*) AS holds FROM ledger.hold WHERE state = 'open' AND asked_in IS NULL")
+            return int(cursor.fetchone()["holds"])  # type: ignore[index]
+
+    def hold(self, hold_id: int) -> Hold:
+        """Return one question.
+
+        Raises:
+            BadParameterError: there is no such hold.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("SELECT * FROM ledger.hold WHERE hold_id = %s", (hold_id,))
+            row = cursor.fetchone()
+        if row is None:
+            raise BadParameterError(f"The ledger has no hold {hold_id}: it was removed long after it was decided.")
+        return Hold(**row)
+
+    def decide_hold(self, hold_id: int, state: str, decided_by: str | None) -> bool:
+        """Close a question as ``released``, ``kept`` or ``obsolete``; ``False`` when it was closed before."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.hold SET state = %s, decided_by = %s,"
+                " decided_at = coalesce(%s::timestamptz, clock_timestamp()) WHERE hold_id = %s AND state = 'open'",
+                (state, decided_by, self._present(), hold_id),
+            )
+            return cursor.rowcount == 1
+
+    # -- alerts and writers -----------------------------------------------------------------------------------------
+
+    def set_alert(self, name: str, sentence: str | None) -> bool:
+        """Raise an alert, or clear it (``None``); tell whether that is a change."""
+        with self._transaction() as cursor:
+            if sentence is None:
+                cursor.execute(
+                    "UPDATE ledger.alert SET cleared_at = coalesce(%s::timestamptz, clock_timestamp())"
+                    " WHERE name = %s AND cleared_at IS NULL",
+                    (self._present(), name),
+                )
+                return cursor.rowcount == 1
+            cursor.execute(
+                "INSERT INTO ledger.alert AS alert (name, raised_at, sentence)"
+                " VALUES (%s, coalesce(%s::timestamptz, clock_timestamp()), %s) ON CONFLICT (name) DO UPDATE"
+                " SET raised_at = excluded.raised_at, cleared_at = NULL, sentence = excluded.sentence"
+                " WHERE alert.cleared_at IS NOT NULL",
+                (name, self._present(), sentence),
+            )
+            return cursor.rowcount == 1
+
+    def begin_writing(self, holder: str) -> uuid.UUID:
+        """Become the living attempt of a task that writes; whoever was it before can acquire nothing any more."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger.writer (holder, started_at) VALUES (%s, coalesce(%s::timestamptz,"
+                " clock_timestamp())) ON CONFLICT (holder) DO UPDATE SET token = excluded.token,"
+                " started_at = excluded.started_at RETURNING token",
+                (holder, self._present()),
+            )
+            token: uuid.UUID = cursor.fetchone()["token"]  # type: ignore[index]
+            return token
+
+    def _counts(self, name: str, parameters: Mapping[str, Any]) -> dict[int, int]:
+        with self._transaction() as cursor:
+            cursor.execute(query(name), parameters)
+            return {int(row["clinic_id"]): int(row["records"]) for row in cursor.fetchall()}
+
+
+def bigints(ids: Sequence[int]) -> str:
+    """Return ids as a bigint[] literal."""
+    return "{" + ",".join(str(int(item)) for item in ids) + "}"
+
+
+def instants(times: pd.Series) -> list[datetime | None]:
+    """Return instants as Python's, a missing one as ``None``."""
+    return [None if pd.isna(time) else time.to_pydatetime() for time in times]
+
+
+def _list(ids: Sequence[int]) -> list[int]:
+    return [int(item) for item in ids]
+
+
+def _key_lists(records: pd.DataFrame) -> dict[str, list[int]]:
+    return {f"{name}s": records[name].astype("int64").tolist() for name in KEY}
+
+
+def _empty_live() -> pd.DataFrame:
+    types = {
+        **dict.fromkeys((*KEY, "version"), "int64"),
+        "state": "str",
+        "patient_id": "Int64",
+        "partner_ids": "str",
+        "changed_at": "datetime64[us, UTC]",
+    }
+    return pd.DataFrame({name: pd.Series([], dtype=cast("Any", type_)) for name, type_ in types.items()})

@@ -1,0 +1,147 @@
+"""The product's runs, put together as its tasks do, without Airflow and without staging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from medflex.airflow.loading import LOAD_COLUMNS, Loader
+from medflex.airflow.withdrawing import Withdrawer
+from medflex.arrow import to_pandas
+from medflex.domain.access import AccessState
+from medflex.domain.changes import Change, plan_changes
+from medflex.domain.eligibility import judge
+from medflex.domain.payload import build_payload
+from medflex.domain.window import clinic_windows
+from medflex.errors import MedflexPipelineError
+from tests.faults.machine import Process
+
+DIGEST_KEY = b"a digest key for tests only"
+
+
+def transfer(process: Process, holder: str) -> str:
+    """Extract, withhold, plan and load all open clinics, like medflex_transfer."""
+    medlock, ledger, clock = process.medlock, process.ledger, process.clock
+    extracted_at = clock.now()
+    clinics = medlock.clinics(None, extracted_at)
+    windows = clinic_windows(clinics[clinics["state"] == AccessState.OPEN], extracted_at, extracted_at, True)
+    if not len(windows):
+        return "nothing is open"
+    with medlock.stream_appointments(windows) as batches:
+        frames = [to_pandas(batch, nullable_ids=("patient_id", "doctor_id")) for batch in batches]
+    if not frames:
+        return "nothing is there"
+    # The query promises no order; this one makes a schedule replay.
+    rows = pd.concat(frames).sort_values(["clinic_id", "appointment_id"], ignore_index=True)
+    clinic_ids = windows["clinic_id"].tolist()
+    clinics = medlock.clinics(clinic_ids, clock.now())
+    eligible = rows[judge(rows, clinics).eligible]
+    payload = build_payload(eligible, clinics, DIGEST_KEY)
+    payload["patient_id"] = eligible["patient_id"].astype("int64")
+    lpu_ids = clinics.set_index("clinic_id")["lpu_id"]
+    payload["lpu_id"] = payload["clinic_id"].map(lpu_ids).astype("int64")
+    known = ledger.known(clinic_ids)
+    known = known[(known["lpu_id"] == known["clinic_id"].map(lpu_ids)).fillna(False).to_numpy(dtype=bool)]
+    changes = plan_changes(payload, known, resync=False)
+    planned = payload.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
+    result = Loader(
+        client=process.client,
+        medlock=medlock,
+        ledger=ledger,
+        clock=clock,
+        holder=f"transfer/{holder}",
+        run_key=None,
+        extracted_at=extracted_at,
+    ).load(clinic_ids, lambda: [planned] if len(planned) else [])
+    numbers = result.frame(clinic_ids)
+    totals = {name: int(numbers[name].sum()) for name in ("accepted", "rejected", "to_retry", "unknown", "dropped")}
+    if sum(totals.values()) != len(planned):
+        raise AssertionError(f"{len(planned)} records were planned, and {totals} became of them")
+    return _told({name: number for name, number in totals.items() if number}, result.problems)
+
+
+def sweep(process: Process, holder: str) -> str:
+    """Withdraw what may no longer be shared of everything in the ledger, like the daily run's own lane."""
+    clinic_ids = sorted(process.ledger.clinics_with_records())
+    if not clinic_ids:
+        return "nothing is there"
+    result = _withdrawer(process, holder).sweep(clinic_ids)
+    return _told(_totals(result), result.problems)
+
+
+def quick(process: Process, holder: str) -> str:
+    """Withdraw what has been revoked since the last look, like medflex_withdraw."""
+    result = _withdrawer(process, holder).quick()
+    return _told(_totals(result), result.problems)
+
+
+def daily(process: Process, holder: str) -> str:
+    """First withdraw, then send."""
+    withdrawn = sweep(process, holder)
+    return f"{withdrawn} · {transfer(process, holder)}"
+
+
+def reconcile(process: Process, holder: str) -> str:
+    """Compare what Medflex shows with what it should show, and repair it."""
+    from medflex.airflow.reconciling import Reconciler
+
+    clinic_ids = sorted(process.ledger.clinics_with_records())
+    if not clinic_ids:
+        return "nothing is there"
+    result = Reconciler(
+        client=process.client,
+        medlock=process.medlock,
+        ledger=process.ledger,
+        clock=process.clock,
+        holder=f"reconcile/{holder}",
+        run_key=None,
+        digest_key=DIGEST_KEY,
+    ).reconcile(clinic_ids, repair=True)
+    return _told(_totals(result), result.problems)
+
+
+RUNS: dict[str, Callable[[Process, str], str]] = {
+    "transfer": transfer,
+    "sweep": sweep,
+    "quick": quick,
+    "daily": daily,
+    "reconcile": reconcile,
+}
+
+
+def guarded(kind: str, holder: str) -> Callable[[Process], str]:
+    """A run that ends like its task: an error of the product's own is told, any other one is a bug."""
+
+    def body(process: Process) -> str:
+        try:
+            return RUNS[kind](process, holder)
+        except MedflexPipelineError as error:
+            return f"{type(error).__name__}: {error}"
+
+    return body
+
+
+def _withdrawer(process: Process, holder: str) -> Withdrawer:
+    return Withdrawer(
+        client=process.client,
+        medlock=process.medlock,
+        ledger=process.ledger,
+        clock=process.clock,
+        holder=f"withdraw/{holder}",
+        run_key=None,
+    )
+
+
+def _totals(result: Any) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for numbers in result.numbers.values():
+        for name, number in numbers.items():
+            totals[name] = totals.get(name, 0) + int(number)
+    return {name: number for name, number in sorted(totals.items()) if number}
+
+
+def _told(totals: dict[str, int], problems: list[MedflexPipelineError]) -> str:
+    told = ", ".join(f"{name} {number}" for name, number in totals.items()) or "nothing to do"
+    return f"{told}; problems: {', '.join(sorted(type(problem).__name__ for problem in problems))}" if problems else told
