@@ -7,6 +7,8 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 BIN := .venv/bin
 LOCKS := requirements-uv.txt requirements.txt requirements-dev.txt
 STAMP := .venv/.locks-installed
+# Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
+WORKERS ?= 2
 
 .PHONY: help demo stop env test test-long lint format lock docs bench clean
 
@@ -23,7 +25,9 @@ env: $(STAMP) ## print the demo's addresses, connections and log-ins
 	@sandbox/ctl env
 
 test: $(STAMP) ## all tests that a change has to pass
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/e2e
+	# A whole Airflow needs the cores for itself: its tests go by the clock.
+	$(BIN)/python -m pytest tests/e2e
 
 test-long: $(STAMP) ## those that take minutes: long properties, a whole Airflow with faults
 	@$(BIN)/python -m pytest -m "long or e2e" --timeout 3600

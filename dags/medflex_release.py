@@ -69,6 +69,7 @@ with DAG(
             # It waits without a worker; with a limit here Airflow would take that for the time to answer.
             execution_timeout=None,
         )
-        task(map_index_template="{{ hold_label }}", outlets=[HELD_ALIAS])(release.carry_out)(hold_id, ask.output)
+        answer: Any = ask.output
+        task(map_index_template="{{ hold_label }}", outlets=[HELD_ALIAS])(release.carry_out)(hold_id, answer)
 
     settle_hold.expand_kwargs(task(release.list_holds)())

@@ -10,15 +10,17 @@ clinic that does not want it.
 **Input and output.** Connections `medlock_db` (read), `medflex_ledger`, `medflex_api`. Each run leaves a funnel in the
 ledger, Data Docs with counts, and an event on the asset `medflex_appointments`. Staged data is removed at its end.
 
-**Parameters.** `mode`: `transfer` sends what is new or has changed; `plan` shows what would be sent and sends nothing;
-`resync` sends everything that is eligible again. `clinic_ids`: only these clinics.
+**Parameters.** `mode`: `transfer` withdraws what may no longer be shared and sends what is new or has changed; `plan`
+shows what would be withdrawn and sent, and does neither; `resync` sends everything that is eligible again.
+`clinic_ids`: only these clinics. `accept_row_counts`: take their numbers of rows as they are.
 
 **When it fails.** A shard that fails does not hold up the others; the run is marked failed at `settle_run`, whose log
-names each problem in one sentence. A failed `validate` has stopped its shard's sending: read the quality report, mend
-the source, then clear that shard from `extract` on. A clinic that is rightly empty or has rightly shrunk is let through
-by a run whose `clinic_ids` name it. A failed `load` has sent what it could; the rest goes out with the
-next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why the
-clinic is not open.
+names each problem in one sentence. `withdraw_revoked` waits for nothing and stops nothing; what a failed one has left
+over is withdrawn by `medflex_withdraw` within minutes. A failed `validate` has stopped its shard's sending: read the
+quality report, mend the source, then clear that shard from `extract` on. A clinic that is rightly empty or has rightly
+shrunk is let through by a run whose `clinic_ids` name it. A failed `load` has sent what it could; the rest goes out
+with the next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why
+the clinic is not open.
 
 **Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
 judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
@@ -64,6 +66,12 @@ with DAG(
         "mode": Param("transfer", enum=["transfer", "plan", "resync"], description="What to do with the changes."),
         "clinic_ids": Param(
             None, type=["null", "array"], items={"type": "integer"}, description="Only these clinics; empty for all."
+        ),
+        "accept_row_counts": Param(
+            None,
+            type=["null", "boolean"],
+            description="Take the clinics' numbers of rows as they are, also where they have suddenly dropped; empty:"
+            " only if clinic_ids names them.",
         ),
     },
     render_template_as_native_obj=False,

@@ -39,7 +39,7 @@ from sandbox.services import ServiceError, Services
 
 PROJECT = Path(__file__).resolve().parents[1]
 DAG_ID = "medflex_transfer"
-# What runs beside it by itself: an event from Medlock, a question to a person, a clock.
+# What runs beside it, each in the file of its name: at an event in Medlock, for a question to a person, by the clock.
 OTHER_DAG_IDS = ("medflex_withdraw", "medflex_release", "medflex_housekeeping", "medflex_reconcile")
 RUN_ZONE, RUN_TIME = ZoneInfo("Europe/Moscow"), dt.time(3)
 # Log-ins of the demo's Airflow and their roles. The heads' names are their log-ins in the demo Medlock, too.
@@ -375,7 +375,7 @@ class Stack:
             raise StackError(f"The run of {day} is due at {RUN_TIME:%H:%M} ({RUN_ZONE.key}) of that day, not before.")
         conf: dict[str, Any] = {"mode": mode} | ({"clinic_ids": clinic_ids} if clinic_ids else {})
         airflow = self.airflow()
-        self._wait_for_dag(airflow)
+        self._wait_for_dag(airflow, DAG_ID)
         run_id = None
         while run_id is None:
             run_id = airflow.trigger(DAG_ID, logical_date, conf)
@@ -387,7 +387,8 @@ class Stack:
         # After the run is there: an unpaused DAG makes the run of its last due date by itself, once.
         airflow.unpause(DAG_ID)
         for dag_id in OTHER_DAG_IDS:
-            if airflow.dag(dag_id) is not None:
+            if (self.dags / f"{dag_id}.py").exists():
+                self._wait_for_dag(airflow, dag_id)
                 airflow.unpause(dag_id)
         return run_id
 
@@ -408,14 +409,14 @@ class Stack:
                 self.services.check(name)
             time.sleep(1.0)
 
-    def _wait_for_dag(self, airflow: Airflow) -> None:
+    def _wait_for_dag(self, airflow: Airflow, dag_id: str) -> None:
         deadline = time.monotonic() + _DAG_SECONDS
-        while airflow.dag(DAG_ID) is None:
+        while airflow.dag(dag_id) is None:
             errors = airflow.import_errors()
             if errors:
                 raise StackError(f"Airflow cannot import a DAG file: {errors[0]}")
             if time.monotonic() > deadline:
-                raise StackError(f"Airflow found no DAG {DAG_ID} in {self.dags} within {_DAG_SECONDS} seconds.")
+                raise StackError(f"Airflow found no DAG {dag_id} in {self.dags} within {_DAG_SECONDS} seconds.")
             time.sleep(0.2)
 
 

@@ -1,4 +1,8 @@
-"""What all tests share: one embedded Postgres with fresh databases, Airflow's settings, and a closed network."""
+"""What all tests share: one embedded Postgres with fresh databases, Airflow's settings, and a closed network.
+
+`make test` runs them in several processes. Each process reads this file for itself and so has a folder, a Postgres, an
+Airflow and a Medflex of its own; nothing here may have a fixed place or port.
+"""
 
 from __future__ import annotations
 

@@ -6,19 +6,26 @@ import ast
 from datetime import timedelta
 
 import pytest
-from airflow.sdk import TriggerRule
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.timetables.base import TimeRestriction
-from airflow.timetables.trigger import CronTriggerTimetable
 
 from medflex.airflow.assets import APPOINTMENTS, CONSENT, HELD, HELD_ALIAS
 from medflex.airflow.tasks.release import OPTIONS
+from medflex.airflow.triggers.consent import ConsentChangeTrigger
 from tests.airflow.dag_runs import ROOT, dag
 
 DAG_IDS = {"medflex_transfer", "medflex_withdraw", "medflex_release", "medflex_housekeeping"}
 SEVERAL_AT_ONCE = {"medflex_release": 16}
 """Its questions wait for days, and none may wait for another's answer."""
 SENDING = {"shard.load"}
+MAY_SPEAK_TO_MEDFLEX = {
+    "parts.open_medflex",
+    "transfer.load",
+    "transfer.withdraw_revoked",
+    "withdraw.withdraw_revoked_now",
+    "release._withdraw",
+}
 
 
 def all_dags() -> dict[str, object]:
@@ -50,13 +57,28 @@ def test_each_dag_has_an_owner_tags_docs_and_no_catch_up(dag_id: str) -> None:
         assert setting(operator, "owner") == "data-engineering", operator.task_id
 
 
-def test_each_task_retries_what_may_pass_and_ends_some_time() -> None:
-    for operator in dag("medflex_transfer").tasks:
-        # settle_run reports: a second look at the same numbers tells nothing new.
-        assert setting(operator, "retries") == (0 if operator.task_id == "settle_run" else 2), operator.task_id
-        # The gate may wait for a day; each of its looks is short.
-        expected = None if operator.task_id == "shard.wait_for_activation" else timedelta(hours=3)
-        assert setting(operator, "execution_timeout") == expected, operator.task_id
+EXCEPTIONS: dict[str, dict[str, object]] = {
+    # They report: a second look at the same numbers tells nothing new.
+    "medflex_transfer/settle_run": {"retries": 0},
+    "medflex_withdraw/report_lateness": {"retries": 0},
+    # The gate may wait for a day; each of its looks is short. A person may take longer.
+    "medflex_transfer/shard.wait_for_activation": {"execution_timeout": None},
+    "medflex_release/hold.ask": {"execution_timeout": None},
+}
+TIMEOUTS = {
+    "medflex_transfer": timedelta(hours=3),
+    "medflex_withdraw": timedelta(minutes=30),
+    "medflex_release": timedelta(hours=1),
+    "medflex_housekeeping": timedelta(hours=1),
+}
+
+
+@pytest.mark.parametrize("dag_id", sorted(DAG_IDS))
+def test_each_task_retries_what_may_pass_and_ends_some_time(dag_id: str) -> None:
+    for operator in dag(dag_id).tasks:
+        expected = {"retries": 2, "execution_timeout": TIMEOUTS[dag_id]}
+        expected |= EXCEPTIONS.get(f"{dag_id}/{operator.task_id}", {})
+        assert {name: setting(operator, name) for name in expected} == expected, operator.task_id
 
 
 def test_consent_and_validation_are_upstream_of_every_task_that_sends() -> None:
@@ -71,10 +93,20 @@ def test_consent_and_validation_are_upstream_of_every_task_that_sends() -> None:
     assert found.get_task("shard.load").trigger_rule == TriggerRule.ALL_SUCCESS
 
 
-def test_only_the_sending_task_uses_the_connection_to_medflex() -> None:
-    text = (ROOT / "plugins/medflex/airflow/tasks/transfer.py").read_text()
-    functions = {part.split("(")[0]: part for part in text.split("\ndef ")[1:]}
-    assert [name for name, body in functions.items() if "MedflexClient(" in body] == ["load"]
+def test_only_these_tasks_use_the_connection_to_medflex() -> None:
+    """``load`` sends, the others withdraw; nothing else of the product speaks to Medflex."""
+    found = set()
+    for path in (ROOT / "plugins/medflex/airflow/tasks").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and {"open_medflex", "MedflexClient"} & called(node):
+                found.add(f"{path.stem}.{node.name}")
+    assert found == MAY_SPEAK_TO_MEDFLEX
+
+
+def called(function: ast.AST) -> set[str]:
+    """Return the names that are called somewhere inside."""
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {name.id for name in calls if isinstance(name, ast.Name)}
 
 
 def test_staging_is_removed_after_failures_too_and_both_leaves_decide_the_run() -> None:
@@ -89,13 +121,70 @@ def test_staging_is_removed_after_failures_too_and_both_leaves_decide_the_run() 
     assert not any(operator.is_setup for operator in found.tasks)
 
 
-def test_return_values_are_not_logged_and_the_asset_is_an_outlet() -> None:
-    found = dag("medflex_transfer")
-    for operator in found.tasks:
-        if operator.task_id != "shard.wait_for_activation":
-            kwargs = operator.partial_kwargs if isinstance(operator, MappedOperator) else vars(operator)
-            assert kwargs.get("show_return_value_in_logs") is False, operator.task_id
-    assert found.get_task("settle_run").outlets == [APPOINTMENTS]
+@pytest.mark.parametrize("dag_id", sorted(DAG_IDS))
+def test_return_values_are_not_logged(dag_id: str) -> None:
+    python = [operator for operator in dag(dag_id).tasks if getattr(operator, "python_callable", None)]
+    assert python
+    for operator in python:
+        kwargs = operator.partial_kwargs if isinstance(operator, MappedOperator) else vars(operator)
+        assert kwargs.get("show_return_value_in_logs") is False, operator.task_id
+
+
+def test_each_asset_is_the_outlet_of_who_changes_it() -> None:
+    outlets = {
+        (dag_id, operator.task_id): operator.outlets
+        for dag_id in DAG_IDS
+        for operator in dag(dag_id).tasks
+        if operator.outlets
+    }
+    assert outlets == {
+        ("medflex_transfer", "settle_run"): [APPOINTMENTS],
+        # Through the alias, so that there is an event only when something was held.
+        ("medflex_transfer", "shard.withdraw_revoked"): [HELD_ALIAS],
+        ("medflex_withdraw", "withdraw_revoked_now"): [HELD_ALIAS],
+        ("medflex_release", "hold.carry_out"): [HELD_ALIAS],
+    }
+
+
+def test_nothing_stands_before_a_withdrawal() -> None:
+    """Neither a closed gate nor a failed validation nor a rejected batch may hold it up."""
+    transfer = dag("medflex_transfer").get_task("shard.withdraw_revoked")
+    assert {operator.task_id for operator in transfer.get_flat_relatives(upstream=True)} <= {"plan_shards"}
+    assert not dag("medflex_withdraw").get_task("withdraw_revoked_now").upstream_task_ids
+
+
+def test_withdrawals_run_by_event_and_by_the_clock() -> None:
+    timetable = dag("medflex_withdraw").timetable
+    assert isinstance(timetable, AssetOrTimeSchedule)
+    assert list(timetable.asset_condition.objects) == [CONSENT]
+    (watcher,) = CONSENT.watchers
+    assert isinstance(watcher.trigger, ConsentChangeTrigger)
+    assert isinstance(timetable.timetable, CronTriggerTimetable)
+    assert timetable.timetable.expression == "*/5 * * * *"
+
+
+def test_a_failed_withdrawal_and_a_late_one_both_fail_the_run() -> None:
+    found = dag("medflex_withdraw")
+    leaves = {operator.task_id: operator.trigger_rule for operator in found.tasks if not operator.downstream_task_ids}
+    # The second one is there for the first task's outcome: it fails with it.
+    assert leaves == {"report_lateness": TriggerRule.ALL_DONE, "withdrawn": TriggerRule.ALL_SUCCESS}
+    for task_id in leaves:
+        assert found.get_task(task_id).upstream_task_ids == {"withdraw_revoked_now"}
+
+
+def test_a_question_waits_for_ever_and_nothing_answers_it_but_a_person() -> None:
+    found = dag("medflex_release")
+    assert list(found.timetable.asset_condition.objects) == [HELD]
+    ask = found.get_task("hold.ask")
+    assert isinstance(ask, HITLOperator)
+    assert ask.response_timeout is None
+    assert ask.defaults is None
+    assert ask.options == OPTIONS
+    assert found.dagrun_timeout is None
+    carry_out = found.get_task("hold.carry_out")
+    assert carry_out.trigger_rule == TriggerRule.ALL_SUCCESS
+    assert "hold.ask" in carry_out.upstream_task_ids
+    assert ask.get_closest_mapped_task_group() is carry_out.get_closest_mapped_task_group() is not None
 
 
 def test_parsing_reads_no_connection_and_imports_nothing_heavy() -> None:
@@ -103,7 +192,8 @@ def test_parsing_reads_no_connection_and_imports_nothing_heavy() -> None:
     import sys
 
     code = (
-        "import sys; sys.path.insert(0, 'plugins'); sys.path.insert(0, 'dags'); import medflex_transfer;"
+        "import sys; sys.path.insert(0, 'plugins'); sys.path.insert(0, 'dags');"
+        f"import {', '.join(sorted(DAG_IDS))};"
         "heavy = {'pandas', 'great_expectations', 'pyarrow', 'requests', 'adbc_driver_postgresql'} & set(sys.modules);"
         "print(sorted(heavy))"
     )

@@ -127,14 +127,15 @@ def test_a_critical_failure_in_one_clinic_stops_its_shard_only(
     """Clinic 2 was never empty, and comes back empty: its shard stops, the other clinics' shards are sent."""
     from medflex.airflow.tasks import transfer
 
-    monkeypatch.setattr(transfer, "TARGET_ROWS", 1)  # One shard per clinic.
     for _ in range(3):
         assert run_transfer(mode="plan").state == "success"
     filled_world.edit("DELETE FROM medlock.appointment WHERE clinic_id = 2")
-    run = run_transfer()
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer, "TARGET_ROWS", 1)  # One shard per clinic.
+        run = run_transfer()
     assert run.state == "failed"
-    failed = [task for (task, _), state in task_states(run).items() if task == "shard.validate" and state == "failed"]
-    assert len(failed) == 1
+    judged = [state for (task, _), state in task_states(run).items() if task == "shard.validate"]
+    assert sorted(judged) == ["failed", "success", "success"]
     text = log_text()
     assert "critical expectations failed" in text
     assert filled_world.shown() == filled_world.expected()

@@ -16,7 +16,7 @@ from tests.faults.medlock import FLAGS, STATUSES, Clinic, appointment_id, doctor
 Event = tuple[Any, ...]
 """A name and its arguments; ``tests.faults.play.Play`` has a method ``do_<name>`` for each."""
 
-RUNS = ("transfer", "quick", "sweep", "daily", "reconcile")
+RUNS = ("transfer", "quick", "sweep", "daily", "reconcile", "resync")
 ACTIONS = ("pause", "crash", "crash_after", "lose", "lose_after")
 """What can happen at a step of a run, a step being a call to the ledger, Medlock or Medflex, or a wait.
 
@@ -82,7 +82,7 @@ def _clinic(choice: random.Random) -> Clinic:
 def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
     # Each seed lives in a world of few kinds of trouble: all at once would hide each other.
     changes = choice.sample(list(_CHANGES), choice.randint(2, 6))
-    faults = choice.sample(list(_FAULTS), choice.randint(0, 3))
+    faults = choice.sample(list(_FAULTS), choice.choice([0, 1, 2, 4]))
     troubles = choice.choices([0, 0.3, 0.8], [20, 50, 30])[0]
     events: list[Event] = []
     if choice.random() < 0.7:
@@ -99,7 +99,7 @@ def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
 
 
 def _run(choice: random.Random, troubles: float) -> Event:
-    kind = choice.choices(RUNS, [30, 20, 15, 25, 10])[0]
+    kind = choice.choices(RUNS, [28, 20, 15, 25, 10, 2])[0]
     plan = []
     if choice.random() < troubles:
         # Steps that come early are hit more often than late ones: a run may have ten or a hundred.
@@ -223,7 +223,7 @@ _FAULTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "unauthorized": lambda c: {},
     "down": lambda c: {},
 }
-_PATHS = ("/", "/appointments/batch/", "/appointments/withdraw/")
+_PATHS = ("/", "/", "/appointments/batch/", "/appointments/withdraw/")
 
 
 def _fault(choice: random.Random, kind: str) -> Event:
@@ -231,8 +231,8 @@ def _fault(choice: random.Random, kind: str) -> Event:
         return ("fault", kind, {}, {})
     where = {
         "times": choice.choice([1, 1, 2, 4, None]),
-        "skip": choice.choice([0, 0, 1, 3]),
-        "probability": choice.choice([1.0, 0.5]),
+        "skip": choice.choice([0, 0, 0, 1]),
+        "probability": choice.choice([1.0, 1.0, 0.5]),
         "path": choice.choice(_PATHS),
     }
     return ("fault", kind, _FAULTS[kind](choice), where)

@@ -160,7 +160,7 @@ class Judge:
             if key not in expected and key not in held:
                 self._judge_extra(key, record, now)
         for key in shown_before.keys() - shown.keys():
-            if key[1] not in self.ever_turned and key not in expected:
+            if key[1] in self.medlock.rows["appointment"] and key[1] not in self.ever_turned and key not in expected:
                 self.blame("I2", f"{key} has left the window, may still be shown, and is gone")
         self._judge_ledger(ledger, shown)
         if not ignores_versions:

@@ -35,6 +35,7 @@ from sandbox.medflex.inprocess import EngineAdapter
 BASE_URL = "http://medflex.test"
 TOKEN = "a token for tests only"
 MOST_STEPS = 3000
+STEP_SECONDS = 0.001
 
 
 class Crash(BaseException):  # noqa: N818 - not an error: the process is dead
@@ -144,7 +145,7 @@ class Machine:
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
-        self.trace.append(f"{self.clock.monotonic():>10.0f} {text}")
+        self.trace.append(f"{self.clock.monotonic():>12.3f} {text}")
 
     def start(self, name: str, body: Callable[[Process], str], plan: Mapping[int, str]) -> Process:
         """Begin a process; it runs until its end, its death or its first pause."""
@@ -239,6 +240,8 @@ class Process:
         """Make one step, with what the plan has for it."""
         self._alive()
         number, self.steps = self.steps, self.steps + 1
+        # No two steps of anybody are made at the same instant.
+        self.machine.clock.sleep(STEP_SECONDS)
         if number > MOST_STEPS:
             raise RunsForeverError(f"{self.name} has made {number} steps and does not end")
         action = self.plan.get(number, "")

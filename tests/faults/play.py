@@ -20,7 +20,7 @@ from sandbox.medflex.store import Store
 from tests.faults import product
 from tests.faults.events import Event, Schedule
 from tests.faults.judge import Judge, Violation
-from tests.faults.machine import BASE_URL, TOKEN, Connections, FakeClock, Machine, Process
+from tests.faults.machine import BASE_URL, STEP_SECONDS, TOKEN, Connections, FakeClock, Machine, Process
 from tests.faults.medlock import JUNK_PHONES, Medlock, digits_of, typed
 
 BEGINNING = datetime(2027, 3, 10, tzinfo=UTC)
@@ -120,31 +120,40 @@ class Play:
         self._fired: Counter[str] = Counter()
         self._bend()
 
+    def __enter__(self) -> Play:
+        self._patched = self.machine.patched()
+        self._patched.__enter__()
+        self.judge.look()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._patched.__exit__(*error)
+
     def to_the_end(self, thorough: bool) -> Outcome:
-        machine, judge = self.machine, self.judge
-        with machine.patched():
-            judge.look()
+        """Let everything happen and judge."""
+        with self:
             for event in self.schedule.events:
                 self.happen(event)
-            self._heal_all()
-            shown = {
-                key: record
-                for key, record in judge.shown().items()
-                if record["version"] and key[1] in self.medlock.rows["appointment"]
-            }
-            self._quiet_run("quiet")
-            if self.schedule.late_last:
-                machine.note(f"{self.engine.deliver_all()} late writes arrive")
-                if self.schedule.ignore_versions:
-                    self._quiet_run("quiet again")
-            judge.judge_end(self.stage.ledger, shown, self.schedule.ignore_versions)
-            if thorough:
-                judge.judge_personal_data(self.stage.ledger)
-                writes = judge.writes
-                self._quiet_run("second quiet")
-                if judge.writes != writes:
-                    judge.blame("I2", "a second quiet run writes")
-                judge.judge_end(self.stage.ledger, {}, self.schedule.ignore_versions)
+            return self.finish(thorough)
+
+    def finish(self, thorough: bool = False) -> Outcome:
+        """Heal everything, make one quiet run, and judge."""
+        machine, judge = self.machine, self.judge
+        self._heal_all()
+        shown = judge.shown()
+        self._quiet_run("quiet")
+        if self.schedule.late_last:
+            machine.note(f"{self.engine.deliver_all()} late writes arrive")
+            if self.schedule.ignore_versions:
+                self._quiet_run("quiet again")
+        judge.judge_end(self.stage.ledger, shown, self.schedule.ignore_versions)
+        if thorough:
+            judge.judge_personal_data(self.stage.ledger)
+            writes = judge.writes
+            self._quiet_run("second quiet")
+            if judge.writes != writes:
+                judge.blame("I2", "a second quiet run writes")
+            judge.judge_end(self.stage.ledger, {}, self.schedule.ignore_versions)
         machine.counts["schedules"] += 1
         machine.counts.update({f"fault {kind}": number for kind, number in self._fired.items()})
         return Outcome(judge.violations, machine.trace, machine.counts, self.clock.now())
@@ -152,6 +161,7 @@ class Play:
     def happen(self, event: Event) -> None:
         """Let one event happen."""
         name, *arguments = event
+        self.clock.sleep(STEP_SECONDS)
         self.machine.note(f"{name} {' '.join(map(str, arguments))}".rstrip())
         self.machine.counts[f"event {name}"] += 1
         getattr(self, f"do_{name}")(*arguments)

@@ -21,7 +21,7 @@ from tests.faults.machine import Process
 DIGEST_KEY = b"a digest key for tests only"
 
 
-def transfer(process: Process, holder: str) -> str:
+def transfer(process: Process, holder: str, *, resync: bool = False) -> str:
     """Extract, withhold, plan and load all open clinics, like medflex_transfer."""
     medlock, ledger, clock = process.medlock, process.ledger, process.clock
     extracted_at = clock.now()
@@ -44,7 +44,7 @@ def transfer(process: Process, holder: str) -> str:
     payload["lpu_id"] = payload["clinic_id"].map(lpu_ids).astype("int64")
     known = ledger.known(clinic_ids)
     known = known[(known["lpu_id"] == known["clinic_id"].map(lpu_ids)).fillna(False).to_numpy(dtype=bool)]
-    changes = plan_changes(payload, known, resync=False)
+    changes = plan_changes(payload, known, resync=resync)
     planned = payload.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
     result = Loader(
         client=process.client,
@@ -54,6 +54,7 @@ def transfer(process: Process, holder: str) -> str:
         holder=f"transfer/{holder}",
         run_key=None,
         extracted_at=extracted_at,
+        resync=resync,
     ).load(clinic_ids, lambda: [planned] if len(planned) else [])
     numbers = result.frame(clinic_ids)
     totals = {name: int(numbers[name].sum()) for name in ("accepted", "rejected", "to_retry", "unknown", "dropped")}
@@ -83,6 +84,12 @@ def daily(process: Process, holder: str) -> str:
     return f"{withdrawn} · {transfer(process, holder)}"
 
 
+def resync(process: Process, holder: str) -> str:
+    """The same, sending also what has not changed."""
+    withdrawn = sweep(process, holder)
+    return f"{withdrawn} · {transfer(process, holder, resync=True)}"
+
+
 def reconcile(process: Process, holder: str) -> str:
     """Compare what Medflex shows with what it should show, and repair it."""
     from medflex.airflow.reconciling import Reconciler
@@ -107,6 +114,7 @@ RUNS: dict[str, Callable[[Process, str], str]] = {
     "sweep": sweep,
     "quick": quick,
     "daily": daily,
+    "resync": resync,
     "reconcile": reconcile,
 }
 

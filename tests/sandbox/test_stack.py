@@ -7,13 +7,14 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from cryptography.fernet import Fernet
 
+from sandbox.__main__ import main
 from sandbox.postgres import HOST
 from sandbox.stack import PROJECT, Stack, StackError, stack_environment
 
@@ -21,8 +22,19 @@ CTL = PROJECT / "sandbox" / "ctl"
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Stack:
-    return Stack(tmp_path / "stack")
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    made = Stack(tmp_path / "stack")
+    yield made
+    # A stack that a test started by mistake would run on.
+    left = [process for process in psutil.Process().children(recursive=True) if _is_of(made, process)]
+    assert not left, left
+
+
+def _is_of(stack: Stack, process: psutil.Process) -> bool:
+    try:
+        return str(stack.folder) in " ".join(process.cmdline())
+    except psutil.Error:  # It has just ended.
+        return False
 
 
 def test_environment_has_what_airflow_and_the_product_need(stack: Stack) -> None:
@@ -145,6 +157,21 @@ def _ctl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.fixture
+def in_process(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A function that gives the command line arguments with which it only speaks; exit status, output, complaint."""
+    monkeypatch.setenv("MEDFLEX_STACK_DIR", str(stack.folder))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -159,11 +186,13 @@ def _ctl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
         (("psql", "clients"), "invalid choice: 'clients'"),
     ],
 )
-def test_misuse_gets_one_clear_sentence(stack: Stack, arguments: tuple[str, ...], sentence: str) -> None:
-    done = _ctl(stack, *arguments)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_misuse_gets_one_clear_sentence(
+    arguments: tuple[str, ...], sentence: str, stack: Stack, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, complaint = in_process(*arguments)
+    assert code == 2
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
     assert not stack.folder.exists()
 
 
@@ -205,10 +234,10 @@ def test_env_can_be_read_by_a_shell(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "command", ["demo", "start", "stop", "status", "env", "seed", "run", "funnel", "psql", "medflex"]
 )
-def test_each_command_explains_itself(stack: Stack, command: str) -> None:
-    done = _ctl(stack, command, "--help")
-    assert done.returncode == 0
-    assert f"usage: sandbox/ctl {command}" in done.stdout
+def test_each_command_explains_itself(command: str, in_process: Callable[..., tuple[int, str, str]]) -> None:
+    code, shown, _ = in_process(command, "--help")
+    assert code == 0
+    assert f"usage: sandbox/ctl {command}" in shown
 
 
 def test_ctl_without_an_environment_names_the_way_to_get_one(tmp_path: Path) -> None:
@@ -219,12 +248,3 @@ def test_ctl_without_an_environment_names_the_way_to_get_one(tmp_path: Path) -> 
     done = subprocess.run([copy, "status"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"There is no environment in {tmp_path}/.venv yet: run `make demo` first.\n"
-
-
-def test_no_process_of_these_tests_is_left(stack: Stack) -> None:
-    """Guards the tests above: a stack that one of them started by mistake would run on."""
-    assert not [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if str(stack.folder) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
-    ]

@@ -1,4 +1,4 @@
--- Purpose:    the clinics of which Medflex may show anything.
+-- Purpose:    the clinics of which Medflex may show anything, or about which a person is asked.
 -- Grain:      one row per clinic.
 -- Personal:   none.
 SELECT record.clinic_id
@@ -8,3 +8,7 @@ UNION
 SELECT batch.clinic_id
 FROM ledger.batch AS batch
 WHERE batch.outcome IS NULL
+UNION
+SELECT hold.clinic_id
+FROM ledger.hold AS hold
+WHERE hold.state = 'open'

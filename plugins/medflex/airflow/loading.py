@@ -49,10 +49,11 @@ class Loader(Writer):
     Args:
         extracted_at: the instant whose state of Medlock the records show (aware); what was read later stays.
         resync: also send what Medflex has acknowledged with the same content.
-        writer: see :class:`Writer`.
+        writer: see :class:`LeaseHolder`.
     """
 
     operation = "send"
+    purpose = "send"
     path = SEND_PATH
 
     def __init__(self, *, extracted_at: datetime, resync: bool = False, **writer: Any) -> None:

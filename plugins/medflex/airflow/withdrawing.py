@@ -83,10 +83,11 @@ class Withdrawer(Writer):
     Args:
         begin_run: called with the clinics concerned before the first batch of a quick look, if it finds anything;
             returns the ledger's run.
-        writer: see :class:`Writer`.
+        writer: see :class:`LeaseHolder`.
     """
 
     operation = "withdraw"
+    purpose = "withdraw"
     path = WITHDRAW_PATH
     poll_seconds = 1.0
 
@@ -106,7 +107,7 @@ class Withdrawer(Writer):
     def sweep(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Look at everything that Medflex shows or may show of these clinics, and withdraw what may not be shared."""
         found, clinics = self._sweep(clinic_ids)
-        due = self._decide(found, clinic_ids)
+        due = self._decide(found, swept=clinic_ids)
         self._ledger.save_revocations(due, self._found_at, clinics=_permissions(clinics))
         self._withdraw(due)
         return self._result
@@ -114,7 +115,7 @@ class Withdrawer(Writer):
     def preview(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Find what ``sweep`` would withdraw and hold, and write nothing."""
         found, _ = self._sweep(clinic_ids, writes=False)
-        held = self._held(found, clinic_ids)
+        held = self._held(found)
         self._note(found, held)
         for key, number in found.loc[held, "clinic_id"].value_counts().items():
             self._count(cast("int", key), held=int(number))
@@ -136,8 +137,8 @@ class Withdrawer(Writer):
         narrowed = self._narrowed(clinics, seen, now - OVERLAP)
         watch: dict[str, Mapping[str, Any]] = {WATCH: {}}
         if last is None or self._sweep_is_due(deleted, now):
-            clinic_ids = self._ledger.clinics_with_records()
-            found, _ = self._sweep(clinic_ids)
+            swept = self._ledger.clinics_with_records()
+            found, _ = self._sweep(swept)
             seconds = (self._clock.now() - now).total_seconds()
             watch[SWEEP_WATCH] = {"deleted": deleted, "seconds": seconds}
         else:
@@ -149,10 +150,10 @@ class Withdrawer(Writer):
             of_narrowed, _ = self._sweep(narrowed)
             found = _joined([found, of_narrowed])
             self._close_stale(left[~left["clinic_id"].isin(narrowed)], found)
-            clinic_ids = sorted(set(found["clinic_id"].tolist()))
+            swept = narrowed
         if self._begin_run and (len(found) or self._result.numbers):
             self._run_key = self._begin_run(sorted({*self._result.numbers, *found["clinic_id"].tolist()}))
-        due = self._decide(found, clinic_ids)
+        due = self._decide(found, swept)
         self._ledger.save_revocations(
             due, now, watch=watch, clinics={**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         )
@@ -198,7 +199,6 @@ class Withdrawer(Writer):
                 if len(behind):
                     self._ledger.age_out(behind)
                 self._close_stale(self._ledger.open_revocations(group), revocations)
-                self._drop_obsolete(group, revocations)
             judged.append(self._medlock.clinics(group, now))
         return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now)
 
@@ -226,7 +226,9 @@ class Withdrawer(Writer):
         behind = []
         for start in range(0, len(live), _PRESENT_ROWS):
             part = live.iloc[start : start + _PRESENT_ROWS].reset_index(drop=True)
-            table = self._medlock.appointments_now(part["clinic_id"].tolist(), part["appointment_id"].tolist())
+            # Once, also where a record is known under two lpu_ids.
+            asked = part[["clinic_id", "appointment_id"]].drop_duplicates()
+            table = self._medlock.appointments_now(asked["clinic_id"].tolist(), asked["appointment_id"].tolist())
             present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
             revocations = find_revocations(part, present, clinics, windows)
             found.append(revocations)
@@ -243,11 +245,16 @@ class Withdrawer(Writer):
 
     # -- the asymmetric guard ---------------------------------------------------------------------------------------
 
-    def _decide(self, found: pd.DataFrame, clinic_ids: Sequence[int]) -> pd.DataFrame:
-        """Hold back what a person has to decide on, and ask; return what is to be withdrawn now."""
-        held = self._held(found, clinic_ids)
+    def _decide(self, found: pd.DataFrame, swept: Sequence[int]) -> pd.DataFrame:
+        """Hold back what a person has to decide on, and ask; return what is to be withdrawn now.
+
+        Args:
+            swept: the clinics of which everything was looked at.
+        """
+        held = self._held(found)
         self._note(found, held)
         waiting = found[held]
+        self._drop_obsolete(swept, waiting)
         if len(waiting):
             counts = self._ledger.live_counts(waiting["clinic_id"].unique().tolist())
             answered = self._answers(waiting["clinic_id"].unique().tolist())
@@ -260,7 +267,7 @@ class Withdrawer(Writer):
                     )
         return found[~held].reset_index(drop=True)
 
-    def _held(self, found: pd.DataFrame, clinic_ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    def _held(self, found: pd.DataFrame) -> np.ndarray[Any, Any]:
         absent = found.loc[found["by_absence"], "clinic_id"].unique().tolist()
         if not absent:
             return np.zeros(len(found), dtype=bool)
@@ -288,11 +295,10 @@ class Withdrawer(Writer):
             answers[hold.state][hold.clinic_id].update(hold.appointment_ids)
         return answers
 
-    def _drop_obsolete(self, clinic_ids: Sequence[int], found: pd.DataFrame) -> None:
-        """Take back questions about records of which none is missing any more."""
-        absent = found[found["by_absence"]]
-        for hold in self._ledger.holds(clinic_ids, self._clock.now()):
-            of_clinic = absent.loc[absent["clinic_id"] == hold.clinic_id, "appointment_id"]
+    def _drop_obsolete(self, swept: Sequence[int], waiting: pd.DataFrame) -> None:
+        """Take back questions about records of clinics that were looked at whole, where none of them waits any more."""
+        for hold in self._ledger.holds(swept, self._clock.now()):
+            of_clinic = waiting.loc[waiting["clinic_id"] == hold.clinic_id, "appointment_id"]
             if hold.state == "open" and not set(hold.appointment_ids) & set(of_clinic.tolist()):
                 self._ledger.decide_hold(hold.hold_id, "obsolete", None)
 

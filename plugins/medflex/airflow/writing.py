@@ -130,8 +130,8 @@ class WriteResult:
     problems: list[MedflexPipelineError] = field(default_factory=list)
 
 
-class Writer(ABC):
-    """Writes to Medflex under leases.
+class LeaseHolder(ABC):
+    """Works for clinics under leases, at the rate that all workers share.
 
     Args:
         holder: who holds the leases: the same for each attempt of one task, so that an attempt takes over its
@@ -139,10 +139,8 @@ class Writer(ABC):
         run_key: the ledger's run, or ``None`` outside a run.
     """
 
-    operation: str
-    """``send`` or ``withdraw``, as the ledger notes it and as leases are asked for."""
-    path: str
-    """Medflex's path."""
+    purpose: str
+    """What leases are asked for: ``send``, ``withdraw`` or ``reconcile``."""
     poll_seconds = 5.0
     """How often a lease that another run holds is asked for."""
 
@@ -178,7 +176,7 @@ class Writer(ABC):
         self._waited = 0.0
         self._paused_until = clock.now()
 
-    # -- what a writer writes ---------------------------------------------------------------------------------------
+    # -- what is done under leases -----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -192,18 +190,6 @@ class Writer(ABC):
     @abstractmethod
     def _give_up(self, clinic_ids: Sequence[int]) -> None:
         """Count what stays undone because other runs hold these clinics, or because all writing has stopped."""
-
-    @abstractmethod
-    def _prepare(self, delivery: Delivery) -> None:
-        """See to it that what is left of a delivery is written down and may leave now."""
-
-    @abstractmethod
-    def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
-        """Count Medflex's verdicts."""
-
-    @abstractmethod
-    def _left(self, delivery: Delivery) -> None:
-        """Count what could not be brought to an end."""
 
     def _forget(self, clinic_id: int) -> None:
         """Count a clinic anew: it was taken over in between, and everything of it is looked at once more."""
@@ -221,7 +207,7 @@ class Writer(ABC):
             if self._token is None:
                 self._token = self._ledger.begin_writing(self._holder)
             while pending and not self._halted:
-                self._epochs = self._ledger.acquire(pending, self._holder, purpose=self.operation, token=self._token)
+                self._epochs = self._ledger.acquire(pending, self._holder, purpose=self.purpose, token=self._token)
                 if self._epochs:
                     pending = [clinic_id for clinic_id in pending if clinic_id not in self._epochs]
                     pending += self._hold(rounds)
@@ -275,6 +261,91 @@ class Writer(ABC):
         """Raise :class:`LeaseLostError` unless the clinic is still ours."""
         if not self._ledger.renew({clinic_id: self._epochs[clinic_id]}, self._holder):
             raise _taken_over(clinic_id)
+
+    # -- pace and trouble -------------------------------------------------------------------------------------------
+
+    def _wait_for_slot(self) -> bool:
+        """Wait for a place in Medflex's rate, which all workers share; ``False`` when sending has stopped meanwhile."""
+        if self._settings.rate_per_second:
+            most = self._settings.retry_budget
+            seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
+            if seconds > most:
+                self._halted = True
+                raise unavailable("it asked for a pause that is not over")
+            self._sleep(seconds)
+        while not self._halted and (seconds := (self._paused_until - self._clock.now()).total_seconds()) > 0:
+            self._sleep(seconds)
+        return not self._halted
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but notice soon when sending has stopped."""
+        while seconds > 0 and not self._halted:
+            self._clock.sleep(min(seconds, _NAP_SECONDS))
+            seconds -= _NAP_SECONDS
+
+    def _pause(self, seconds: float) -> None:
+        """Medflex asked for a pause: neither this task nor another one sends before it is over."""
+        with self._lock:
+            self._paused_until = max(self._paused_until, self._clock.now() + timedelta(seconds=seconds))
+        self._ledger.pause_rate(self._rate_name, seconds)
+
+    def _back_off(self, number: int, retry_after: float | None) -> bool:
+        """Wait before attempt ``number``; ``False`` when the budget of waiting does not allow it."""
+        settings = self._settings
+        seconds = retry_after
+        if seconds is None:
+            seconds = min(settings.max_backoff, settings.backoff * 2 ** (number - 1)) * (0.5 + self._jitter() / 2)
+        with self._lock:
+            if self._halted or self._waited + seconds > settings.retry_budget:
+                return False
+            self._waited += seconds
+        self._sleep(seconds)
+        return True
+
+    def _problem(self, error: MedflexPipelineError) -> None:
+        with self._lock:
+            problems = self._written.problems
+            if str(error) not in map(str, problems):
+                log.error("%s", error)
+                problems.append(error)
+
+    @contextmanager
+    def _contained(self) -> Iterator[None]:
+        try:
+            yield
+        except MedflexPipelineError as error:
+            self._problem(error)
+
+    def _count(self, clinic_id: int, **numbers: int) -> None:
+        with self._lock:
+            self._written.numbers[clinic_id].update(numbers)
+
+    def _visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
+        """What partners of a clinic can see now, at the rate that all workers share."""
+        return self._client.visible(lpu_id, self._wait_for_slot)
+
+
+class Writer(LeaseHolder):
+    """Writes to Medflex under leases; arguments as for :class:`LeaseHolder`."""
+
+    operation: str
+    """``send`` or ``withdraw``, as the ledger notes it."""
+    path: str
+    """Medflex's path."""
+
+    # -- what a writer writes ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _prepare(self, delivery: Delivery) -> None:
+        """See to it that what is left of a delivery is written down and may leave now."""
+
+    @abstractmethod
+    def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
+        """Count Medflex's verdicts."""
+
+    @abstractmethod
+    def _left(self, delivery: Delivery) -> None:
+        """Count what could not be brought to an end."""
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -391,45 +462,7 @@ class Writer(ABC):
         delivery.body = b""
         delivery.versions = delivery.versions + 1
 
-    # -- pace and trouble -------------------------------------------------------------------------------------------
-
-    def _wait_for_slot(self) -> bool:
-        """Wait for a place in Medflex's rate, which all workers share; ``False`` when sending has stopped meanwhile."""
-        if self._settings.rate_per_second:
-            most = self._settings.retry_budget
-            seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
-            if seconds > most:
-                self._halted = True
-                raise unavailable("it asked for a pause that is not over")
-            self._sleep(seconds)
-        while not self._halted and (seconds := (self._paused_until - self._clock.now()).total_seconds()) > 0:
-            self._sleep(seconds)
-        return not self._halted
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleep, but notice soon when sending has stopped."""
-        while seconds > 0 and not self._halted:
-            self._clock.sleep(min(seconds, _NAP_SECONDS))
-            seconds -= _NAP_SECONDS
-
-    def _pause(self, seconds: float) -> None:
-        """Medflex asked for a pause: neither this task nor another one sends before it is over."""
-        with self._lock:
-            self._paused_until = max(self._paused_until, self._clock.now() + timedelta(seconds=seconds))
-        self._ledger.pause_rate(self._rate_name, seconds)
-
-    def _back_off(self, number: int, retry_after: float | None) -> bool:
-        """Wait before attempt ``number``; ``False`` when the budget of waiting does not allow it."""
-        settings = self._settings
-        seconds = retry_after
-        if seconds is None:
-            seconds = min(settings.max_backoff, settings.backoff * 2 ** (number - 1)) * (0.5 + self._jitter() / 2)
-        with self._lock:
-            if self._halted or self._waited + seconds > settings.retry_budget:
-                return False
-            self._waited += seconds
-        self._sleep(seconds)
-        return True
+    # -- trouble ----------------------------------------------------------------------------------------------------
 
     def _trouble(self, error: MedflexPipelineError, clinic_id: int) -> None:
         """Stop what has no hope: the clinic's sending, or, where it is no matter of one clinic, all of it."""
@@ -445,24 +478,6 @@ class Writer(ABC):
             self._halted |= len(self._failing) >= _FAILING_CLINICS
         elif not isinstance(error, MedflexContractError):
             self._halted = True
-
-    def _problem(self, error: MedflexPipelineError) -> None:
-        with self._lock:
-            problems = self._written.problems
-            if str(error) not in map(str, problems):
-                log.error("%s", error)
-                problems.append(error)
-
-    @contextmanager
-    def _contained(self) -> Iterator[None]:
-        try:
-            yield
-        except MedflexPipelineError as error:
-            self._problem(error)
-
-    def _count(self, clinic_id: int, **numbers: int) -> None:
-        with self._lock:
-            self._written.numbers[clinic_id].update(numbers)
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -483,10 +498,6 @@ class Writer(ABC):
             caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
         self._outdated.clear()
         return caught_up
-
-    def _visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
-        """What partners of a clinic can see now, at the rate that all workers share."""
-        return self._client.visible(lpu_id, self._wait_for_slot)
 
 
 def _taken_over(clinic_id: int) -> LeaseLostError:

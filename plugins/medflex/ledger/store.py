@@ -31,6 +31,7 @@ from medflex.errors import (
     RunIncompleteError,
 )
 from medflex.ledger.migrate import HEAD
+from medflex.ledger.reconciliation import Reconciliation
 from medflex.ledger.withdrawals import Withdrawals, bigints
 from medflex.sql import query
 
@@ -98,7 +99,7 @@ class BatchOutcome:
     unknown: Sequence[int] = ()
 
 
-class Ledger(Withdrawals):
+class Ledger(Reconciliation, Withdrawals):
     """Access to the ledger's database. Connections are per thread; every method is one transaction.
 
     Args:
@@ -200,7 +201,7 @@ class Ledger(Withdrawals):
                 },
             )
             run_key = cursor.fetchone()["run_key"]  # type: ignore[index]
-            for table in ("run_shard", "run_clinic", "run_decision", "run_validation"):
+            for table in ("run_shard", "run_clinic", "run_decision", "run_validation", "finding"):
                 cursor.execute(f"DELETE FROM ledger.{table} WHERE run_key = %s", (run_key,))
             with cursor.copy("COPY ledger.run_shard (run_key, shard, label, kind, clinic_ids) FROM STDIN") as copy:
                 for index, shard in enumerate(shards):

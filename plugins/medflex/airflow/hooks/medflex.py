@@ -144,7 +144,7 @@ class MedflexClient:
         Args:
             pace: called before each request, to wait until it may leave.
         """
-        page = 1
+        page, read = 1, 0
         while True:
             pace()
             response = self._request(
@@ -158,8 +158,12 @@ class MedflexClient:
             ):
                 raise UnknownOutcomeError("an unreadable page", response.status_code)
             yield from data
+            read += len(data)
             links = body.get("links")
             if not isinstance(links, dict) or not links.get("next"):
+                if body.get("count") != read:
+                    # Something came or went while the pages were read, so that one may have been passed over.
+                    raise UnknownOutcomeError("pages that do not add up", response.status_code)
                 return
             if not data:
                 raise UnknownOutcomeError("empty pages without end", response.status_code)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 from airflow.sdk import Context, ObjectStoragePath, get_current_context
 
@@ -215,9 +215,9 @@ def sweep_data_docs(target: ObjectStoragePath, older_than: datetime) -> dict[str
         linked = set(re.findall(r"""["']runs/([^/"']+)/""", index.read_text(encoding="utf-8")))
         if linked - {folder.name for folder in _folders(runs, _DOCS_RUN)}:
             # Imported here: Great Expectations takes seconds, and on most days nothing has to be written.
-            from medflex.quality.report import _index_page
+            from medflex.quality.report import index_page
 
-            index.write_text(_index_page(cast("Any", target)), encoding="utf-8")
+            index.write_text(index_page(target), encoding="utf-8")
     return counts
 
 

@@ -66,7 +66,7 @@ def plan_shards() -> list[dict[str, Any]]:
     from medflex.domain.window import clinic_windows
 
     context = get_current_context()
-    mode, clinic_ids = _parameters(context)
+    mode, clinic_ids, _ = _parameters(context)
     anchor = resolve_anchor(context)
     now = CLOCK.now()
     with ExitStack() as stack:
@@ -125,28 +125,36 @@ def plan_shards() -> list[dict[str, Any]]:
     return [{"shard": index, "label": shard.label} for index, shard in enumerate(shards)]
 
 
-def _parameters(context: Context) -> tuple[str, list[int] | None]:
-    """Return mode and clinic ids; an unknown name or an unusable value is refused before anything happens."""
+def _parameters(context: Context) -> tuple[str, list[int] | None, bool]:
+    """Return mode, clinic ids, and whether the clinics' numbers of rows are taken as they are.
+
+    An unknown name or an unusable value is refused before anything happens.
+    """
     params = dict(context["params"])
     given = dict(context["dag_run"].conf or {})
-    unknown = sorted((set(params) | set(given)) - {"mode", "clinic_ids"})
+    unknown = sorted((set(params) | set(given)) - {"mode", "clinic_ids", "accept_row_counts"})
     if unknown:
         raise BadParameterError(
-            f"This DAG has no parameter {', '.join(unknown)}: it knows mode (transfer, plan or resync) and clinic_ids."
+            f"This DAG has no parameter {', '.join(unknown)}: it knows mode (transfer, plan or resync), clinic_ids"
+            " and accept_row_counts."
         )
     # Airflow can be set not to merge a run's conf into its params: what was asked for counts all the same.
     params |= given
     mode = params.get("mode", "transfer")
     if mode not in MODES:
         raise BadParameterError("The parameter mode has an unknown value: use transfer, plan or resync.")
+    accept = params.get("accept_row_counts")
+    if accept not in (None, True, False):
+        raise BadParameterError("The parameter accept_row_counts must be true, false or empty.")
     clinic_ids = params.get("clinic_ids")
     if clinic_ids is None:
-        return mode, None
+        return mode, None, bool(accept)
     if not isinstance(clinic_ids, list) or not clinic_ids or not all(_is_bigint(item) for item in clinic_ids):
         raise BadParameterError(
             "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
         )
-    return mode, sorted(set(clinic_ids))
+    # A person who names the clinics of a run has looked at them.
+    return mode, sorted(set(clinic_ids)), accept is not False
 
 
 def _is_bigint(value: object) -> bool:
@@ -488,9 +496,10 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         clinics = _clinics_frame(snapshot)
         windows = _saved_windows(ledger, run.run_key, clinic_ids)
         history = None
-        # A person who names the clinics of a run takes their numbers as they are: so a clinic that is rightly empty, or
-        # has suddenly shrunk, is let through, and is the measure from then on.
-        if is_of_today(run.anchor, run.started_at) and run.clinic_ids is None:
+        # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty, or has suddenly
+        # shrunk, is let through, and is the measure from then on.
+        _, _, accepted = _parameters(context)
+        if is_of_today(run.anchor, run.started_at) and not accepted:
             history = ledger.row_history(clinic_ids, before_run_key=run.run_key).rename(columns={"extracted": "rows"})
         results = [
             validate_source(

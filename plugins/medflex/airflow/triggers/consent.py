@@ -54,7 +54,7 @@ class ConsentChangeTrigger(BaseEventTrigger):
     """
 
     def __init__(self, conn_id: str = "medlock_db", poll_seconds: float = 3.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
         self.poll_seconds = poll_seconds
 
@@ -97,11 +97,12 @@ class ConsentChangeTrigger(BaseEventTrigger):
                     if trouble is not None:
                         log.info("Medlock is watched again.")
                     trouble, attempts = None, 0
-                    # What changes after this look differs from it, so an event is owed until there is one.
+                    # The event goes out after the look: what changes from then on shows in the next one.
                     reason = owed or "+".join(name for name in found if found[name] != seen.get(name)) or None
                     seen, owed = found, None
                 if reason is not None:
-                    yield TriggerEvent({"reason": reason, "at": CLOCK.now().isoformat(timespec="seconds")})
+                    payload = {"reason": reason, "at": CLOCK.now().isoformat(timespec="seconds")}
+                    yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
                 await asyncio.sleep(pause)
         finally:
             await _close(connection)

@@ -1,0 +1,72 @@
+"""
+### What Medflex shows is what may be shared
+
+**Purpose.** Reads, clinic by clinic, what partners can see, and compares it with the ledger and with what may be shared
+now. Records that should not be there are withdrawn, missing and older ones are sent anew, the ledger is corrected. It
+heals what no single run can see: a write that arrived late, a Medflex or a ledger that was restored from a backup.
+
+**Schedule.** Sundays at 12:00 Moscow time, one run at a time; by hand whenever there is doubt.
+
+**Input and output.** Connections `medlock_db` (read), `medflex_ledger`, `medflex_api`. The findings are in the ledger:
+for each clinic the ids that differ in the same way. Where something has to be sent, a run of `medflex_transfer` for
+these clinics is triggered, so that nothing leaves without its rules, validation and last look.
+
+**Parameters.** `clinic_ids`: only these clinics. `dry_run`: tell what differs and change nothing.
+
+**When it fails.** A shard that fails does not hold up the others; `settle_comparison` names each problem in one
+sentence. What was compared is repaired. Clear the failed shard, or wait for the next run. Findings are no failure; many
+of them are worth a look at the runbook.
+
+**Running again.** Safe at any time, beside any other run: clinics are compared one after another under their lease.
+
+**Never** write to Medflex by hand to mend a finding: what the ledger does not know of is withdrawn again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, CronTriggerTimetable, Param, task
+
+from medflex.airflow.assets import HELD_ALIAS
+from medflex.airflow.schedule import TIMEZONE
+from medflex.airflow.tasks import reconcile
+
+with DAG(
+    dag_id="medflex_reconcile",
+    description="Compare what Medflex shows with what may be shared, and repair the difference.",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable("0 12 * * 0", timezone=TIMEZONE, run_immediately=False),
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    catchup=False,
+    max_active_runs=1,
+    tags=["medflex", "personal-data"],
+    default_args={
+        "owner": "data-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": timedelta(hours=3),
+        "show_return_value_in_logs": False,
+    },
+    params={
+        "clinic_ids": Param(
+            None, type=["null", "array"], items={"type": "integer"}, description="Only these clinics; empty for all."
+        ),
+        "dry_run": Param(False, type="boolean", description="Tell what differs and change nothing."),
+    },
+    render_template_as_native_obj=False,
+) as dag:
+    plan = task(reconcile.plan_comparison)()
+    compared = task(map_index_template="{{ shard_label }}", outlets=[HELD_ALIAS])(reconcile.reconcile).expand(
+        shard=plan
+    )
+    settle = task(trigger_rule="all_done", retries=0)(reconcile.settle_comparison)()
+    # Also after a shard that failed: what the others found missing is sent.
+    parameters: Any = task(trigger_rule="all_done")(reconcile.transfer_parameters)()
+    TriggerDagRunOperator(task_id="transfer", trigger_dag_id="medflex_transfer", conf=parameters)
+
+    compared >> [settle, parameters]
