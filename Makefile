@@ -6,11 +6,12 @@ SHELL := bash
 PYTHON ?= python3.13 python3.12 python3.11 python3
 BIN := .venv/bin
 LOCKS := requirements-uv.txt requirements.txt requirements-dev.txt
+SEEDS ?= 2000
 STAMP := .venv/.locks-installed
 # Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
 WORKERS ?= 2
 
-.PHONY: help demo stop env test test-long lint format lock docs bench clean
+.PHONY: help demo stop env test test-long faults lint format lock docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test: $(STAMP) ## all tests that a change has to pass
 
 test-long: $(STAMP) ## those that take minutes: long properties, a whole Airflow with faults
 	@$(BIN)/python -m pytest -m "long or e2e" --timeout 3600
+
+faults: $(STAMP) ## fault schedules: SEEDS=100000 of them, on both cores; prints the violations per invariant
+	@$(BIN)/python -m tests.faults $(SEEDS)
 
 lint: $(STAMP) ## style, types, SQL, generated docs
 	@$(BIN)/python -m ruff check
@@ -53,6 +57,7 @@ docs: $(STAMP) ## generate the documents that are made from code
 
 bench: $(STAMP) ## compare speeds; takes minutes and a quiet machine
 	@$(BIN)/python -m bench
+	$(BIN)/python -m bench.withdrawals
 
 clean: stop ## stop everything, and remove the environment and all the demo's data
 	rm -rf .venv .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,13 +13,13 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.document import write_section
 from bench.report import Measured, broken, render
-from bench.task import PROJECT, SOURCE, Figures
+from bench.task import SOURCE, Figures
 from bench.world import BenchError, World, started
 
 ROWS = 1_000_000
 REPEAT = 3
-DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 TASKS = {
     "first": (SOURCE, "extract", "withhold", "validate", "plan_changes", "load"),
     # What validate does is the same in each run.
@@ -52,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(text)
     if (options.rows, options.repeat) == (ROWS, REPEAT):
-        DOCUMENT.write_text(text, encoding="utf-8")
-        print(f"Written to {DOCUMENT.relative_to(PROJECT)}.")
+        write_section("tasks", text)
     failures = broken(measured)
     for failure in failures:
         print(failure, file=sys.stderr)

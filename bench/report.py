@@ -1,4 +1,4 @@
-"""The measured figures as the text of docs/benchmarks.md, and what of them is not as it has to be."""
+"""The measured figures as a section of docs/benchmarks.md, and what of them is not as it has to be."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def broken(measured: Sequence[Measured]) -> list[str]:
 
 
 def render(measured: Sequence[Measured], *, begun: datetime, postgres: str, load: float, command: str) -> str:
-    """Return the document.
+    """Return the section.
 
     Args:
         begun: when the measurements began (UTC).
@@ -67,9 +67,9 @@ def render(measured: Sequence[Measured], *, begun: datetime, postgres: str, load
     repeats = sum(1 for item in measured if (item.size, item.task) == (small, SOURCE))
     baseline = median(item.figures.baseline_mb for item in measured)
     lines = [
-        "# Benchmarks",
+        "## Memory and time of the daily run's tasks",
         "",
-        f"Written by `{command}`, not by hand; `make bench` makes it anew.",
+        f"Written by `{command}`.",
         "",
         "Each task of `medflex_transfer` runs in a process of its own, as Airflow runs it, on a real Postgres with a"
         " generated Medlock and on the sandbox Medflex, both on the same machine and without a limit of its rate. All"
@@ -86,9 +86,9 @@ def render(measured: Sequence[Measured], *, begun: datetime, postgres: str, load
         "",
     ]
     for run, title in RUNS.items():
-        lines += [f"## {title.capitalize()}", "", *_table(measured, run, small, large), "", _writes(measured, run), ""]
+        lines += [f"### {title.capitalize()}", "", *_table(measured, run, small, large), "", _writes(measured, run), ""]
     lines += [
-        "## What follows",
+        "### What follows",
         "",
         f"- A task process holds {baseline:.0f} MB before its task begins: Airflow's runner and the parsed DAG file.",
         *(f"- {sentence}" for sentence in _conclusions(measured, small, large)),

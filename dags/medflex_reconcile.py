@@ -5,7 +5,8 @@
 now. Records that should not be there are withdrawn, missing and older ones are sent anew, the ledger is corrected. It
 heals what no single run can see: a write that arrived late, a Medflex or a ledger that was restored from a backup.
 
-**Schedule.** Sundays at 12:00 Moscow time, one run at a time; by hand whenever there is doubt.
+**Schedule.** Every hour for clinics with a request of the last 24 hours whose outcome was never known: it may still
+arrive. Sundays at 12:30 Moscow time for all clinics. One run at a time; by hand whenever there is doubt.
 
 **Input and output.** Connections `medlock_db` (read), `medflex_ledger`, `medflex_api`. The findings are in the ledger:
 for each clinic the ids that differ in the same way. Where something has to be sent, a run of `medflex_transfer` for
@@ -38,7 +39,7 @@ with DAG(
     dag_id="medflex_reconcile",
     description="Compare what Medflex shows with what may be shared, and repair the difference.",
     doc_md=__doc__,
-    schedule=CronTriggerTimetable("0 12 * * 0", timezone=TIMEZONE, run_immediately=False),
+    schedule=CronTriggerTimetable("30 * * * *", timezone=TIMEZONE, run_immediately=False),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
     catchup=False,
     max_active_runs=1,

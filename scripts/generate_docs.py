@@ -1,7 +1,7 @@
 """Write the documents that are made from code: ``python scripts/generate_docs.py [--check]``, also as ``make docs``.
 
-``docs/DAGS.md`` comes from the DAGs as Airflow reads them, the tables of reason codes in ``docs/data-contract.md`` from
-the domain. ``--check`` writes nothing and ends with 1 when one of them is not what the code says. It takes no database.
+``docs/DAGS.md`` comes from the DAGs as Airflow reads them, the tables of codes in ``docs/data-contract.md`` from the
+domain. ``--check`` writes nothing and ends with 1 when one of them is not what the code says. It takes no database.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BEGIN = "<!-- Made by scripts/generate_docs.py from the code: change that, then run `make docs`. -->"
 END = "<!-- End of what is made from the code. -->"
+
+
+OPERATORS = {
+    "EmptyOperator": "Nothing: a point that others wait for, or that shows how they ended.",
+    "HITLOperator": "Ask a person, and wait for the answer without a worker.",
+    "TriggerDagRunOperator": "Start a run of `{dag}`.",
+}
+"""What Airflow's own operators do here."""
 
 
 class DocumentError(RuntimeError):
@@ -75,7 +83,7 @@ def dags_text(dags: Iterable[Any]) -> str:
         lines += ["", f"## {dag.dag_id}", "", dag.doc_md.strip(), "", "### When it runs", ""]
         lines += _table(("setting", "value"), _settings(dag))
         lines += ["", "### Parameters", ""]
-        lines += _table(("name", "default", "may be", "meaning"), _parameters(dag))
+        lines += _table(("name", "default", "may be", "meaning"), _parameters(dag)) if dag.params else ["None."]
         lines += ["", "### Tasks", ""]
         lines += _table(("task", "after", "does", "trigger rule", "retries"), _tasks(dag))
     return "\n".join(lines) + "\n"
@@ -83,12 +91,21 @@ def dags_text(dags: Iterable[Any]) -> str:
 
 def _settings(dag: Any) -> list[tuple[str, str]]:
     return [
-        ("schedule", f"`{dag.timetable.expression}`, {dag.timetable.timezone}"),
+        ("schedule", _schedule(dag.timetable)),
         ("catch-up", "yes" if dag.catchup else "no"),
         ("runs at the same time", str(dag.max_active_runs)),
         ("owner", dag.owner),
         ("tags", ", ".join(sorted(dag.tags))),
     ]
+
+
+def _schedule(timetable: Any) -> str:
+    """Return when a timetable starts runs: the clock, events on assets, or both."""
+    clock = getattr(timetable, "timetable", timetable)
+    parts = [f"`{clock.expression}`, {clock.timezone}"] if hasattr(clock, "expression") else []
+    assets = [f"`{asset.name}`" for asset in getattr(timetable.asset_condition, "objects", ())]
+    parts += [f"an event on the asset {' and '.join(assets)}"] if assets else []
+    return "; ".join(parts)
 
 
 def _parameters(dag: Any) -> list[tuple[str, str, str, str]]:
@@ -109,14 +126,37 @@ def _tasks(dag: Any) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for task_id in ordered:
         task = dag.task_dict[task_id]
-        each = " (for each shard)" if task.get_closest_mapped_task_group() else ""
-        does = getattr(task, "python_callable", type(task)).__doc__ or ""
-        does = " ".join(does.strip().split("\n\n")[0].split())
-        outlets = "".join(f" Adds an event to the asset `{outlet.name}`." for outlet in task.outlets)
+        outlets = "".join(
+            # An alias has no address of its own: the task decides whether there is an event.
+            f" {'Adds' if hasattr(outlet, 'uri') else 'May add'} an event to the asset `{_asset(outlet)}`."
+            for outlet in task.outlets
+        )
         after = ", ".join(f"`{name}`" for name in _direct(before, task_id)) or "–"
         kind = "teardown" if task.is_teardown else str(task.trigger_rule.value)
-        rows.append((f"`{task_id}`{each}", after, does + outlets, kind, str(task.retries)))
+        rows.append((f"`{task_id}`{_each(task)}", after, _does(task) + outlets, kind, str(task.retries)))
     return rows
+
+
+def _does(task: Any) -> str:
+    """Return the first sentences of a task function's description; of an operator, what it is here for."""
+    function = getattr(task, "python_callable", None) or getattr(task, "partial_kwargs", {}).get("python_callable")
+    if function is not None:
+        return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
+    kind = task.task_type
+    does = OPERATORS.get(kind) or (type(task).__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(does.split()).format(dag=getattr(task, "trigger_dag_id", ""))
+
+
+def _each(task: Any) -> str:
+    group = task.get_closest_mapped_task_group()
+    if group is not None:
+        return f" (for each {group.group_id})"
+    expanded = getattr(task, "op_kwargs_expand_input", None)
+    return f" (for each {', '.join(expanded.value)})" if expanded is not None else ""
+
+
+def _asset(outlet: Any) -> str:
+    return str(outlet.name).removesuffix("_alias")
 
 
 def _direct(before: dict[str, set[str]], task_id: str) -> list[str]:
@@ -132,11 +172,13 @@ def _direct(before: dict[str, set[str]], task_id: str) -> list[str]:
 
 
 def reasons_text() -> str:
-    """Return the tables of reason codes: of records, of clinics, of the last look."""
+    """Return the tables of codes: of records, of clinics, of the last look, of withdrawals, of reconciliation."""
     from medflex.domain.access import ClosedReason
+    from medflex.domain.drift import Drift
     from medflex.domain.eligibility import ALL_RULES
     from medflex.domain.last_look import Turned
     from medflex.domain.reasons import REASONS, WITHHOLDING
+    from medflex.domain.revocations import ABSENCE, Revoked, describe
 
     lines = ["### Why a record is not sent", ""]
     lines += _table(
@@ -156,6 +198,21 @@ def reasons_text() -> str:
     lines += ["", "### Why a record is dropped at the last look", ""]
     lines += ["Any code by which a record is withheld (the first table), or:", ""]
     lines += _table(("code", "meaning"), [(f"`{reason.value}`", reason.description) for reason in Turned])
+    lines += ["", "### Why a record is withdrawn", ""]
+    lines += [
+        "`explicit`: somebody said no, or a permission is missing; withdrawn at once, at any volume. `absence`: a row",
+        "is gone, or its data is in doubt; when these are too many,",
+        "[a person is asked](architecture.md#the-asymmetric-guard).",
+    ]
+    lines += ["Where several hold, the first explicit one is told.", ""]
+    # What a late copy is dropped for is no reason to take anything back.
+    codes = [*REASONS, *(code for code in Turned if code not in (*REASONS, Turned.OVERTAKEN)), *Revoked]
+    lines += _table(
+        ("code", "counts as", "meaning"),
+        [(f"`{code.value}`", "absence" if code in ABSENCE else "explicit", describe(code)) for code in codes],
+    )
+    lines += ["", "### What reconciliation finds", ""]
+    lines += _table(("code", "meaning, and what is done"), [(f"`{drift.value}`", drift.description) for drift in Drift])
     return "\n".join(lines)
 
 

@@ -431,7 +431,7 @@ def test_the_loop_is_not_blocked_while_it_watches(medlock: str) -> None:
         async with watching(poll_seconds=0.02) as watch:
             assert await watch.event() == STARTED
             longest, before = 0.0, asyncio.get_running_loop().time()
-            quiet = asyncio.ensure_future(watch.is_quiet(1.0))
+            quiet = asyncio.ensure_future(watch.is_quiet(2.5))
             while not quiet.done():
                 await asyncio.sleep(0.005)
                 now = asyncio.get_running_loop().time()

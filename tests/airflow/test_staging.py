@@ -165,3 +165,20 @@ def test_without_a_place_nothing_is_staged(monkeypatch: pytest.MonkeyPatch, valu
         monkeypatch.setenv("MEDFLEX_STAGING_URL", value)
     with pytest.raises(ConfigurationError, match="MEDFLEX_STAGING_URL is not set: name a folder or bucket"):
         Staging("medflex_transfer", RUN)
+
+
+def test_an_attempt_thought_dead_changes_nothing_that_the_next_one_staged(root: Any) -> None:
+    dead, alive = Staging("medflex_transfer", RUN, attempt=1), Staging("medflex_transfer", RUN, attempt=2)
+    dead.clear(0, "extract")
+    dead.write(0, "extract", 0, table(1))
+    alive.clear(0, "extract")
+    alive.write(0, "extract", 0, table(2))
+    dead.write(0, "extract", 0, table(3))
+    dead.write(0, "extract", 1, table(4))
+    for reader in (dead, alive, Staging("medflex_transfer", RUN)):
+        assert [read["id"].to_pylist() for _, read in reader.read_all(0, "extract")] == [[2]]
+    # Nor can it remove what the next one staged.
+    dead.clear(0, "extract")
+    assert alive.read(0, "extract", 0)["id"].to_pylist() == [2]
+    alive.remove()
+    assert files(root) == []

@@ -445,3 +445,17 @@ def test_times_to_withdraw_are_kept_and_late_ones_are_told(sent: World) -> None:
     assert len(times) == gone
     assert times["seconds"].between(0, 600).all()
     assert set(times["reason"]) == {"refused_marketing"}
+
+
+def test_a_refusal_that_has_not_reached_medflex_stays_one_when_its_row_vanishes_with_many_others(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 25)
+    sent.edit(REFUSE.format("refused_marketing", "true"), [ids[:1]])
+    fault = sent.control.add_fault("status", status=503)
+    withdraw(sent, attempts=1)
+    sent.control.remove_fault(fault)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    result = withdraw(sent, [1])
+    assert result.total("held") == 24
+    assert ids[0] not in shown_ids(sent)
+    assert set(ids[1:]) <= shown_ids(sent)

@@ -92,6 +92,11 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a folder of our own in memory
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _one(cluster: Cluster, seed: int | None, to_shrink: int | None) -> int:
     logging.disable(logging.CRITICAL)
     with open_stage(cluster, 0) as stage:
@@ -111,10 +116,10 @@ def _one(cluster: Cluster, seed: int | None, to_shrink: int | None) -> int:
 
 
 def _print_outcome(title: str, outcome: Outcome) -> None:
-    print(title)
-    print("\n".join(outcome.trace))
+    _say(title)
+    _say("\n".join(outcome.trace))
     for violation in outcome.violations:
-        print(f"VIOLATED {violation.invariant}: {violation.text}")
+        _say(f"VIOLATED {violation.invariant}: {violation.text}")
 
 
 def _many(cluster: Cluster, first: int, number: int, processes: int, minutes: float) -> int:
@@ -139,7 +144,7 @@ def _many(cluster: Cluster, first: int, number: int, processes: int, minutes: fl
                 told = now
                 each = (now - began) / counts["schedules"] * 1000
                 bad = len({seed for found in violated.values() for seed in found})
-                print(f"{counts['schedules']} of {number} schedules, {each:.0f} ms each, {bad} failed", flush=True)
+                _say(f"{counts['schedules']} of {number} schedules, {each:.0f} ms each, {bad} failed")
             if minutes and now - began > minutes * 60:
                 break
     _print_counts(counts, violated, time.monotonic() - began)
@@ -147,17 +152,17 @@ def _many(cluster: Cluster, first: int, number: int, processes: int, minutes: fl
 
 
 def _print_counts(counts: Counter[str], violated: dict[str, list[int]], seconds: float) -> None:
-    print(f"\n{counts['schedules']} schedules in {seconds:.0f} s")
+    _say(f"\n{counts['schedules']} schedules in {seconds:.0f} s")
     for name in sorted(counts):
-        print(f"  {name:<32} {counts[name]:>10}")
+        _say(f"  {name:<32} {counts[name]:>10}")
     for invariant in ("I1", "I2", "I3", "I4", "I6", "error"):
         found = violated.get(invariant, [])
         shown = f" (seeds {', '.join(map(str, found[:20]))})" if found else ""
-        print(f"violations of {invariant:<6} {len(found):>8}{shown}")
+        _say(f"violations of {invariant:<6} {len(found):>8}{shown}")
 
 
 def _begin(data_dir: Path, numbers: multiprocessing.Queue[int]) -> None:
-    global _stage  # noqa: PLW0603 - one stage per process of the pool
+    global _stage
     logging.disable(logging.CRITICAL)
     _stage = open_stage(Cluster(data_dir, durable=False), numbers.get())
     # What is imported stays: looking through it for garbage again and again takes a tenth of the time.

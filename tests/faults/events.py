@@ -85,7 +85,7 @@ def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
     faults = choice.sample(list(_FAULTS), choice.choice([0, 1, 2, 4]))
     troubles = choice.choices([0, 0.3, 0.8], [20, 50, 30])[0]
     events: list[Event] = []
-    if choice.random() < 0.7:
+    if choice.random() < 0.5:
         events.append(("run", "daily", 0, ()))
     for _ in range(choice.randint(2, 4)):
         events += [_CHANGES[choice.choice(changes)](choice, clinics) for _ in range(choice.randint(1, 4))]
@@ -93,8 +93,33 @@ def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
             events.append(_fault(choice, choice.choice(faults)))
         if choice.random() < 0.15:
             events.append(("duplicate", choice.randint(1, 3)))
-        events.append(_run(choice, troubles))
+        if choice.random() < troubles / 2:
+            events += _overlap(choice, clinics, changes)
+        else:
+            events.append(_run(choice, troubles))
         events += _afterwards(choice, troubles)
+    return events
+
+
+def _overlap(choice: random.Random, clinics: tuple[Clinic, ...], changes: list[str]) -> list[Event]:
+    """A run stands still in its midst, and the world goes on: things change, its lease ends, another run comes by."""
+    kind = choice.choices(("transfer", "daily", "quick", "sweep", "reconcile"), [50, 15, 15, 10, 10])[0]
+    holder = choice.randrange(2)
+    # Behind what a transfer reads first, in front of its requests.
+    step = choice.choice([choice.randint(4, 10), choice.randint(0, 30)])
+    events: list[Event] = [("run", kind, holder, ((step, "pause"),))]
+    events += [_CHANGES[choice.choice(changes)](choice, clinics) for _ in range(choice.randint(1, 3))]
+    if choice.random() < 0.4:
+        events.append(("pass", choice.choice([20, 400])))
+    if choice.random() < 0.6:
+        # The next attempt of the same task, or somebody else.
+        other = choice.choice([kind, "daily", "quick", "transfer"])
+        events.append(("run", other, choice.choice([holder, 1 - holder]), ()))
+        if choice.random() < 0.4:
+            events.append(_CHANGES[choice.choice(changes)](choice, clinics))
+    if choice.random() < 0.9:
+        plan = ((choice.randrange(12), choice.choice(ACTIONS)),) if choice.random() < 0.2 else ()
+        events.append(("resume", 0, plan))
     return events
 
 
@@ -176,7 +201,12 @@ _CHANGES: dict[str, Callable[[random.Random, tuple[Clinic, ...]], Event]] = {
     "flag": lambda c, k: ("patient", _patient(c, k), c.choice(FLAGS), _no(c), _lag(c)),
     "anonymous": lambda c, k: ("appointment", _appointment(c, k), "is_anonymous", _no(c), _lag(c)),
     "ban": lambda c, k: ("doctor", _doctor(c, k), "medflex_banned", _no(c), _lag(c)),
-    "switch": lambda c, k: ("switch", _some(c, k)[0], c.choice([True, False, None]), c.choices([1, 2, 9], [8, 1, 1])[0]),
+    "switch": lambda c, k: (
+        "switch",
+        _some(c, k)[0],
+        c.choice([True, False, None]),
+        c.choices([1, 2, 9], [8, 1, 1])[0],
+    ),
     "open": lambda c, k: ("open", _some(c, k)[0]),
     "link": lambda c, k: ("link", _some(c, k)[0], c.choice([1, 2, 3]), c.choice([True, False])),
     "lpu": lambda c, k: ("lpu", _some(c, k)[0], c.choice([0, 1, 1])),

@@ -19,6 +19,7 @@ from typing import Any
 import adbc_driver_postgresql.dbapi as adbc
 import greenlet
 import orjson
+import pandas as pd
 import psycopg
 import requests
 
@@ -38,7 +39,7 @@ MOST_STEPS = 3000
 STEP_SECONDS = 0.001
 
 
-class Crash(BaseException):  # noqa: N818 - not an error: the process is dead
+class Crash(BaseException):
     """The process dies here. No `except Exception` of the product sees it."""
 
 
@@ -160,8 +161,11 @@ class Machine:
         return [process for process in self.processes if not process.over]
 
     @contextmanager
-    def patched(self) -> Iterator[None]:
-        """While this lasts, the product streams through kept connections and reads HTTP dates by the fake clock."""
+    def patched(self, *, light: bool) -> Iterator[None]:
+        """While this lasts, the product streams through kept connections and reads HTTP dates by the fake clock.
+
+        light: texts are kept as Python's own, which behaves the same and takes a quarter less time on few rows.
+        """
         original = arrow.stream
         ours = [module for name, module in list(sys.modules.items()) if name.startswith("medflex.")]
         modules = [module for module in ours if getattr(module, "stream", None) is original]
@@ -177,8 +181,10 @@ class Machine:
         for module in modules:
             module.stream = self.connections.stream  # type: ignore[attr-defined]
         medflex_hook.datetime = Wall  # type: ignore[misc]
+        storage = "python" if light else "auto"
         try:
-            yield
+            with pd.option_context("mode.string_storage", storage):
+                yield
         finally:
             for module in modules:
                 module.stream = original  # type: ignore[attr-defined]
@@ -190,15 +196,15 @@ class Process:
 
     Attributes:
         looks: appointment → what the last look read of it, see ``Judge``; emptied by each request.
+        log: the kind of each step.
         result: what became of it, for the trace and for the judge; empty while it has not ended.
     """
 
-    def __init__(
-        self, machine: Machine, name: str, body: Callable[[Process], str], plan: Mapping[int, str]
-    ) -> None:
+    def __init__(self, machine: Machine, name: str, body: Callable[[Process], str], plan: Mapping[int, str]) -> None:
         self.machine, self.name = machine, name
         self.plan = dict(plan)
         self.steps = 0
+        self.log: list[str] = []
         self.dead = self.over = False
         self.result = ""
         self.error: BaseException | None = None
@@ -240,6 +246,7 @@ class Process:
         """Make one step, with what the plan has for it."""
         self._alive()
         number, self.steps = self.steps, self.steps + 1
+        self.log.append(kind)
         # No two steps of anybody are made at the same instant.
         self.machine.clock.sleep(STEP_SECONDS)
         if number > MOST_STEPS:

@@ -121,7 +121,7 @@ class Play:
         self._bend()
 
     def __enter__(self) -> Play:
-        self._patched = self.machine.patched()
+        self._patched = self.machine.patched(light=self.schedule.dice % 8 != 0)
         self._patched.__enter__()
         self.judge.look()
         return self

@@ -152,4 +152,6 @@ def _totals(result: Any) -> dict[str, int]:
 
 def _told(totals: dict[str, int], problems: list[MedflexPipelineError]) -> str:
     told = ", ".join(f"{name} {number}" for name, number in totals.items()) or "nothing to do"
-    return f"{told}; problems: {', '.join(sorted(type(problem).__name__ for problem in problems))}" if problems else told
+    return (
+        f"{told}; problems: {', '.join(sorted(type(problem).__name__ for problem in problems))}" if problems else told
+    )

@@ -6,7 +6,7 @@ import pprint
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
-from tests.faults.events import Schedule
+from tests.faults.events import Event, Schedule
 from tests.faults.medlock import Clinic
 
 _PLAIN = Schedule(clinics=(), events=())
@@ -68,19 +68,21 @@ def source(schedule: Schedule) -> str:
     clinics = ", ".join(_clinic(clinic) for clinic in schedule.clinics)
     lines.append(f"    clinics=({clinics},),")
     lines.append("    events=(")
-    for event in schedule.events:
-        text = pprint.pformat(event, width=110, compact=True, sort_dicts=False).replace("\n", "\n        ")
-        lines.append(f"        {text},")
+    lines += [f"        {_pretty(event)}," for event in schedule.events]
     lines.append("    ),")
-    for item in fields(Schedule)[2:]:
-        if getattr(schedule, item.name) != item.default:
-            lines.append(f"    {item.name}={getattr(schedule, item.name)!r},")
+    lines += [f"    {text}," for text in _settings(schedule, 2)]
     return "\n".join([*lines, ")"])
 
 
 def _clinic(clinic: Clinic) -> str:
-    given = [f"{clinic.appointments!r}"]
-    for item in fields(Clinic)[1:]:
-        if getattr(clinic, item.name) != item.default:
-            given.append(f"{item.name}={getattr(clinic, item.name)!r}")
-    return f"Clinic({', '.join(given)})"
+    return f"Clinic({', '.join([repr(clinic.appointments), *_settings(clinic, 1)])})"
+
+
+def _settings(made: Schedule | Clinic, skip: int) -> list[str]:
+    """What differs from the default, as arguments."""
+    given = ((item, getattr(made, item.name)) for item in fields(made)[skip:])
+    return [f"{item.name}={value!r}" for item, value in given if value != item.default]
+
+
+def _pretty(event: Event) -> str:
+    return pprint.pformat(event, width=110, compact=True, sort_dicts=False).replace("\n", "\n        ")

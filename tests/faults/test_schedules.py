@@ -57,8 +57,9 @@ def test_the_judge_agrees_with_the_oracle_of_the_rules(stage: Stage) -> None:
 
 
 def test_all_that_can_happen_does_happen(stage: Stage) -> None:
-    counts = sum((play(stage, make_schedule(seed)).counts for seed in range(60)), start=play(
-        stage, make_schedule(60)).counts)
+    counts = sum(
+        (play(stage, make_schedule(seed)).counts for seed in range(60)), start=play(stage, make_schedule(60)).counts
+    )
     for name in ("crashes", "pauses", "duplicates", "requests", "lost ledger", "event pass", "event vanish"):
         assert counts[name] > 0, name
     assert sum(number > 0 for name, number in counts.items() if name.startswith("fault ")) >= 10

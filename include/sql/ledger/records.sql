@@ -8,7 +8,7 @@ SELECT
     record.version,
     record.state,
     record.acked_version,
-    EXISTS(
+    exists(
         SELECT 1
         FROM ledger.batch AS batch
         WHERE

@@ -82,6 +82,7 @@ class Reconciler(LeaseHolder):
         self._arguments = {"medlock": medlock, **holder}
         self._digest_key = digest_key
         self._result = ReconcileResult()
+        self._shown: dict[tuple[int, int], int] = {}
 
     @property
     def _written(self) -> WriteResult:
@@ -97,6 +98,8 @@ class Reconciler(LeaseHolder):
         """
         if not repair:
             for clinic_id in clinic_ids:
+                if self._halted:
+                    break
                 with self._told(clinic_id):
                     self._compare(clinic_id)
             return self._result
@@ -125,16 +128,13 @@ class Reconciler(LeaseHolder):
         except LeaseLostError:
             raise
         except MedflexPipelineError as error:
-            self._problem(error)
-            # What concerns one clinic only does not keep the others from being compared.
-            self._halted |= not isinstance(error, MedflexContractError)
+            self._failed(error, clinic_id)
 
     def _give_up(self, clinic_ids: Sequence[int]) -> None:
         """Nothing to count: what was not compared has no findings."""
 
     def _forget(self, clinic_id: int) -> None:
-        for key in [key for key in self._result.findings if key[0] == clinic_id]:
-            del self._result.findings[key]
+        """Nothing: what was found has been corrected, and is not found again."""
 
     # -- one clinic -------------------------------------------------------------------------------------------------
 
@@ -156,8 +156,10 @@ class Reconciler(LeaseHolder):
             try:
                 shown = self._listing(lpu_id)
             except MedflexContractError as error:
-                # An old lpu_id that the token sees no more must not keep the present one from being compared.
-                self._problem(error)
+                # An old lpu_id that the token sees no more must not keep the present one from being compared, and is
+                # no problem once everything there is withdrawn.
+                if lpu_id == expected.lpu_id or (here["state"] != "withdrawn").any():
+                    self._problem(error)
                 continue
             digests = expected.digests if lpu_id == expected.lpu_id else {}
             drifts: dict[int, Drift] = {}
@@ -165,8 +167,6 @@ class Reconciler(LeaseHolder):
                 drift = judge_drift(shown.get(id_), believed.get(id_), digests.get(id_))
                 if drift is not None:
                     drifts[id_] = drift
-                    self._result.findings[clinic_id, lpu_id, drift.value].append(id_)
-            self._result.compared += len(shown)
             if repair and drifts:
                 corrections = self._corrections(drifts, shown, believed, expected)
                 self._ledger.correct_records(
@@ -178,6 +178,11 @@ class Reconciler(LeaseHolder):
                     partner_ids=expected.partner_ids,
                     extracted_at=None,
                 )
+            # Behind the correction: a clinic that was taken over meanwhile is compared once more.
+            self._shown[clinic_id, lpu_id] = len(shown)
+            self._result.compared = sum(self._shown.values())
+            for id_, drift in drifts.items():
+                self._result.findings[clinic_id, lpu_id, drift.value].append(id_)
 
     def _expected(self, clinic_id: int) -> _Expected:
         """Judge the clinic's window as a transfer would, now."""

@@ -30,17 +30,25 @@ def staging_root() -> ObjectStoragePath:
 
 
 class Staging:
-    """The staged parts of one run. ``kind`` is what a part holds: ``extract``, ``eligible`` or ``plan``."""
+    """The staged parts of one run. ``kind`` is what a part holds: ``extract``, ``clinics``, ``eligible`` or ``plan``.
 
-    def __init__(self, dag_id: str, run_id: str) -> None:
+    Each attempt of a task writes into a folder of its own, and the newest attempt's parts are read: one that was
+    thought dead and goes on writing changes nothing.
+
+    Args:
+        attempt: number of the attempt that writes.
+    """
+
+    def __init__(self, dag_id: str, run_id: str, attempt: int = 1) -> None:
+        self._attempt = attempt
         # Run ids hold characters that file systems and object stores do not all take.
         self.folder = staging_root() / dag_id / hashlib.sha256(run_id.encode()).hexdigest()[:24]
 
     def clear(self, shard: int, kind: str) -> None:
-        """Remove what an earlier attempt left, so that fewer parts this time cannot leave old ones behind."""
-        folder = self._folder(shard, kind)
-        if folder.exists():
-            folder.fs.rm(folder.path, recursive=True)
+        """Remove what earlier attempts left, and what this one did if it is run again under the same number."""
+        for attempt, folder in self._attempts(shard, kind):
+            if attempt <= self._attempt:
+                folder.fs.rm(folder.path, recursive=True)
 
     def write(self, shard: int, kind: str, part: int, table: pa.Table) -> None:
         """Write one part."""
@@ -51,14 +59,15 @@ class Staging:
 
     def parts(self, shard: int, kind: str) -> list[int]:
         """Return the numbers of the parts that are there, in order."""
-        folder = self._folder(shard, kind)
-        if not folder.exists():
+        folder = self._newest(shard, kind)
+        if folder is None:
             return []
         return sorted(int(Path(item.name).stem) for item in folder.iterdir() if item.name.endswith(".parquet"))
 
     def read(self, shard: int, kind: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part."""
-        file = self._folder(shard, kind) / f"{part:05}.parquet"
+        folder = self._newest(shard, kind) or self._folder(shard, kind)
+        file = folder / f"{part:05}.parquet"
         try:
             with cast("Any", file).open("rb") as handle:
                 return pq.read_table(handle, columns=list(columns) if columns is not None else None)
@@ -79,7 +88,19 @@ class Staging:
             self.folder.fs.rm(self.folder.path, recursive=True)
 
     def _folder(self, shard: int, kind: str) -> ObjectStoragePath:
-        return self.folder / f"{shard:05}" / kind
+        return self.folder / f"{shard:05}" / f"{kind}-{self._attempt:04}"
+
+    def _attempts(self, shard: int, kind: str) -> list[tuple[int, ObjectStoragePath]]:
+        """The folders of all attempts, oldest first."""
+        folder = self.folder / f"{shard:05}"
+        if not folder.exists():
+            return []
+        found = [(item.name.rstrip("/").rpartition("-"), item) for item in folder.iterdir()]
+        return sorted((int(number), item) for (name, _, number), item in found if name == kind)
+
+    def _newest(self, shard: int, kind: str) -> ObjectStoragePath | None:
+        attempts = self._attempts(shard, kind)
+        return attempts[-1][1] if attempts else None
 
     def _make(self, folder: ObjectStoragePath) -> None:
         folder.mkdir(parents=True, exist_ok=True)

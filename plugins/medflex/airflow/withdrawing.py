@@ -160,7 +160,7 @@ class Withdrawer(Writer):
         self._withdraw(due)
         return self._result
 
-    def _sweep_is_due(self, deleted: int, now: datetime) -> bool:
+    def _sweep_is_due(self, deleted: str, now: datetime) -> bool:
         last = self._ledger.watch(SWEEP_WATCH)
         if last is None:
             return True
@@ -278,9 +278,11 @@ class Withdrawer(Writer):
                 found["clinic_id"].tolist(), found["appointment_id"].tolist(), strict=True
             )
         ]
-        judged = found.assign(
-            by_absence=found["by_absence"].to_numpy(dtype=bool) & ~np.array(by_person, dtype=np.bool_)
-        )
+        # Somebody's no that has not reached Medflex yet stays a no, also when the row has vanished since.
+        before = self._ledger.open_revocations(absent)
+        refused = _keys(found).isin(_keys(before[~before["by_absence"].to_numpy(dtype=bool)]))
+        settled = np.array(by_person, dtype=np.bool_) | np.asarray(refused)
+        judged = found.assign(by_absence=found["by_absence"].to_numpy(dtype=bool) & ~settled)
         held = held_back(
             judged,
             self._ledger.live_counts(absent),

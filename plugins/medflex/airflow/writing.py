@@ -71,8 +71,8 @@ class MedlockReader(Protocol):
         """Return ``clinic_id`` and ``appointment_id`` of what may have been revoked since then."""
         ...
 
-    def deleted_rows(self) -> int:
-        """Return how many rows were ever deleted."""
+    def deleted_rows(self) -> str:
+        """Return a stamp that changes when rows are deleted."""
         ...
 
 
@@ -266,14 +266,18 @@ class LeaseHolder(ABC):
 
     def _wait_for_slot(self) -> bool:
         """Wait for a place in Medflex's rate, which all workers share; ``False`` when sending has stopped meanwhile."""
-        if self._settings.rate_per_second:
-            most = self._settings.retry_budget
-            seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
-            if seconds > most:
-                self._halted = True
-                raise unavailable("it asked for a pause that is not over")
-            self._sleep(seconds)
-        while not self._halted and (seconds := (self._paused_until - self._clock.now()).total_seconds()) > 0:
+        while not self._halted:
+            if self._settings.rate_per_second:
+                most = self._settings.retry_budget
+                seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
+                if seconds > most:
+                    self._halted = True
+                    raise unavailable("it asked for a pause that is not over")
+                self._sleep(seconds)
+            seconds = (self._paused_until - self._clock.now()).total_seconds()
+            if seconds <= 0:
+                break
+            # A place that was taken before the pause is given up: all who held one would leave at once behind it.
             self._sleep(seconds)
         return not self._halted
 
@@ -308,6 +312,15 @@ class LeaseHolder(ABC):
             if str(error) not in map(str, problems):
                 log.error("%s", error)
                 problems.append(error)
+
+    def _failed(self, error: MedflexPipelineError, clinic_id: int) -> None:
+        """Stop everything, unless the trouble is one of this clinic only."""
+        self._problem(error)
+        if isinstance(error, MedflexUnavailableError):
+            self._failing.add(clinic_id)
+            self._halted |= len(self._failing) >= _FAILING_CLINICS
+        elif not isinstance(error, MedflexContractError):
+            self._halted = True
 
     @contextmanager
     def _contained(self) -> Iterator[None]:
@@ -472,12 +485,7 @@ class Writer(LeaseHolder):
             log.info("%s", error)
             self._taken_over.add(clinic_id)
             return
-        self._problem(error)
-        if isinstance(error, MedflexUnavailableError):
-            self._failing.add(clinic_id)
-            self._halted |= len(self._failing) >= _FAILING_CLINICS
-        elif not isinstance(error, MedflexContractError):
-            self._halted = True
+        self._failed(error, clinic_id)
 
     # -- versions ---------------------------------------------------------------------------------------------------
 

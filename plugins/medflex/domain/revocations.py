@@ -100,9 +100,9 @@ def find_revocations(
     clinic = clinics.set_index("clinic_id")
     clinic_ids = live["clinic_id"]
     clinic_gone = ~clinic_ids.isin(clinic.index).to_numpy()
-    lpu_now = clinic_ids.map(clinic["lpu_id"]).astype("Int64")
+    lpu_now = _of_clinic(clinic["lpu_id"], clinic_ids).astype("Int64")
     lpu_changed = (lpu_now.notna() & (lpu_now != live["lpu_id"])).to_numpy(bool, na_value=False)
-    before = clinic_ids.map(windows.set_index("clinic_id")["starts_before"])
+    before = _of_clinic(windows.set_index("clinic_id")["starts_before"], clinic_ids)
     ahead = (rows["starts_at"].reset_index(drop=True) >= before.reset_index(drop=True)).to_numpy(dtype=bool)
 
     no = np.zeros(len(live), dtype=bool)
@@ -150,7 +150,7 @@ def aged(live: pd.DataFrame, present: pd.DataFrame, windows: pd.DataFrame) -> pd
     They stay at Medflex, and stay subject to R12. Arguments as for ``find_revocations``.
     """
     rows = _rows_of(live, present, _positions(live, present))
-    starts_from = live["clinic_id"].map(windows.set_index("clinic_id")["starts_from"]).reset_index(drop=True)
+    starts_from = _of_clinic(windows.set_index("clinic_id")["starts_from"], live["clinic_id"]).reset_index(drop=True)
     behind = (rows["starts_at"] < starts_from).to_numpy(dtype=bool)
     return live[behind & (live["state"] == "sent").to_numpy(dtype=bool)]
 
@@ -202,6 +202,12 @@ def _positions(live: pd.DataFrame, present: pd.DataFrame) -> np.ndarray[Any, Any
     return np.asarray(index.get_indexer(pd.MultiIndex.from_arrays([live["clinic_id"], live["appointment_id"]])))
 
 
+def _of_clinic(values: pd.Series, clinic_ids: pd.Series) -> pd.Series:
+    """What is known of each record's clinic, missing where nothing is; with the index of ``clinic_ids``."""
+    # Not Series.map: with not one clinic left it fails on instants (pandas 3.1).
+    return values.reindex(clinic_ids).set_axis(clinic_ids.index)
+
+
 def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: np.ndarray[Any, Any]) -> pd.DataFrame:
     """ROWS in the order of ``live``; where the appointment is gone everything but the clinic's id is missing."""
     # Missing in every column, so that no rule ever sees another appointment's values for one that is gone.
@@ -240,7 +246,8 @@ def _since(live: pd.DataFrame, rows: pd.DataFrame, clinic: pd.DataFrame, first: 
     for stamp in sorted(set(_STAMPS.values())):
         reasons = [str(reason) for reason, name in _STAMPS.items() if name == stamp]
         since = since.mask(np.isin(first, reasons), rows[stamp].astype("datetime64[us, UTC]"))
-    switched = live["clinic_id"].map(clinic["access_changed_at"]).astype("datetime64[us, UTC]").reset_index(drop=True)
+    switched = _of_clinic(clinic["access_changed_at"], live["clinic_id"])
+    switched = switched.astype("datetime64[us, UTC]").reset_index(drop=True)
     since = since.mask(first == Reason.CLINIC_NOT_ACTIVE, switched)
     written = live["changed_at"].astype("datetime64[us, UTC]").reset_index(drop=True)
     # When it was written the last look found it permitted: a stamp from before tells of something else.

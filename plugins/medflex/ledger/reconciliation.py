@@ -36,6 +36,21 @@ class Reconciliation:
             | {"state": "str", "is_open": "bool"}
         )
 
+    def doubtful_clinics(self, since: datetime) -> list[int]:
+        """Return the clinics with requests since then of which nobody could tell whether they had their effect."""
+        with self._transaction() as cursor:
+            cursor.execute(query("ledger/doubtful_clinics"), {"since": since})
+            return [row["clinic_id"] for row in cursor.fetchall()]
+
+    def last_full_comparison(self) -> datetime | None:
+        """Return when all clinics were last compared, with whatever outcome; ``None`` if never."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT max(started_at) AS at FROM ledger.run WHERE mode = 'reconcile' AND clinic_ids IS NULL"
+            )
+            row = cursor.fetchone()
+        return row["at"] if row else None
+
     def correct_records(
         self,
         corrections: pd.DataFrame,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import psycopg
 
 from medflex.domain.funnel import Funnel
@@ -43,36 +44,64 @@ def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex
     ]
     for reason, number in clinics["closed_reason"].dropna().value_counts().items():
         lines.append(f"    {reason}: {number}")
-    lines += ["", _bar("extracted", funnel.extracted, funnel.extracted)]
-    counted = held.explode("reasons").groupby(["decision", "reasons"])["records"].sum()
-    order = {reason: position for position, reason in enumerate(REASONS)}
-
-    def by_reason(decision: str) -> list[str]:
-        """The reasons of one decision with their numbers; a record with several counts under each."""
-        numbers = counted[decision] if decision in counted.index.get_level_values(0) else {}
-        return [
-            f"      {reason}: {numbers[reason]}" for reason in sorted(numbers.keys(), key=lambda r: order.get(r, 99))
-        ]
-
-    for name in ("withheld", "quarantined"):
-        lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
-        lines += by_reason(name)
-    lines.append(_bar("eligible", funnel.eligible, funnel.extracted))
-    lines.append(_bar("− unchanged", funnel.unchanged, funnel.extracted))
-    lines.append(_bar("planned", funnel.planned, funnel.extracted))
-    lines.append(f"      new {funnel.new}, changed {funnel.changed}, again {funnel.again}")
-    if run.mode != "plan":
-        for name in ("dropped", "rejected", "to_retry", "unknown"):
-            lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
-            if name == "dropped":
-                lines += by_reason("dropped")
-        lines.append(_bar("accepted", funnel.accepted, funnel.extracted))
+    reasons = _Reasons(held)
+    lines += ["", *_sending(funnel, reasons, run.mode), *_withdrawing(funnel, reasons, run.mode)]
     if funnel.unknown_statuses:
         lines += ["", f"Sent as undefined, since their status has no mapping: {funnel.unknown_statuses}"]
     for shard in shards:
         if shard.problem or shard.skipped_because:
             lines.append(f"Shard {shard.label}: {shard.problem or shard.skipped_because}")
+        if shard.withdraw_problem:
+            lines.append(f"Shard {shard.label}, withdrawals: {shard.withdraw_problem}")
     return "\n".join(lines)
+
+
+class _Reasons:
+    """How many records each reason holds for, by decision; a record with several counts under each."""
+
+    def __init__(self, decided: pd.DataFrame) -> None:
+        self._counted = decided.explode("reasons").groupby(["decision", "reasons"])["records"].sum()
+        self._order = {str(reason): position for position, reason in enumerate(REASONS)}
+
+    def of(self, decision: str) -> list[str]:
+        numbers = self._counted[decision] if decision in self._counted.index.get_level_values(0) else {}
+        return [
+            f"      {reason}: {numbers[reason]}"
+            for reason in sorted(numbers.keys(), key=lambda reason: (self._order.get(reason, 99), reason))
+        ]
+
+
+def _sending(funnel: Funnel, reasons: _Reasons, mode: str) -> list[str]:
+    """From extracted to accepted."""
+    lines = [_bar("extracted", funnel.extracted, funnel.extracted)]
+    for name in ("withheld", "quarantined"):
+        lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
+        lines += reasons.of(name)
+    lines.append(_bar("eligible", funnel.eligible, funnel.extracted))
+    lines.append(_bar("− unchanged", funnel.unchanged, funnel.extracted))
+    lines.append(_bar("planned", funnel.planned, funnel.extracted))
+    lines.append(f"      new {funnel.new}, changed {funnel.changed}, again {funnel.again}")
+    if mode != "plan":
+        for name in ("dropped", "rejected", "to_retry", "unknown"):
+            lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.extracted))
+            if name == "dropped":
+                lines += reasons.of("dropped")
+        lines.append(_bar("accepted", funnel.accepted, funnel.extracted))
+    return lines
+
+
+def _withdrawing(funnel: Funnel, reasons: _Reasons, mode: str) -> list[str]:
+    """From revoked to withdrawn; nothing if nothing was revoked."""
+    if not funnel.revoked:
+        return []
+    lines = ["", _bar("revoked", funnel.revoked, funnel.revoked), *reasons.of("revoked")]
+    for name in ("permitted_again", "held", "withdraw_to_retry", "withdraw_unknown"):
+        if getattr(funnel, name):
+            lines.append(_bar(f"− {name}", getattr(funnel, name), funnel.revoked))
+            lines += reasons.of(name)
+    if mode != "plan":
+        lines.append(_bar("withdrawn", funnel.withdrawn, funnel.revoked))
+    return lines
 
 
 def print_funnel(conninfo: str, run_id: str | None = None) -> None:
@@ -82,4 +111,4 @@ def print_funnel(conninfo: str, run_id: str | None = None) -> None:
 
 def _bar(name: str, number: int, total: int) -> str:
     share = number / total if total else 0.0
-    return f"{name:<14} {number:>10,} {share:>7.1%} {'█' * round(share * _WIDTH)}"
+    return f"{name:<19} {number:>10,} {share:>7.1%} {'█' * round(share * _WIDTH)}"

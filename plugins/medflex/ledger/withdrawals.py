@@ -98,14 +98,17 @@ class Withdrawals:
     # -- revocations ------------------------------------------------------------------------------------------------
 
     def open_revocations(self, clinic_ids: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return what is to be withdrawn and not acknowledged: ``KEY``, ``reason``, ``revoked_at``, ``found_at``."""
+        """Return what is to be withdrawn and not acknowledged: ``KEY``, ``reason``, ``by_absence``, ``revoked_at``,
+        ``found_at``.
+        """
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT clinic_id, appointment_id, lpu_id, reason, revoked_at, found_at FROM ledger.revocation"
+                "SELECT clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at"
+                " FROM ledger.revocation"
                 " WHERE %(clinic_ids)s::bigint[] IS NULL OR clinic_id = ANY(%(clinic_ids)s::bigint[])",
                 {"clinic_ids": None if clinic_ids is None else _list(clinic_ids)},
             )
-            columns = [*KEY, "reason", "revoked_at", "found_at"]
+            columns = [*KEY, "reason", "by_absence", "revoked_at", "found_at"]
             return pd.DataFrame(cursor.fetchall(), columns=columns).astype(dict.fromkeys(KEY, "int64"))
 
     def save_revocations(

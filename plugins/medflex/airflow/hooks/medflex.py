@@ -147,9 +147,15 @@ class MedflexClient:
         page, read = 1, 0
         while True:
             pace()
-            response = self._request(
-                "GET", "/appointments/", params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE}
-            )
+            try:
+                response = self._request(
+                    "GET", "/appointments/", params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE}
+                )
+            except MedflexContractError:
+                if page == 1:
+                    raise
+                # The clinic is known: it is this page that went while the ones before it were read.
+                raise UnknownOutcomeError("pages that do not add up", None) from None
             body = _json(response)
             data = body.get("data") if isinstance(body, dict) else None
             if not isinstance(data, list) or not all(

@@ -127,9 +127,9 @@ class Medlock:
         """
         return self._frame("medlock/changed_appointments", {"since": since}).dropna().astype("int64")
 
-    def deleted_rows(self) -> int:
-        """Return how many rows were ever deleted from the tables that stand behind a record, by Postgres' counters."""
-        return int(self._frame("medlock/deleted_rows", {})["deleted"].tolist()[0])
+    def deleted_rows(self) -> str:
+        """Return a stamp that changes when rows are deleted from the tables that stand behind a record."""
+        return str(self._frame("medlock/deleted_rows", {})["stamp"].tolist()[0])
 
     def appointment_counts(self, windows: pd.DataFrame) -> dict[int, int]:
         """Return how many appointments lie in each clinic's window; clinics without any are left out."""
@@ -216,14 +216,15 @@ def _translated() -> Iterator[None]:
     except MedflexPipelineError:
         raise
     except psycopg.Error as error:
-        raise _translate(error, error.sqlstate) from None
+        raise translated_error(error, error.sqlstate) from None
     except Exception as error:
         if not is_driver_error(error):
             raise
-        raise _translate(error, getattr(error, "sqlstate", None)) from None
+        raise translated_error(error, getattr(error, "sqlstate", None)) from None
 
 
-def _translate(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
+def translated_error(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
+    """Return the product's error for a driver's, without the driver's text."""
     text = str(error)
     state = sqlstate or ""
     if state.startswith("28") or state == "3D000" or ((not state or state == "08001") and refused_login(error)):

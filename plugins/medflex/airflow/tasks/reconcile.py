@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from medflex.airflow import connections
+from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks.parts import (
     access_rows,
     gone_row,
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
 CLINICS_PER_SHARD = 200
+FULL_WEEKDAY, FULL_HOUR = 6, 12
+"""Sundays, in the hour from 12:00 Moscow time, all clinics are compared."""
+DOUBT = timedelta(hours=24)
+"""So long after a request whose outcome was unknown its clinic is compared every hour: it may still arrive."""
 RECORDS_PER_SHARD = 400_000
 """Records that Medflex shows, per shard, that are aimed at."""
 
@@ -48,12 +55,14 @@ def plan_comparison() -> list[dict[str, Any]]:
         medlock = stack.enter_context(open_medlock())
         ledger.check_schema()
         connections.digest_key()
+        if run_type(context) == "scheduled":
+            asked = _scheduled(ledger, now)
         clinics = medlock.clinics(asked, now)
         with_records = set(ledger.clinics_with_records())
         known = set(clinics["clinic_id"].tolist())
         gone = sorted((with_records if asked is None else with_records & set(asked)) - known)
         unknown = sorted(set(asked or ()) - known - set(gone))
-        if unknown:
+        if unknown and run_type(context) != "scheduled":
             shown = ", ".join(map(str, unknown[:10]))
             raise BadParameterError(f"Neither Medlock nor the ledger knows clinic {shown}: correct clinic_ids.")
         # A clinic that is closed and of which nothing is known shows nothing, unless somebody else wrote it: it has an
@@ -166,6 +175,18 @@ def transfer_parameters() -> dict[str, Any]:
         raise AirflowSkipException("Nothing is missing at Medflex.")
     # Nobody has looked at the clinics' numbers of rows.
     return {"mode": "transfer", "clinic_ids": clinic_ids, "accept_row_counts": False}
+
+
+def _scheduled(ledger: Any, now: datetime) -> list[int] | None:
+    """Which clinics a scheduled run compares: all of them once a week (``None``), else those in doubt."""
+    last = ledger.last_full_comparison()
+    local = now.astimezone(ZoneInfo(TIMEZONE))
+    is_its_hour = local.weekday() == FULL_WEEKDAY and local.hour == FULL_HOUR
+    # A week whose hour was missed, since nothing ran then, is made up for.
+    if last is None or (is_its_hour and now - last > timedelta(hours=2)) or now - last > timedelta(days=7, hours=1):
+        return None
+    doubtful: list[int] = ledger.doubtful_clinics(now - DOUBT)
+    return doubtful
 
 
 def _parameters(context: Context) -> tuple[bool, list[int] | None]:

@@ -874,7 +874,7 @@ def _quality_funnels(ledger: Any, run: Any) -> tuple[Any, list[Any]]:
 def _staging(context: Context) -> Any:
     from medflex.airflow.staging import Staging
 
-    return Staging(context["dag_run"].dag_id, context["dag_run"].run_id)
+    return Staging(context["dag_run"].dag_id, context["dag_run"].run_id, context["ti"].try_number)
 
 
 def _run(ledger: Any, context: Context) -> Any:

@@ -174,6 +174,6 @@ async def _translated(error: Exception) -> MedflexPipelineError:
 
 def _translate(error: psycopg.Error | OSError) -> MedflexPipelineError:
     # Here, and in a thread: it brings pandas along, which takes seconds and is needed only in this rare case.
-    from medflex.airflow.hooks.medlock import _translate as translate
+    from medflex.airflow.hooks.medlock import translated_error as translate
 
     return translate(error, getattr(error, "sqlstate", None))

@@ -21,6 +21,7 @@ ALTER TABLE ledger.batch ADD COLUMN patient_ids bigint [];
 ALTER TABLE ledger.batch ADD COLUMN revoked_at timestamptz [];
 -- The look at the flags comes after the intent, just before the first byte leaves.
 ALTER TABLE ledger.batch ALTER COLUMN looked_at DROP NOT NULL;
+CREATE INDEX batch_in_doubt ON ledger.batch (resolved_at) WHERE unknown_ids <> '{}';
 CREATE INDEX batch_withdrawn ON ledger.batch (created_at) WHERE operation = 'withdraw';
 
 -- A withdrawal takes a clinic over from any other work.
