@@ -1,4 +1,4 @@
-"""Time from a refusal in Medlock to its withdrawal at Medflex: ``python -m bench.withdrawals`` (part of ``make bench``).
+"""Time from a refusal in Medlock to its withdrawal at Medflex: ``python -m bench.withdrawals``.
 
 A whole Airflow with scheduler, executor and triggerer, as ``make demo`` starts it, in a folder of its own. Refusals are
 committed at random moments, whether or not a run of ``medflex_withdraw`` is under way. Ends with 1 when the 95th
@@ -123,7 +123,7 @@ def measure(stack: Stack, number: int, chance: random.Random) -> list[Trial]:
         BenchError: a withdrawal has not come within GIVE_UP_SECONDS.
     """
     trials = chosen(stack, number, chance)
-    to_come, waiting = list(trials), list[Trial]()
+    to_come, waiting, done = list(trials), list[Trial](), 0
     due = time.monotonic()
     with (
         psycopg.connect(stack.medlock_owner(), autocommit=True) as medlock,
@@ -150,10 +150,8 @@ def measure(stack: Stack, number: int, chance: random.Random) -> list[Trial]:
             ended = [trial for trial in waiting if trial.acknowledged is not None]
             waiting = [trial for trial in waiting if trial.acknowledged is None]
             for trial in ended:
-                done = len(trials) - len(to_come) - len(waiting)
-                _say(
-                    f"{done:4} of {number}: {trial.to_medflex:6.1f} s to Medflex, {trial.to_ledger:6.1f} s to the ledger"
-                )
+                done += 1
+                _say(f"{done:4} of {number}: {trial.to_medflex:6.1f} s, acknowledged after {trial.to_ledger:6.1f} s")
             if waiting and time.time() - waiting[0].committed > GIVE_UP_SECONDS:
                 raise BenchError(f"A withdrawal has not come within {GIVE_UP_SECONDS:.0f} seconds.")
             time.sleep(max(0.0, looked + POLL_SECONDS - time.monotonic()))
@@ -295,8 +293,8 @@ def render(trials: Sequence[Trial], *, begun: datetime, load: float, runs: Mappi
             f"{len(trials)} patients refuse one after another in Medlock, {PAUSES[0]:g} to {PAUSES[1]:g} seconds apart"
             " (drawn evenly), while the whole stack of `make demo` runs: Airflow's scheduler, LocalExecutor and"
             " triggerer, 20,000 appointments, Medflex on the same machine. Measured from the return of the commit; the"
-            f" sandbox Medflex is asked every {POLL_SECONDS * 1000:.0f} ms. What the ledger keeps counts from the change"
-            f" stamp in Medlock. Runs of `{DAG_ID}`: {told}.",
+            f" sandbox Medflex is asked every {POLL_SECONDS * 1000:.0f} ms. What the ledger keeps counts from the"
+            f" change stamp in Medlock. Runs of `{DAG_ID}`: {told}.",
             "",
             f"{begun:%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, load"
             f" average {load:.1f} before · {platform.system()} {platform.machine()} · Python"

@@ -456,6 +456,8 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         # With the default of 5 s a task that defers and resumes at once is marked failed (Airflow 3.3.2).
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # A worker lost as a whole is noticed by this only, and a run of medflex_withdraw keeps the next one waiting.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "GX_ANALYTICS_ENABLED": "False",
         "DO_NOT_TRACK": "1",

@@ -10,24 +10,35 @@ import string
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from airflow.sdk import Connection
 
 from medflex import errors
 from medflex.airflow.hooks.medflex import MedflexSettings, settings_of
 from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS
+from medflex.airflow.tasks.housekeeping import DAYS
+from medflex.airflow.tasks.withdraw import DEADLINE_SECONDS
+from medflex.airflow.triggers.consent import LOOK_BACK
+from medflex.airflow.withdrawing import OVERLAP
 from medflex.domain.access import ClosedReason
+from medflex.domain.drift import Drift
 from medflex.domain.last_look import Turned
 from medflex.domain.reasons import Reason
+from medflex.domain.revocations import MOST_ABSENT, MOST_ABSENT_SHARE, Revoked
 from medflex.domain.status import MEDFLEX_STATUS
+from medflex.ledger.store import LEASE_SECONDS
 from sandbox.__main__ import _parser
 from sandbox.medflex.contract import validate
 from scripts import generate_docs
 from scripts.generate_docs import BEGIN, DOCS, ROOT
+from tests.faults.mutations import MUTATIONS
+from tests.faults.test_named import REGRESSIONS
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-README, ARCHITECTURE, CONTRACT = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/architecture.md", "docs/data-contract.md")
+README, ARCHITECTURE, CONTRACT, INVARIANTS = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/architecture.md", "docs/data-contract.md", "docs/invariants.md")
 )
 
 
@@ -128,7 +139,7 @@ def test_every_ctl_command_of_the_readme_is_understood() -> None:
 # What is said of the code
 
 
-@pytest.mark.parametrize("code", [*Reason, *ClosedReason, *Turned])
+@pytest.mark.parametrize("code", [*Reason, *ClosedReason, *Turned, *Revoked, *Drift])
 def test_every_reason_code_is_in_the_data_contract(code: str) -> None:
     assert f"| `{code}` |" in CONTRACT
 
@@ -180,7 +191,59 @@ def test_every_environment_variable_of_the_product_is_named() -> None:
             strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
             names |= {text for text in strings if isinstance(text, str) and re.fullmatch(r"MEDFLEX_[A-Z_]+", text)}
     assert {"MEDFLEX_STAGING_URL", "MEDFLEX_DATA_DOCS_URL", "MEDFLEX_DIGEST_KEY"} <= names
+    # The beginning of those that are put together.
+    names -= {"MEDFLEX_KEEP_"}
+    names |= {f"MEDFLEX_KEEP_{name.upper()}" for name in DAYS}
     assert names <= set(re.findall(r"`(MEDFLEX_[A-Z_]+)`", ARCHITECTURE))
+    for name, days in DAYS.items():
+        assert re.search(rf"^\| `MEDFLEX_KEEP_{name.upper()}` \|.* default {days} \|$", ARCHITECTURE, re.MULTILINE)
+    assert f"alerted; default {DEADLINE_SECONDS:.0f}," in ARCHITECTURE
+
+
+def test_the_numbers_that_are_told_are_those_of_the_code() -> None:
+    for page in (
+        ARCHITECTURE,
+        INVARIANTS,
+        (DOCS / "runbook.md").read_text(),
+        (DOCS / "adr/0013-absence-and-doubt.md").read_text(),
+    ):
+        assert f"max({MOST_ABSENT}, {100 * MOST_ABSENT_SHARE:.0f} %" in page
+    assert f"for {LEASE_SECONDS} seconds" in ARCHITECTURE
+    assert (OVERLAP.total_seconds(), LOOK_BACK.total_seconds()) == (7200, 3600)
+    assert "goes back two hours" in ARCHITECTURE
+    assert "up to an hour before" in ARCHITECTURE
+    assert "within two hours of their stamp" in CONTRACT
+
+
+def test_every_dag_is_introduced() -> None:
+    for path in (ROOT / "dags").glob("*.py"):
+        for page in (README, ARCHITECTURE):
+            assert f"| `{path.stem}` |" in page, path.stem
+
+
+def test_every_table_of_the_ledger_is_introduced(ledger_db: str) -> None:
+    with psycopg.connect(ledger_db) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'").fetchall()
+    rows = set(re.findall(r"^\| `(\w+)` \|", ARCHITECTURE, flags=re.MULTILINE))
+    assert {name for (name,) in tables} - {"schema_version"} <= rows
+
+
+def test_every_query_to_medlock_is_in_the_data_contract() -> None:
+    for path in (ROOT / "include/sql/medlock").glob("*.sql"):
+        assert f"### `{path.name}`" in CONTRACT, path.name
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`((?:tests|bench|include|plugins|scripts|sandbox)/[\w./]+)`", page.read_text()):
+            assert (ROOT / name).exists(), (page.name, name)
+
+
+def test_every_mutation_and_regression_is_among_the_invariants() -> None:
+    rows = set(re.findall(r"^\|.*?`(\w+)` \|", INVARIANTS, flags=re.MULTILINE))
+    named = {regression.scenario.__name__ for regression in REGRESSIONS}
+    assert rows >= named | set(MUTATIONS)
+    assert {name for name in rows if name.startswith(("a_", "success_", "one_"))} == named
 
 
 def test_decision_records_are_numbered_without_gap_and_dated() -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
@@ -106,6 +107,18 @@ def test_only_these_tasks_use_the_connection_to_medflex() -> None:
     assert found == MAY_SPEAK_TO_MEDFLEX
 
 
+def test_whoever_holds_a_client_of_medflex_was_given_it() -> None:
+    """Outside the tasks nobody makes one, so that the list above is all there is."""
+    makers = {
+        str(path.relative_to(ROOT / "plugins/medflex"))
+        for path in (ROOT / "plugins/medflex").rglob("*.py")
+        if {"open_medflex", "MedflexClient"} & called(ast.parse(path.read_text()))
+    }
+    assert makers == {f"airflow/tasks/{name}.py" for name in ("parts", "transfer", "withdraw", "release", "reconcile")}
+    for path in (ROOT / "dags").glob("*.py"):
+        assert not {"open_medflex", "MedflexClient"} & called(ast.parse(path.read_text())), path.name
+
+
 def called(function: ast.AST) -> set[str]:
     """Return the names that are called somewhere inside."""
     calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
@@ -176,6 +189,28 @@ def test_a_failed_withdrawal_and_a_late_one_both_fail_the_run() -> None:
     assert leaves == {"report_lateness": TriggerRule.ALL_DONE, "withdrawn": TriggerRule.ALL_SUCCESS}
     for task_id in leaves:
         assert found.get_task(task_id).upstream_task_ids == {"withdraw_revoked_now"}
+
+
+def test_a_reconciliation_lets_the_transfer_send_and_a_shard_that_failed_keeps_nobody() -> None:
+    found = dag("medflex_reconcile")
+    leaves = {operator.task_id for operator in found.tasks if not operator.downstream_task_ids}
+    assert leaves == {"settle_comparison", "transfer"}
+    for task_id in ("settle_comparison", "transfer_parameters"):
+        assert found.get_task(task_id).upstream_task_ids == {"reconcile"}
+        assert found.get_task(task_id).trigger_rule == TriggerRule.ALL_DONE
+    transfer = found.get_task("transfer")
+    assert isinstance(transfer, TriggerDagRunOperator)
+    assert transfer.trigger_dag_id == "medflex_transfer"
+    # It waits for nothing: the transfer may have to wait for the one that runs.
+    assert transfer.wait_for_completion is False
+    assert transfer.upstream_task_ids == {"transfer_parameters"}
+    assert isinstance(found.timetable, CronTriggerTimetable)
+
+
+def test_housekeeping_is_three_tasks_of_which_none_waits_for_another() -> None:
+    found = dag("medflex_housekeeping")
+    assert set(found.task_ids) == {"prune_ledger", "remove_old_staging", "prune_data_docs"}
+    assert not [operator for operator in found.tasks if operator.upstream_task_ids]
 
 
 def test_a_question_waits_for_ever_and_nothing_answers_it_but_a_person() -> None:

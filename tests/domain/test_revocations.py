@@ -147,8 +147,8 @@ def test_each_reason_takes_a_record_back(rule: str, reason: str, case: Case) -> 
 
 
 def test_every_reason_is_looked_at() -> None:
-    # OVERTAKEN is told by the ledger. UNKNOWN_TO_LEDGER is what reconciliation finds.
-    known = {*REASONS, *Turned, *Revoked} - {Turned.OVERTAKEN, Revoked.UNKNOWN_TO_LEDGER}
+    # OVERTAKEN is told by the ledger.
+    known = {*REASONS, *Turned, *Revoked} - {Turned.OVERTAKEN}
     assert {reason for _, reason, _ in CASES} == known
     assert set(ABSENCE) == {reason for _, reason, case in CASES if found_with(case)["by_absence"].all()}
 
@@ -228,6 +228,39 @@ def test_who_is_not_there_has_refused_nothing() -> None:
     # The one who is there has.
     found = find(live({}), present({"patient_found": False, "doctor_banned": True}))
     assert reasons(found) == [Reason.DOCTOR_BANNED]
+
+
+def patients(*changes: dict[str, Any]) -> pd.DataFrame:
+    """PATIENTS: one who permits everything per argument, with these changes."""
+    patient: dict[str, Any] = {"patient_id": 7, "updated_at": CHANGED}
+    patient |= {"refused_personal_data": False, "refused_notifications": False, "refused_marketing": False}
+    frame = pd.DataFrame([patient | change for change in changes], columns=list(patient), dtype=object)
+    flags = dict.fromkeys(("refused_personal_data", "refused_notifications", "refused_marketing"), "boolean")
+    return frame.astype({"patient_id": "int64", **flags, "updated_at": "datetime64[us, UTC]"})
+
+
+@pytest.mark.parametrize("value", [True, None])
+@pytest.mark.parametrize("flag", ["refused_personal_data", "refused_notifications", "refused_marketing"])
+@pytest.mark.parametrize("lost", [present(), present({"patient_found": False, "patient_id": None})])
+def test_what_a_patient_says_holds_though_no_appointment_leads_to_them(
+    lost: pd.DataFrame, flag: str, value: bool | None
+) -> None:
+    """R7, R8, R16: the row is gone and somebody may have to decide about that; the refusal waits for nobody."""
+    judged = judge_access(clinics({}), NOW)
+    windows = clinic_windows(judged, NOW, NOW, cut_to_today=False)
+    shown = live({}, {"appointment_id": 200, "patient_id": 8}, {"appointment_id": 201, "patient_id": None})
+    refusing = patients({"patient_id": 9, flag: True}, {flag: value}, {"patient_id": 8})
+    found = find_revocations(shown, lost, judged, windows, patients=refusing)
+    absent = Reason.REFERENCE_BROKEN if len(lost) else Turned.APPOINTMENT_GONE
+    told = found[["appointment_id", "reason"]].to_numpy().tolist()
+    assert told == [[100, flag], [200, Turned.APPOINTMENT_GONE], [201, Turned.APPOINTMENT_GONE]]
+    assert found["by_absence"].tolist() == [False, True, True]
+    assert found["revoked_at"].iloc[0] == CHANGED
+    permitting = find_revocations(shown.head(1), lost, judged, windows, patients=patients({}))
+    assert reasons(permitting) == [absent]
+    # Of whom an appointment leads to, the row speaks.
+    there = find_revocations(shown.head(1), present({}), judged, windows, patients=patients({flag: True}))
+    assert reasons(there) == []
 
 
 def test_an_appointment_without_a_patient_is_a_broken_reference_and_no_other_persons() -> None:
@@ -329,7 +362,7 @@ INSTANTS = {
 }
 
 
-@pytest.mark.parametrize(("reason", "case"), {reason: case for _, reason, case in CASES}.items())
+@pytest.mark.parametrize(("reason", "case"), {reason: case for _, reason, case in reversed(CASES)}.items())
 def test_it_holds_since_its_own_change_stamp(reason: str, case: Case) -> None:
     what, change = case
     stamps = {name: instant for name, instant in INSTANTS.items() if name != "access_changed_at"}
@@ -340,6 +373,25 @@ def test_it_holds_since_its_own_change_stamp(reason: str, case: Case) -> None:
         assert since == INSTANTS[STAMP_OF[reason]]
     else:
         assert pd.isna(since)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_known"),
+    [
+        ({"access_enabled": False}, True),
+        ({"access_changed_at": NOW - timedelta(hours=1)}, True),  # Off and on again: it waits.
+        ({"access_changed_by_role": "administrator"}, False),  # The head is head no more.
+        ({"lpu_id": None}, False),
+    ],
+)
+def test_a_clinic_is_closed_since_its_switch_was_turned_if_that_is_what_closes_it(
+    change: dict[str, Any], is_known: bool
+) -> None:
+    clinic = {"access_changed_at": NOW - timedelta(days=2)} | change
+    found = find(live({}), present({}), clinic)
+    assert reasons(found) == [Reason.CLINIC_NOT_ACTIVE]
+    assert (found["revoked_at"].iloc[0] == clinic["access_changed_at"]) is is_known
+    assert pd.isna(found["revoked_at"].iloc[0]) is not is_known
 
 
 def test_it_never_holds_since_before_the_record_was_written() -> None:
@@ -509,7 +561,11 @@ def _slow_since(reason: str, record: Row, row: Row | None, clinic: Row | None) -
     name = STAMP_OF.get(reason)
     if name is None or (row is None and name != "access_changed_at"):
         return None
-    since = NOW - timedelta(days=10) if name == "access_changed_at" else (row or {}).get(name, CHANGED)
+    if name == "access_changed_at":
+        # A switch that is on tells nothing of a clinic without an lpu_id.
+        since = None if clinic is None or clinic["access_enabled"] else NOW - timedelta(days=10)
+    else:
+        since = (row or {}).get(name, CHANGED)
     return None if since is None else max(since, record["changed_at"])
 
 
@@ -547,30 +603,34 @@ QUESTIONS: dict[str, Question] = {
     Reason.ANONYMOUS_APPOINTMENT: _flag("is_anonymous"),
     Reason.DOCTOR_BANNED: _flag("doctor_banned", "doctor_found"),
     Reason.NO_PARTNER: lambda record, row, clinic: clinic is not None and not clinic["partner_ids"],
-    Reason.CLINIC_NOT_ACTIVE: lambda record, row, clinic: clinic is not None
-    and (not clinic["access_enabled"] or clinic["lpu_id"] is None),
-    Turned.LPU_CHANGED: lambda record, row, clinic: clinic is not None
-    and clinic["lpu_id"] is not None
-    and clinic["lpu_id"] != record["lpu_id"],
+    Reason.CLINIC_NOT_ACTIVE: lambda record, row, clinic: (
+        clinic is not None and (not clinic["access_enabled"] or clinic["lpu_id"] is None)
+    ),
+    Turned.LPU_CHANGED: lambda record, row, clinic: (
+        clinic is not None and clinic["lpu_id"] is not None and clinic["lpu_id"] != record["lpu_id"]
+    ),
     Turned.PERSON_CHANGED: _other_person,
     Turned.PARTNER_GONE: _partner_gone,
     # A window by the UTC's days, where nobody knows the clinic's zone, ends later than that of Moscow.
-    Revoked.MOVED_OUT_OF_WINDOW: lambda record, row, clinic: row is not None
-    and clinic is not None
-    and clinic["timezone"] != "nowhere"
-    and row["starts_at"] is not None
-    and row["starts_at"] >= STARTS_BEFORE,
+    Revoked.MOVED_OUT_OF_WINDOW: lambda record, row, clinic: (
+        row is not None
+        and clinic is not None
+        and clinic["timezone"] != "nowhere"
+        and row["starts_at"] is not None
+        and row["starts_at"] >= STARTS_BEFORE
+    ),
     Revoked.WITHDRAWAL_UNFINISHED: lambda record, row, clinic: record["state"] == "withdrawing",
     Revoked.CLINIC_GONE: lambda record, row, clinic: clinic is None,
     Turned.APPOINTMENT_GONE: lambda record, row, clinic: row is None,
-    Reason.REFERENCE_BROKEN: lambda record, row, clinic: row is not None
-    and not (row["patient_found"] and row["doctor_found"]),
+    Reason.REFERENCE_BROKEN: lambda record, row, clinic: (
+        row is not None and not (row["patient_found"] and row["doctor_found"])
+    ),
     Reason.PHONE_MISSING: lambda record, row, clinic: row is not None and row["phone"] is None,
     Reason.PHONE_UNREADABLE: lambda record, row, clinic: row is not None and row["phone"] == "12",
     Reason.NAME_MISSING: lambda record, row, clinic: row is not None and row["first_name"] != "Анна",
     Reason.TIMES_INVERTED: _inverted,
-    Reason.UNKNOWN_TIMEZONE: lambda record, row, clinic: row is not None
-    and clinic is not None
-    and clinic["timezone"] == "nowhere",
+    Reason.UNKNOWN_TIMEZONE: lambda record, row, clinic: (
+        row is not None and clinic is not None and clinic["timezone"] == "nowhere"
+    ),
     Reason.ENTRY_UNKNOWN: lambda record, row, clinic: row is not None and row["entry"] not in ("direct", "online"),
 }

@@ -80,6 +80,8 @@ def _clinic(choice: random.Random) -> Clinic:
 
 
 def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
+    if choice.random() < 0.2:
+        return _stale(choice, clinics)
     # Each seed lives in a world of few kinds of trouble: all at once would hide each other.
     changes = choice.sample(list(_CHANGES), choice.randint(2, 6))
     faults = choice.sample(list(_FAULTS), choice.choice([0, 1, 2, 4]))
@@ -101,17 +103,40 @@ def _events(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
     return events
 
 
+def _stale(choice: random.Random, clinics: tuple[Clinic, ...]) -> list[Event]:
+    """A transfer stands still just before it writes down what it will send; what it has read is no longer so."""
+    holder = choice.randrange(2)
+    turns = ["flag", "phone", "name", "status", "anonymous", "ban", "switch"]
+    events: list[Event] = []
+    if choice.random() < 0.3:
+        events += [("run", "daily", 0, ()), *(_CHANGES[choice.choice(turns[1:4])](choice, clinics) for _ in range(3))]
+    events.append(("run", "transfer", holder, ((choice.randint(7, 10), "pause"),)))
+    events += [_CHANGES[choice.choice(turns)](choice, clinics) for _ in range(choice.randint(1, 4))]
+    if choice.random() < 0.7:
+        # The next attempt of the same task takes over at once, anybody else when the lease is over.
+        heir = choice.choice([holder, holder, 1 - holder])
+        if heir != holder:
+            events.append(("pass", 400))
+        events.append(("run", choice.choice(["transfer", "transfer", "daily"]), heir, ()))
+    events.append(("resume", 0, ()))
+    return events
+
+
 def _overlap(choice: random.Random, clinics: tuple[Clinic, ...], changes: list[str]) -> list[Event]:
     """A run stands still in its midst, and the world goes on: things change, its lease ends, another run comes by."""
     kind = choice.choices(("transfer", "daily", "quick", "sweep", "reconcile"), [50, 15, 15, 10, 10])[0]
     holder = choice.randrange(2)
     # Behind what a transfer reads first, in front of its requests.
-    step = choice.choice([choice.randint(4, 10), choice.randint(0, 30)])
+    step = choice.choice([choice.randint(7, 10), choice.randint(4, 12), choice.randint(0, 30)])
     events: list[Event] = [("run", kind, holder, ((step, "pause"),))]
     events += [_CHANGES[choice.choice(changes)](choice, clinics) for _ in range(choice.randint(1, 3))]
+    if choice.random() < 0.6:
+        # What stands still has read what is no longer so.
+        stale = choice.choice(["flag", "phone", "name", "status"])
+        events.append(_CHANGES[stale](choice, clinics))
     if choice.random() < 0.4:
         events.append(("pass", choice.choice([20, 400])))
-    if choice.random() < 0.6:
+    if choice.random() < 0.75:
         # The next attempt of the same task, or somebody else.
         other = choice.choice([kind, "daily", "quick", "transfer"])
         events.append(("run", other, choice.choice([holder, 1 - holder]), ()))

@@ -38,9 +38,11 @@ class Judge:
         self.ever_absent: set[int] = set()
         self.ever_closed: set[int] = set()
         self._written: dict[tuple[int, int, int], bytes] = {}
+        self._new: list[tuple[int, int, int]] = []
         self._keys: dict[str, bytes] = {}
         self._by_absence: dict[int, dict[int, datetime]] = defaultdict(dict)
         machine.on_request = self.on_request
+        machine.on_refusal = self.on_refusal
         machine.on_read = self.on_read
 
     def blame(self, invariant: str, text: str) -> None:
@@ -97,9 +99,12 @@ class Judge:
         raw = orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS)
         if self._keys.setdefault(key, raw) != raw:
             self.blame("I4", f"{process.name} uses a key for two bodies")
+        self._new = []
         for record in body["records"]:
             version = (lpu_id, record["id"], record["version"])
             content = orjson.dumps(record, option=orjson.OPT_SORT_KEYS) if sends else b"withdrawn"
+            if version not in self._written:
+                self._new.append(version)
             if self._written.setdefault(version, content) != content:
                 self.blame("I4", f"{process.name} uses version {version} for two contents")
             if sends:
@@ -108,6 +113,12 @@ class Judge:
                 self._may_be_withdrawn(process, record["id"])
         process.flags_seen.clear()
         process.clinics_seen.clear()
+
+    def on_refusal(self) -> None:
+        """The request just received was turned away unread: its versions may be used again."""
+        for version in self._new:
+            del self._written[version]
+        self._new = []
 
     def _may_be_sent(self, process: Process, lpu_id: int, record: Row) -> None:
         id_ = record["id"]
@@ -130,7 +141,8 @@ class Judge:
     def _may_be_withdrawn(self, process: Process, id_: int) -> None:
         now, medlock = self.machine.clock.now(), self.medlock
         self.look()
-        if id_ not in self.ever_turned:
+        # What Medlock has never had may be withdrawn: a listing that lies names such ids.
+        if id_ in medlock.rows["appointment"] and id_ not in self.ever_turned:
             self.blame("I2", f"{process.name} withdraws {id_}, which nobody has ever revoked")
         said_no = id_ in self.ever_refused or clinic_of(id_) in self.ever_closed
         if not said_no and medlock.absent(id_) and not medlock.refused(id_):

@@ -37,6 +37,7 @@ BASE_URL = "http://medflex.test"
 TOKEN = "a token for tests only"
 MOST_STEPS = 3000
 STEP_SECONDS = 0.001
+_TURNED_AWAY = (400, 401, 403, 404, 413, 415, 422, 429)
 
 
 class Crash(BaseException):
@@ -142,6 +143,7 @@ class Machine:
         self.duplicates = 0
         self.settings: dict[str, Any] = {}
         self.on_request: Callable[[Process, str, int, dict[str, Any]], None] = lambda *_: None
+        self.on_refusal: Callable[[], None] = lambda: None
         self.on_read: Callable[[Process, str, tuple[Any, ...]], None] = lambda *_: None
 
     def note(self, text: str) -> None:
@@ -390,6 +392,7 @@ class _Adapter(EngineAdapter):
                 machine.duplicates -= 1
                 machine.counts["duplicates"] += 1
                 copies = 2
+            statuses = []
             for copy in range(copies):
                 try:
                     response = super(_Adapter, self).send(request, *args, **kwargs)
@@ -401,6 +404,9 @@ class _Adapter(EngineAdapter):
                 else:
                     machine.note(f"{process.name} → {response.status_code} {_verdicts(response)}".rstrip())
                     machine.counts[f"reply {response.status_code}"] += 1
+                    statuses.append(response.status_code)
+            if body and len(statuses) == copies and all(status in _TURNED_AWAY for status in statuses):
+                machine.on_refusal()
             return response
 
         return process.step("medflex", brief, call)

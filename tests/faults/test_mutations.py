@@ -19,3 +19,6 @@ def test_the_schedules_notice_a_guard_that_is_gone(
     MUTATIONS[mutation](monkeypatch)
     found = next((seed for seed in range(SEEDS) if play(stage, make_schedule(seed)).violations), None)
     assert found is not None, f"{SEEDS} schedules have not noticed {mutation}"
+    # It was the mutation that was noticed.
+    monkeypatch.undo()
+    assert not play(stage, make_schedule(found)).violations

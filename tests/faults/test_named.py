@@ -353,3 +353,23 @@ def test_it_has_not_come_back(stage: Stage, regression: Regression) -> None:
 def test_it_would_be_noticed(stage: Stage, regression: Regression, monkeypatch: pytest.MonkeyPatch) -> None:
     regression.mutation(monkeypatch)
     assert next(regression.scenario(stage), None) is not None
+
+
+# -- what the schedules have found, cut down --------------------------------------------------------------------------
+
+
+def test_a_clinic_that_moves_is_withdrawn_where_it_was(stage: Stage) -> None:
+    """A record known under two lpu_ids once stopped every later sweep."""
+    with scene(stage) as played:
+        played.let(DAILY, ("lpu", 1, 1), ("run", "transfer", 0, ()), REFUSAL, QUICK)
+        assert {lpu_id for lpu_id, _ in played.judge.shown()} == {7101}
+        assert played.problems() == []
+
+
+def test_no_question_stays_open_about_records_that_are_gone(stage: Stage) -> None:
+    """What is held by absence, then refused in part, is few enough to be withdrawn: nobody need be asked any more."""
+    many = Clinic(tuple((number % 3, 0, 24 + number) for number in range(13)))
+    with scene(stage, many) as played:
+        gone = ("vanish", "patient", (patient_id(1, 1), patient_id(1, 2)))
+        played.let(DAILY, gone, ("phone", FIRST, -1, 0), ("run", "sweep", 0, ()), ("pass", 86_400), REFUSAL, DAILY)
+        assert played.problems() == []

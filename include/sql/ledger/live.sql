@@ -12,7 +12,7 @@ WITH clinic AS MATERIALIZED (
 ),
 
 asked AS MATERIALIZED (
-    SELECT
+    SELECT DISTINCT
         pair.clinic_id,
         pair.appointment_id
     FROM
@@ -68,17 +68,17 @@ SELECT
     ) AS partner_ids,
     coalesce(record.changed_at, open_intent.created_at) AS changed_at
 FROM (
+    -- Two branches of which one is empty: in one, the few records of a quick look would cost a look at all there are.
     SELECT record.*
     FROM ledger.record AS record
     WHERE
-        record.clinic_id IN (SELECT clinic.clinic_id FROM clinic)
-        AND (
-            current_setting('medflex.appointment_ids') = ''
-            OR (record.clinic_id, record.appointment_id) IN (SELECT
-                asked.clinic_id,
-                asked.appointment_id
-            FROM asked)
-        )
+        current_setting('medflex.appointment_ids') = ''
+        AND record.clinic_id IN (SELECT clinic.clinic_id FROM clinic)
+    UNION ALL
+    SELECT record.*
+    FROM asked
+    INNER JOIN ledger.record AS record
+        ON asked.clinic_id = record.clinic_id AND asked.appointment_id = record.appointment_id
 ) AS record
 FULL JOIN (
     SELECT open_intent.*

@@ -99,6 +99,23 @@ kept AS (
     RETURNING 1
 ),
 
+-- A clinic that is set up anew under another id, with its lpu_id and its appointments, has them in the same place at
+-- Medflex: what is withdrawn for the old one is gone for the new one, too, and has to be sent again.
+displaced AS (
+    UPDATE ledger.record AS other
+    SET
+        state = CASE other.state WHEN 'aged_out' THEN 'withdrawn' ELSE 'sending' END,
+        version = greatest(other.version, item.version)
+    FROM item
+    WHERE
+        item.state = 'withdrawn'
+        AND other.appointment_id = item.appointment_id
+        AND other.lpu_id = item.lpu_id
+        AND other.clinic_id <> item.clinic_id
+        AND other.state IN ('sent', 'aged_out')
+    RETURNING 1
+),
+
 closed AS (
     DELETE FROM ledger.revocation AS revocation
     USING item

@@ -103,8 +103,10 @@ class Reconciler(LeaseHolder):
                 with self._told(clinic_id):
                     self._compare(clinic_id)
             return self._result
-        self._under_leases(clinic_ids)
         withdrawer = Withdrawer(**{**self._arguments, "holder": f"{self._holder}/withdraw"})
+        # Before anything is compared: an attempt that was killed while it withdrew still holds its clinics.
+        withdrawer.begin()
+        self._under_leases(clinic_ids)
         self._result.withdrawals = withdrawer.sweep(clinic_ids)
         self._result.problems += self._result.withdrawals.problems
         return self._result
@@ -163,7 +165,11 @@ class Reconciler(LeaseHolder):
                 continue
             digests = expected.digests if lpu_id == expected.lpu_id else {}
             drifts: dict[int, Drift] = {}
-            for id_ in {*shown, *believed}:
+            ids = {*shown, *believed}
+            if lpu_id != expected.lpu_id and self._belongs_to_another(clinic_id, lpu_id):
+                # What is shown there is that clinic's, and compared with it.
+                ids = {id_ for id_, item in believed.items() if item.state != "withdrawn"}
+            for id_ in ids:
                 drift = judge_drift(shown.get(id_), believed.get(id_), digests.get(id_))
                 if drift is not None:
                     drifts[id_] = drift
@@ -183,6 +189,11 @@ class Reconciler(LeaseHolder):
             self._result.compared = sum(self._shown.values())
             for id_, drift in drifts.items():
                 self._result.findings[clinic_id, lpu_id, drift.value].append(id_)
+
+    def _belongs_to_another(self, clinic_id: int, lpu_id: int) -> bool:
+        """Tell whether a clinic's old lpu_id is another clinic's now."""
+        clinics = self._medlock.clinics(None, self._clock.now())
+        return bool(((clinics["lpu_id"] == lpu_id) & (clinics["clinic_id"] != clinic_id)).fillna(False).any())
 
     def _expected(self, clinic_id: int) -> _Expected:
         """Judge the clinic's window as a transfer would, now."""

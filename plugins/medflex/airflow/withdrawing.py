@@ -25,8 +25,11 @@ from medflex.errors import MedflexContractError
 from medflex.ledger.store import Decision
 from medflex.ledger.withdrawals import KEY, instants
 
-OVERLAP = timedelta(minutes=10)
-"""How far each quick look goes back behind the last one: a change stamp is set before its transaction is committed."""
+OVERLAP = timedelta(hours=2)
+"""How far each quick look goes back behind the last one: a change stamp is set when its transaction begins, perhaps by
+another clock, and shows when it is committed. As far as the watch looks (twice ``LOOK_BACK`` of the trigger)."""
+JUST_CHANGED = timedelta(minutes=10)
+"""So long a clinic is looked at whole after its permissions have changed."""
 ASKED_FOR = timedelta(days=7)
 """How long a person's answer about vanished rows holds."""
 DAY = timedelta(hours=24)
@@ -41,6 +44,8 @@ _LIVE_ROWS = 400_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
+_QUICK_PATIENCE = 15.0
+"""For so long a quick look waits for a clinic that another withdrawal has: nobody looks for new changes meanwhile."""
 _PASSES = 3
 """How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
 _SWEEP_SHARE = 10
@@ -128,13 +133,14 @@ class Withdrawer(Writer):
         and for however long nobody looks. Rows that are gone leave no stamp: when Postgres has counted deletions, or
         nobody has looked before, it sweeps all clinics.
         """
+        self.patience_seconds = _QUICK_PATIENCE
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(WATCH)
         deleted = self._medlock.deleted_rows()
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
-        narrowed = self._narrowed(clinics, seen, now - OVERLAP)
+        narrowed = self._narrowed(clinics, seen, now - JUST_CHANGED)
         watch: dict[str, Mapping[str, Any]] = {WATCH: {}}
         if last is None or self._sweep_is_due(deleted, now):
             swept = self._ledger.clinics_with_records()
@@ -143,8 +149,12 @@ class Withdrawer(Writer):
             watch[SWEEP_WATCH] = {"deleted": deleted, "seconds": seconds}
         else:
             changed = self._medlock.changed_appointments(last[0] - OVERLAP)
+            # Whatever clinic the appointment is in now, and whether or not it is there.
+            touched = self._ledger.touched(
+                changed["appointment_id"].tolist(), self._medlock.changed_patients(last[0] - OVERLAP)
+            )
             left = self._ledger.open_revocations()
-            pairs = pd.concat([changed, left[["clinic_id", "appointment_id"]]]).drop_duplicates()
+            pairs = pd.concat([changed, touched, left[["clinic_id", "appointment_id"]]]).drop_duplicates()
             live = self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist())
             found, _ = self._judge(live[~live["clinic_id"].isin(narrowed)], now)
             of_narrowed, _ = self._sweep(narrowed)
@@ -169,9 +179,9 @@ class Withdrawer(Writer):
 
     def _narrowed(self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime) -> list[int]:
         """The clinics of which less may be shared than at the last look, or that have only just changed."""
-        present = _permissions(clinics)
-        narrowed = [clinic_id for clinic_id in seen if clinic_id not in present]
-        for clinic_id, now in present.items():
+        narrowed = []
+        # One that is gone permits nothing; that it is still gone is no news.
+        for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | _permissions(clinics)).items():
             before = seen.get(clinic_id)
             if (
                 before is None
@@ -191,6 +201,10 @@ class Withdrawer(Writer):
         found = []
         judged = []
         for group in self._groups(clinic_ids):
+            # What is remembered is older than what was judged by: a switch that turns in between is found by the next
+            # quick look. And what another lane finds in between is not stale.
+            judged.append(self._medlock.clinics(group, now))
+            before = self._ledger.open_revocations(group)
             # The ledger first: what is sent from here on has had its last look after this.
             live = self._ledger.live(group)
             revocations, behind = self._judge(live, now)
@@ -198,8 +212,7 @@ class Withdrawer(Writer):
             if writes:
                 if len(behind):
                     self._ledger.age_out(behind)
-                self._close_stale(self._ledger.open_revocations(group), revocations)
-            judged.append(self._medlock.clinics(group, now))
+                self._close_stale(before, revocations)
         return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now)
 
     def _groups(self, clinic_ids: Sequence[int]) -> Iterator[list[int]]:
@@ -230,11 +243,18 @@ class Withdrawer(Writer):
             asked = part[["clinic_id", "appointment_id"]].drop_duplicates()
             table = self._medlock.appointments_now(asked["clinic_id"].tolist(), asked["appointment_id"].tolist())
             present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
-            revocations = find_revocations(part, present, clinics, windows)
+            revocations = find_revocations(part, present, clinics, windows, patients=self._patients(part, present))
             found.append(revocations)
             left = aged(part, present, windows)
             behind.append(left[~_keys(left).isin(_keys(revocations))])
         return _joined(found), pd.concat(behind)
+
+    def _patients(self, live: pd.DataFrame, present: pd.DataFrame) -> pd.DataFrame | None:
+        """The flags of those patients whom no appointment leads to any more."""
+        found = present[present["patient_found"].to_numpy(bool, na_value=False)]
+        pairs = [pd.MultiIndex.from_frame(item[["clinic_id", "appointment_id"]]) for item in (live, found)]
+        ids = live.loc[~pairs[0].isin(pairs[1]), "patient_id"].dropna().unique()
+        return self._medlock.patients_now(ids.tolist()) if len(ids) else None
 
     def _close_stale(self, open_revocations: pd.DataFrame, found: pd.DataFrame) -> None:
         """Forget what was to be withdrawn and may be shared again, or is withdrawn already."""
@@ -254,6 +274,8 @@ class Withdrawer(Writer):
         held = self._held(found)
         self._note(found, held)
         waiting = found[held]
+        # A person decides now: what waits for that is not late.
+        self._ledger.close_revocations(waiting)
         self._drop_obsolete(swept, waiting)
         if len(waiting):
             counts = self._ledger.live_counts(waiting["clinic_id"].unique().tolist())
@@ -285,7 +307,7 @@ class Withdrawer(Writer):
         judged = found.assign(by_absence=found["by_absence"].to_numpy(dtype=bool) & ~settled)
         held = held_back(
             judged,
-            self._ledger.live_counts(absent),
+            self._ledger.live_counts(absent, in_window=True),
             self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY),
         )
         return held.to_numpy(dtype=bool)
@@ -315,8 +337,8 @@ class Withdrawer(Writer):
     def _withdraw(self, due: pd.DataFrame) -> None:
         """Bring these revocations to their end; each counts in exactly one number."""
         self._due = due
-        if len(due):
-            self._under_leases(sorted(due["clinic_id"].unique().tolist()))
+        # Also where nothing is due: what an attempt that was killed behind its last request still holds is let go.
+        self._under_leases(sorted(due["clinic_id"].unique().tolist()))
 
     def _write_held(self) -> None:
         due = self._due[self._due["clinic_id"].isin(list(self._epochs))]

@@ -71,6 +71,14 @@ class MedlockReader(Protocol):
         """Return ``clinic_id`` and ``appointment_id`` of what may have been revoked since then."""
         ...
 
+    def changed_patients(self, since: datetime) -> list[int]:
+        """Return the ids of patients whose row changed since then and says no now."""
+        ...
+
+    def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
+        """Return the flags of patients as committed now."""
+        ...
+
     def deleted_rows(self) -> str:
         """Return a stamp that changes when rows are deleted."""
         ...
@@ -143,6 +151,8 @@ class LeaseHolder(ABC):
     """What leases are asked for: ``send``, ``withdraw`` or ``reconcile``."""
     poll_seconds = 5.0
     """How often a lease that another run holds is asked for."""
+    patience_seconds = LEASE_SECONDS + 30.0
+    """For how long: a run that was killed holds its leases for so long; one that lives lets go shard by shard."""
 
     def __init__(
         self,
@@ -197,15 +207,18 @@ class LeaseHolder(ABC):
 
     # -- leases -----------------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Become the living attempt of this task, once; what a dead one still holds is let go."""
+        if self._token is None:
+            self._token = self._ledger.begin_writing(self._holder)
+
     def _under_leases(self, clinic_ids: Sequence[int]) -> None:
         """Write for these clinics as their leases can be had; one that a withdrawal takes over is begun again."""
         pending = list(clinic_ids)
         rounds: Counter[int] = Counter()
-        # A run that was killed holds its leases for this long; one that lives lets go shard by shard.
-        deadline = self._clock.now() + timedelta(seconds=LEASE_SECONDS + 30)
+        deadline = self._clock.now() + timedelta(seconds=self.patience_seconds)
         try:
-            if self._token is None:
-                self._token = self._ledger.begin_writing(self._holder)
+            self.begin()
             while pending and not self._halted:
                 self._epochs = self._ledger.acquire(pending, self._holder, purpose=self.purpose, token=self._token)
                 if self._epochs:

@@ -29,10 +29,10 @@ class Turned(StrEnum):
 
 
 _DESCRIPTIONS = {
-    Turned.APPOINTMENT_GONE: "The appointment has been deleted or moved to another clinic since it was extracted.",
-    Turned.PERSON_CHANGED: "The appointment has got another patient or doctor since it was extracted.",
+    Turned.APPOINTMENT_GONE: "The appointment has been deleted or moved to another clinic.",
+    Turned.PERSON_CHANGED: "The appointment has got another patient (before it is sent: or doctor).",
     Turned.PARTNER_GONE: "A partner that would see the record is no longer linked with the clinic.",
-    Turned.LPU_CHANGED: "The clinic has got another lpu_id since the record was prepared.",
+    Turned.LPU_CHANGED: "The clinic has got another lpu_id.",
     Turned.OVERTAKEN: "Another run has sent a copy of the record that was read later than this one.",
     Turned.REFERENCE_BROKEN: "The patient or the doctor has been deleted or moved to another clinic.",
 }

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from medflex.domain.access import AccessState, ClosedReason
 from medflex.domain.eligibility import ALL_RULES, Rule, judge
 from medflex.domain.last_look import Turned
 from medflex.domain.reasons import QUARANTINE, Reason
@@ -29,7 +30,6 @@ class Revoked(StrEnum):
     CLINIC_GONE = "clinic_gone"
     MOVED_OUT_OF_WINDOW = "moved_out_of_window"
     WITHDRAWAL_UNFINISHED = "withdrawal_unfinished"
-    UNKNOWN_TO_LEDGER = "unknown_to_ledger"
 
     @property
     def description(self) -> str:
@@ -41,7 +41,6 @@ _DESCRIPTIONS = {
     Revoked.CLINIC_GONE: "The clinic has disappeared from Medlock.",
     Revoked.MOVED_OUT_OF_WINDOW: "The appointment was moved to a day that is not shared yet.",
     Revoked.WITHDRAWAL_UNFINISHED: "A withdrawal was begun and not acknowledged; one that is begun is finished.",
-    Revoked.UNKNOWN_TO_LEDGER: "Medflex shows a record that may not be shared and that the ledger knows nothing of.",
 }
 
 ABSENCE: frozenset[str] = frozenset({Turned.APPOINTMENT_GONE, Revoked.CLINIC_GONE, *QUARANTINE})
@@ -66,6 +65,7 @@ def find_revocations(
     clinics: pd.DataFrame,
     windows: pd.DataFrame,
     rules: Mapping[Reason, Rule] = ALL_RULES,
+    patients: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Find everything that may no longer be shared (R1, R2, R4, R7-R10, R12, R16, R17).
 
@@ -79,6 +79,9 @@ def find_revocations(
         clinics: CLINICS judged by ``judge_access`` now; a clinic that is not given has disappeared.
         windows: the clinics' windows of today: ``clinic_id``, ``starts_from``, ``starts_before``.
         rules: which rules to ask.
+        patients: PATIENTS, as committed now: the flags of patients whose data is shown and whom no appointment leads to
+            any more: ``patient_id`` (int64), ``refused_personal_data``, ``refused_notifications``,
+            ``refused_marketing`` (boolean), ``updated_at``. What they have said holds though the row is gone.
 
     Returns:
         REVOCATIONS: ``clinic_id``, ``appointment_id``, ``lpu_id``, ``version`` as in ``live``; ``reason`` (str, the
@@ -105,12 +108,14 @@ def find_revocations(
     before = _of_clinic(windows.set_index("clinic_id")["starts_before"], clinic_ids)
     ahead = (rows["starts_at"].reset_index(drop=True) >= before.reset_index(drop=True)).to_numpy(dtype=bool)
 
+    said = _said(live, patients)
+    rows["patient_updated_at"] = rows["patient_updated_at"].where(patient_found, said["updated_at"])
     no = np.zeros(len(live), dtype=bool)
     holds: dict[str, np.ndarray[Any, Any]] = {}
     for reason in verdict.reasons.columns:
         held = verdict.reasons[reason].to_numpy(dtype=bool)
         if reason in _OF_PATIENT:
-            held = held & patient_found
+            held = (held & patient_found) | (said[reason].to_numpy(dtype=bool) & ~patient_found)
         elif reason == Reason.DOCTOR_BANNED:
             held = held & doctor_found
         elif reason in (Reason.CLINIC_NOT_ACTIVE, Reason.NO_PARTNER):
@@ -168,7 +173,8 @@ def held_back(revocations: pd.DataFrame, live: Mapping[int, int], withdrawn_toda
 
     Args:
         revocations: REVOCATIONS.
-        live: clinic → number of records that Medflex shows or may show of it.
+        live: clinic → number of records that Medflex shows or may show of it and that have not left the window: those
+            that have grow in number for ever, and a share of them would one day be the whole window.
         withdrawn_today: clinic → records that were withdrawn by absence within the last 24 hours. They count, so that
             what vanishes bit by bit is treated like what vanishes at once.
 
@@ -216,6 +222,22 @@ def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: np.ndarray[Any, Any]
     return rows
 
 
+def _said(live: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
+    """What the patients whose data is shown say, by ``PATIENTS``: a column per reason, and ``updated_at``.
+
+    In the order of ``live``; of a patient who is not in ``patients`` nobody knows a no.
+    """
+    if patients is None:
+        nobody = pd.DataFrame(False, index=range(len(live)), columns=sorted(_OF_PATIENT))
+        return nobody.assign(updated_at=pd.Series(pd.NaT, index=range(len(live)), dtype="datetime64[us, UTC]"))
+    known = patients.set_index("patient_id")
+    # Only a flag that is exactly false permits (R16).
+    noes = {reason: ~known[str(reason)].eq(False).fillna(False).astype(bool) for reason in sorted(_OF_PATIENT)}
+    ids = live["patient_id"].astype("Int64").fillna(-1).astype("int64")
+    said = {reason: no.reindex(ids, fill_value=False).to_numpy(dtype=bool) for reason, no in noes.items()}
+    return pd.DataFrame(said).assign(updated_at=known["updated_at"].reindex(ids).reset_index(drop=True))
+
+
 def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
     """The data shown is another patient's, or it is in doubt whose: that patient may have refused since."""
     shown = live["patient_id"].astype("Int64").reset_index(drop=True)
@@ -246,7 +268,10 @@ def _since(live: pd.DataFrame, rows: pd.DataFrame, clinic: pd.DataFrame, first: 
     for stamp in sorted(set(_STAMPS.values())):
         reasons = [str(reason) for reason, name in _STAMPS.items() if name == stamp]
         since = since.mask(np.isin(first, reasons), rows[stamp].astype("datetime64[us, UTC]"))
-    switched = _of_clinic(clinic["access_changed_at"], live["clinic_id"])
+    # A switch that stands to on as before is closed by something else (its head is head no more), and nothing tells
+    # since when.
+    turned = (clinic["closed_reason"] == ClosedReason.SWITCHED_OFF) | (clinic["state"] == AccessState.WAITING)
+    switched = _of_clinic(clinic["access_changed_at"].where(turned), live["clinic_id"])
     switched = switched.astype("datetime64[us, UTC]").reset_index(drop=True)
     since = since.mask(first == Reason.CLINIC_NOT_ACTIVE, switched)
     written = live["changed_at"].astype("datetime64[us, UTC]").reset_index(drop=True)

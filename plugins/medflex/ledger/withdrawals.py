@@ -21,6 +21,8 @@ from medflex.sql import query
 
 KEY = ("clinic_id", "appointment_id", "lpu_id")
 """What names a record."""
+_PART_ROWS = 50_000
+"""So many revocations are written by one statement."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,24 @@ class Withdrawals:
             )
         return frame.astype({**dict.fromkeys((*KEY, "version"), "int64"), "state": "str", "partner_ids": "str"})
 
-    def live_counts(self, clinic_ids: Sequence[int]) -> dict[int, int]:
-        """Return clinic → number of records that Medflex shows or may show of it."""
-        return self._counts("ledger/live_counts", {"clinic_ids": _list(clinic_ids)})
+    def touched(self, appointment_ids: Sequence[int], patient_ids: Sequence[int]) -> pd.DataFrame:
+        """Return the records that may show these appointments or patients, under whichever clinic: ``clinic_id``,
+        ``appointment_id`` (int64).
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                query("ledger/touched"),
+                {"appointment_ids": _list(appointment_ids), "patient_ids": _list(patient_ids)},
+            )
+            return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "appointment_id"]).astype("int64")
+
+    def live_counts(self, clinic_ids: Sequence[int], *, in_window: bool = False) -> dict[int, int]:
+        """Return clinic → number of records that Medflex shows or may show of it.
+
+        Args:
+            in_window: without those that have left the window by the passing of time.
+        """
+        return self._counts("ledger/live_counts", {"clinic_ids": _list(clinic_ids), "in_window": in_window})
 
     def age_out(self, records: pd.DataFrame) -> None:
         """Mark records (``KEY``) as having left the window by the passing of time."""
@@ -129,17 +146,21 @@ class Withdrawals:
             How many were not known before.
         """
         with self._transaction() as cursor:
-            cursor.execute(
-                query("ledger/save_revocations"),
-                {
-                    **_key_lists(revocations),
-                    "reasons": revocations["reason"].tolist(),
-                    "by_absence": revocations["by_absence"].tolist(),
-                    "revoked_at": instants(revocations["revoked_at"]),
-                    "found_at": found_at,
-                },
-            )
-            new = int(cursor.fetchone()["new"])  # type: ignore[index]
+            new = 0
+            # In parts: a partner that goes can revoke millions at once, more than one statement has time for.
+            for start in range(0, len(revocations), _PART_ROWS):
+                part = revocations.iloc[start : start + _PART_ROWS]
+                cursor.execute(
+                    query("ledger/save_revocations"),
+                    {
+                        **_key_lists(part),
+                        "reasons": part["reason"].tolist(),
+                        "by_absence": part["by_absence"].tolist(),
+                        "revoked_at": instants(part["revoked_at"]),
+                        "found_at": found_at,
+                    },
+                )
+                new += int(cursor.fetchone()["new"])  # type: ignore[index]
             for name, value in (watch or {}).items():
                 cursor.execute(
                     "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, %s, %s) ON CONFLICT (name)"
@@ -156,9 +177,10 @@ class Withdrawals:
 
     def close_revocations(self, records: pd.DataFrame) -> None:
         """Forget revocations (``KEY``) that hold no more."""
-        if len(records):
-            with self._transaction() as cursor:
-                cursor.execute(query("ledger/close_revocations"), _key_lists(records))
+        with self._transaction() as cursor:
+            for start in range(0, len(records), _PART_ROWS):
+                part = records.iloc[start : start + _PART_ROWS]
+                cursor.execute(query("ledger/close_revocations"), _key_lists(part))
 
     def withdrawn_by_absence(self, clinic_ids: Sequence[int], since: datetime) -> dict[int, int]:
         """Return clinic → records that were withdrawn since then because their rows had vanished."""
@@ -234,7 +256,7 @@ class Withdrawals:
 
     def claim_holds(self, asked_in: str) -> list[Hold]:
         """Take over the questions that nobody asks yet, or that have stood in another run for a week (it may have been
-        deleted; the first answer counts); return them with those taken before, by clinic.
+        deleted; only the newest question counts); return them with those taken before, by clinic.
         """
         with self._transaction() as cursor:
             cursor.execute(query("ledger/claim_holds"), {"asked_in": asked_in, "now": self._present()})
@@ -291,7 +313,11 @@ class Withdrawals:
             return cursor.rowcount == 1
 
     def begin_writing(self, holder: str) -> uuid.UUID:
-        """Become the living attempt of a task that writes; whoever was it before can acquire nothing any more."""
+        """Become the living attempt of a task that writes.
+
+        Whoever was it before can acquire nothing any more, and what it still holds is let go: this attempt may find
+        nothing left to do for these clinics, and others would wait for them until the lease expires.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 "INSERT INTO ledger.writer (holder, started_at) VALUES (%s, coalesce(%s::timestamptz,"
@@ -300,6 +326,7 @@ class Withdrawals:
                 (holder, self._present()),
             )
             token: uuid.UUID = cursor.fetchone()["token"]  # type: ignore[index]
+            cursor.execute("UPDATE ledger.lease SET holder = NULL WHERE holder = %s", (holder,))
             return token
 
     def _counts(self, name: str, parameters: Mapping[str, Any]) -> dict[int, int]:

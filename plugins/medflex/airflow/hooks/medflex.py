@@ -144,7 +144,7 @@ class MedflexClient:
         Args:
             pace: called before each request, to wait until it may leave.
         """
-        page, read = 1, 0
+        page, read, count = 1, 0, None
         while True:
             pace()
             try:
@@ -166,10 +166,14 @@ class MedflexClient:
             yield from data
             read += len(data)
             links = body.get("links")
-            if not isinstance(links, dict) or not links.get("next"):
-                if body.get("count") != read:
-                    # Something came or went while the pages were read, so that one may have been passed over.
-                    raise UnknownOutcomeError("pages that do not add up", response.status_code)
+            is_last = not isinstance(links, dict) or not links.get("next")
+            if page == 1:
+                count = body.get("count")
+            if body.get("count") != count or (is_last and count != read):
+                # Something came or went while the pages were read, so that one may have been passed over. The number
+                # read does not tell: what was passed over is made up for by what is gone.
+                raise UnknownOutcomeError("pages that do not add up", response.status_code)
+            if is_last:
                 return
             if not data:
                 raise UnknownOutcomeError("empty pages without end", response.status_code)

@@ -127,6 +127,17 @@ class Medlock:
         """
         return self._frame("medlock/changed_appointments", {"since": since}).dropna().astype("int64")
 
+    def changed_patients(self, since: datetime) -> list[int]:
+        """Return the ids of the patients whose row changed since then and says no now."""
+        return [int(item) for item in self._frame("medlock/changed_patients", {"since": since})["patient_id"]]
+
+    def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
+        """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""
+        frame = self._frame("medlock/patients_now", {"patient_ids": _list(patient_ids)})
+        flags = ["refused_personal_data", "refused_notifications", "refused_marketing"]
+        frame["updated_at"] = pd.to_datetime(frame["updated_at"], utc=True).astype("datetime64[us, UTC]")
+        return frame.astype({"patient_id": "int64"} | dict.fromkeys(flags, "boolean"))
+
     def deleted_rows(self) -> str:
         """Return a stamp that changes when rows are deleted from the tables that stand behind a record."""
         return str(self._frame("medlock/deleted_rows", {})["stamp"].tolist()[0])

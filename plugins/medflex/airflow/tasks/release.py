@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow.sdk import get_current_context
+from airflow.sdk import Context, get_current_context
 
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, told
 from medflex.clock import SystemClock
@@ -97,6 +97,8 @@ def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
     context = get_current_context()
     with open_ledger() as ledger, open_medlock() as medlock:
         hold = ledger.hold(hold_id)
+        if not _is_ours(hold, context):
+            return {}
         if not ledger.decide_hold(hold_id, "released", decided_by) and hold.state != "released":
             log.info("Hold %d is %s already: nothing to withdraw.", hold_id, hold.state)
             return {}
@@ -114,6 +116,20 @@ def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
 
 def _keep(hold_id: int, decided_by: str) -> dict[str, int]:
     with open_ledger() as ledger:
+        if not _is_ours(ledger.hold(hold_id), get_current_context()):
+            return {}
         if not ledger.decide_hold(hold_id, "kept", decided_by):
             log.info("Hold %d is %s already.", hold_id, ledger.hold(hold_id).state)
     return {}
+
+
+def _is_ours(hold: Any, context: Context) -> bool:
+    """Tell whether the answer is one to this question.
+
+    A ledger that was restored from a backup gives the same number again to another question; and one that has stood for
+    a week is asked anew.
+    """
+    ours = bool(hold.asked_in == context["dag_run"].run_id)
+    if not ours:
+        log.warning("Hold %d is asked about in another run now: this answer counts for nothing.", hold.hold_id)
+    return ours

@@ -14,6 +14,9 @@ UPGRADE = """
 -- Whose data Medflex may show, and to whom. NULL while it is in doubt whose.
 ALTER TABLE ledger.record ADD COLUMN patient_id bigint;
 ALTER TABLE ledger.record ADD COLUMN partner_ids bigint [];
+-- What changes in Medlock is told by appointment and patient; a record may be another clinic's than these are now.
+CREATE INDEX record_appointment ON ledger.record (appointment_id);
+CREATE INDEX record_patient ON ledger.record (patient_id) WHERE patient_id IS NOT NULL;
 CREATE INDEX record_unsettled ON ledger.record (clinic_id) WHERE state IN ('sending', 'withdrawing');
 
 ALTER TABLE ledger.batch ADD COLUMN patient_ids bigint [];

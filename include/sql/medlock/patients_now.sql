@@ -1,0 +1,13 @@
+-- Purpose:    the flags of patients as they are committed now, for records whose appointments are not there any more:
+--             a no that somebody has said holds whether or not the row is there (R7, R8, R12, R16).
+-- Grain:      one row per patient who exists, in whichever clinic.
+-- Parameters: patient_ids bigint[]
+-- Personal:   none.
+SELECT
+    patient.id AS patient_id,
+    patient.refused_personal_data,
+    patient.refused_notifications,
+    patient.refused_marketing,
+    patient.updated_at
+FROM medlock.patient AS patient
+WHERE patient.id = any(%(patient_ids)s::bigint[])

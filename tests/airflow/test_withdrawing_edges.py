@@ -1,0 +1,262 @@
+"""Withdrawals at their edges: races between lanes, rows that vanish beside a no, lpu_ids that change hands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from medflex.airflow.hooks.medlock import Medlock
+from medflex.airflow.triggers.consent import LOOK_BACK
+from medflex.airflow.withdrawing import OVERLAP, Withdrawer
+from tests.airflow.test_loading import FakeClock, load, planned
+from tests.airflow.test_reconciling import found, of_clinic, reconcile, transfer
+from tests.airflow.test_withdrawing import REFUSE, SWITCHES, numbers, of_patients, shown_ids, some, withdraw
+from tests.airflow.world import World
+
+
+@pytest.fixture
+def sent(filled_world: World) -> World:
+    """600 appointments of three open clinics, of which all that may be are at Medflex."""
+    assert not load(filled_world, planned(filled_world)).problems
+    return filled_world
+
+
+def later() -> FakeClock:
+    """A quarter of an hour from now: what has only just changed is no news then."""
+    return FakeClock(datetime.now(UTC) + timedelta(minutes=15))
+
+
+# Somebody's no, and a row that is not there
+
+
+@pytest.mark.parametrize("lane", [[1, 2, 3], None], ids=["sweep", "quick"])
+def test_a_refusal_flows_also_where_the_appointments_have_vanished(sent: World, lane: list[int] | None) -> None:
+    withdraw(sent)
+    ids = some(sent, 25)
+    refused = of_patients(sent, ids[:2])
+    sent.edit("DELETE FROM medlock.appointment WHERE clinic_id = 1")
+    before = shown_ids(sent)
+    assert withdraw(sent, [1, 2, 3]).total("withdrawn") == 0
+    patients = [
+        row[0]
+        for row in sent.read_ledger(
+            "SELECT DISTINCT patient_id FROM ledger.record WHERE appointment_id = ANY(%s)", [ids[:2]]
+        )
+    ]
+    sent.edit("UPDATE medlock.patient SET refused_marketing = true, updated_at = now() WHERE id = ANY(%s)", [patients])
+    result = withdraw(sent, lane, clock=later())
+    assert before - shown_ids(sent) == refused
+    assert {reason for _, reason in result.revoked} == {"refused_marketing"}
+
+
+def test_a_refusal_flows_where_the_appointment_was_moved_to_another_clinic(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 1)
+    gone = of_patients(sent, ids)
+    sent.edit(
+        "UPDATE medlock.appointment SET clinic_id = 2, updated_at = now() - interval '3 days' WHERE id = ANY(%s)",
+        [list(gone)],
+    )
+    sent.edit(REFUSE.format("refused_marketing", "true"), [ids])
+    withdraw(sent, clock=later())
+    assert not gone & shown_ids(sent)
+
+
+def test_an_appointment_moved_to_another_clinic_is_withdrawn_from_the_first_at_once(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 1)
+    sent.edit("UPDATE medlock.appointment SET clinic_id = 2, updated_at = now() WHERE id = ANY(%s)", [ids])
+    withdraw(sent, clock=later())
+    assert not set(ids) & shown_ids(sent)
+
+
+# lpu_ids that change hands
+
+
+def test_reconciling_a_clinic_leaves_alone_who_has_its_old_lpu_id_now(sent: World) -> None:
+    one, two = of_clinic(sent, 1), of_clinic(sent, 2)
+    sent.edit("UPDATE medlock.clinic SET lpu_id = NULL WHERE id IN (1, 2)")
+    sent.edit("UPDATE medlock.clinic SET lpu_id = CASE id WHEN 1 THEN %s ELSE %s END WHERE id IN (1, 2)", [two, one])
+    withdraw(sent, [1, 2, 3])
+    transfer(sent)
+    assert sent.shown() == sent.expected()
+    assert found(reconcile(sent)) == {}
+    assert sent.shown() == sent.expected()
+
+
+def test_appointments_that_move_with_their_lpu_id_to_another_clinic_end_up_right(sent: World) -> None:
+    """A clinic is set up anew in Medlock under another id; the old one is withdrawn after the new one was sent."""
+    (one,) = sent.read("SELECT lpu_id FROM medlock.clinic WHERE id = 1")[0]
+    sent.edit("UPDATE medlock.clinic SET lpu_id = NULL WHERE id IN (1, 2)")
+    sent.edit("UPDATE medlock.clinic SET lpu_id = %s WHERE id = 2", [one])
+    for table in ("appointment", "patient", "doctor"):
+        sent.edit(f"UPDATE medlock.{table} SET clinic_id = 2, updated_at = now() WHERE clinic_id = 1")
+    for _ in range(2):
+        load(sent, planned(sent), extracted_at=datetime.now(UTC))
+    withdraw(sent, [1, 2, 3])
+    load(sent, planned(sent), extracted_at=datetime.now(UTC))
+    assert sent.shown() == sent.expected()
+
+
+# Looks
+
+
+def test_the_quick_look_goes_back_as_far_as_the_watch_does(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 1)
+    # A transaction that ran for long: its stamp is from its beginning.
+    sent.edit(REFUSE.format("refused_marketing", "true").replace("now()", "now() - interval '55 minutes'"), [ids])
+    gone = of_patients(sent, ids)
+    assert withdraw(sent, clock=later()).total("withdrawn") == len(gone)
+    assert 2 * LOOK_BACK <= OVERLAP
+
+
+class TurningMedlock(Medlock):
+    """Somebody turns a switch just after the appointments were read."""
+
+    turn: Any = None
+
+    def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> Any:
+        table = super().appointments_now(clinic_ids, appointment_ids)
+        if self.turn:
+            turn, self.turn = self.turn, None
+            turn()
+        return table
+
+
+def test_a_switch_that_turns_during_a_long_sweep_is_found_by_the_next_quick_look(sent: World) -> None:
+    withdraw(sent)
+    clock = FakeClock()
+    with sent.parts() as (_, ledger, client), TurningMedlock(sent.medlock_app) as medlock:
+
+        def turn() -> None:
+            sent.edit(SWITCHES["switched off"])
+            clock.sleep(1200)
+
+        medlock.turn = turn
+        Withdrawer(client=client, medlock=medlock, ledger=ledger, clock=clock, holder="a sweep", run_key=None).sweep(
+            [1, 2, 3]
+        )
+    assert withdraw(sent, clock=clock).total("withdrawn") > 20
+    assert sent.shown() == sent.expected()
+
+
+def test_a_sweep_does_not_forget_what_another_lane_has_found_meanwhile(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 1)
+    gone = of_patients(sent, ids)
+    with sent.parts() as (_, ledger, client), TurningMedlock(sent.medlock_app) as medlock:
+
+        def turn() -> None:
+            sent.edit(REFUSE.format("refused_marketing", "true"), [ids])
+            fault = sent.control.add_fault("status", status=503)
+            withdraw(sent, attempts=1)
+            sent.control.remove_fault(fault)
+
+        medlock.turn = turn
+        Withdrawer(
+            client=client, medlock=medlock, ledger=ledger, clock=FakeClock(), holder="a sweep", run_key=None
+        ).sweep([1, 2, 3])
+    assert sent.read_ledger("SELECT count(*) FROM ledger.revocation") == [(len(gone),)]
+
+
+def test_a_clinic_that_is_gone_is_looked_at_whole_only_as_long_as_that_is_new(sent: World) -> None:
+    withdraw(sent)
+    for table in ("medflex_access", "clinic_partner", "smart_care_scenario", "staff"):
+        sent.edit(f"DELETE FROM medlock.{table} WHERE clinic_id = 2")
+    sent.edit("DELETE FROM medlock.clinic WHERE id = 2")
+    withdraw(sent)
+    clock = FakeClock(datetime.now(UTC) + timedelta(hours=3))
+    withdraw(sent, clock=clock)
+    assert withdraw(sent, clock=clock).total("held") == 0
+
+
+# The guard
+
+
+def test_a_withdrawal_that_medflex_put_off_is_not_counted_twice_by_the_guard(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 8)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    fault = sent.control.add_fault("rate_limited", retry_after=0)
+    assert withdraw(sent, [1], attempts=1).total("withdraw_to_retry") == 8
+    sent.control.remove_fault(fault)
+    assert numbers(withdraw(sent, [1])) == {"revoked": 8, "withdrawn": 8}
+
+
+def test_what_a_person_is_asked_about_is_not_late(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 20)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids[:8]])
+    fault = sent.control.add_fault("rate_limited", retry_after=0)
+    withdraw(sent, [1], attempts=1)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids[8:]])
+    withdraw(sent, [1], attempts=1)
+    sent.control.remove_fault(fault)
+    assert withdraw(sent, [1]).total("held") == 20
+    with sent.parts() as (_, ledger, _):
+        assert ledger.late_revocations(0).records == 0
+
+
+def test_the_share_that_may_vanish_is_one_of_what_is_in_the_window(sent: World) -> None:
+    """After years most of what Medflex shows has left the window; that is no reason to let the window vanish."""
+    (lpu_id,) = sent.read("SELECT lpu_id FROM medlock.clinic WHERE id = 1")[0]
+    with psycopg.connect(sent.ledger) as connection:
+        connection.execute(
+            "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest,"
+            " patient_id, partner_ids, changed_at) SELECT 1, 1000000 + n, %s, 1, 'aged_out', 1, n, p.patient_id,"
+            " p.partner_ids, now() - interval '1 year' FROM generate_series(1, 20000) n, (SELECT patient_id,"
+            " partner_ids FROM ledger.record WHERE clinic_id = 1 LIMIT 1) p",
+            [lpu_id],
+        )
+    sent.edit(
+        "INSERT INTO medlock.appointment SELECT 1000000 + n, clinic_id, patient_id, doctor_id, starts_at - interval"
+        " '1 year', ends_at - interval '1 year', status, is_anonymous, entry, comment, created_at, updated_at"
+        " FROM generate_series(1, 20000) n, (SELECT * FROM medlock.appointment WHERE id = %s) a",
+        some(sent, 1),
+    )
+    sent.edit("DELETE FROM medlock.appointment WHERE clinic_id = 1 AND id < 1000000")
+    result = withdraw(sent, [1])
+    assert result.total("withdrawn") == 0
+    assert result.total("held") > 100
+
+
+# What is told
+
+
+def test_a_head_who_is_head_no_more_makes_nothing_late(sent: World) -> None:
+    withdraw(sent)
+    with sent.parts() as (_, ledger, _), ledger._transaction() as cursor:
+        cursor.execute("UPDATE ledger.record SET changed_at = now() - interval '20 days'")
+    sent.edit("UPDATE medlock.medflex_access SET changed_at = now() - interval '10 days'")
+    sent.edit(SWITCHES["head is head no more"])
+    assert withdraw(sent).total("withdrawn") > 20
+    with sent.parts() as (_, ledger, _):
+        times = ledger.times_to_withdraw(datetime.now(UTC) - timedelta(hours=1))
+    assert times["seconds"].max() < 600
+
+
+def test_a_lease_of_another_withdrawal_does_not_keep_the_quick_look_for_minutes(sent: World) -> None:
+    withdraw(sent)
+    clock = FakeClock()
+    sent.edit(REFUSE.format("refused_personal_data", "true"), [[*some(sent, 1, 1), *some(sent, 1, 2)]])
+    with sent.parts() as (_, ledger, _):
+        ledger.acquire([1], "another withdrawal", purpose="withdraw")
+        began = clock.now()
+        withdraw(sent, clock=clock)
+    assert clock.now() - began < timedelta(seconds=60)
+
+
+def test_revocations_are_written_in_parts_and_all_of_them(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    withdraw(sent)
+    monkeypatch.setattr("medflex.ledger.withdrawals._PART_ROWS", 7)
+    sent.edit(SWITCHES["switched off"])
+    fault = sent.control.add_fault("rate_limited", retry_after=0)
+    number = withdraw(sent, attempts=1).total("revoked")
+    sent.control.remove_fault(fault)
+    assert sent.read_ledger("SELECT count(*) FROM ledger.revocation") == [(number,)]
+    assert withdraw(sent).total("withdrawn") == number > 20

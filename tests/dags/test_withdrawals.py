@@ -1,0 +1,389 @@
+"""Withdrawals, releases and reconciliation, run by Airflow's own task runner against real parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from medflex.airflow.assets import HELD
+from medflex.airflow.tasks import reconcile, release, transfer
+from sandbox.medflex.faults import Match
+from sandbox.postgres import Cluster
+from tests.airflow.dag_runs import run_dag, run_transfer, task_states
+from tests.airflow.leaks import database_text, folder_text, found_canaries
+from tests.airflow.test_loading import load, planned
+from tests.airflow.test_reconciling import of_clinic, vanish
+from tests.airflow.test_withdrawing import REFUSE, SWITCHES, of_patients, shown_ids, some, withdraw
+from tests.airflow.world import World
+
+pytestmark = [pytest.mark.usefixtures("airflow_db"), pytest.mark.timeout(300)]
+
+NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "permitted_again", "held")
+PLANNED = ("eligible", "unchanged", "planned", "new", "changed", "again", "revoked", "held")
+
+
+@pytest.fixture
+def shared(filled_world: World) -> World:
+    """600 appointments of three open clinics, of which all that may be are at Medflex."""
+    assert not load(filled_world, planned(filled_world)).problems
+    return filled_world
+
+
+def numbers(world: World, run: Any, names: Iterable[str] = NUMBERS) -> dict[str, int]:
+    """Return those of a run's numbers that are not zero."""
+    names = tuple(names)
+    (row,) = world.read_ledger(
+        f"SELECT {', '.join(f'sum({name})::int' for name in names)} FROM ledger.run_clinic JOIN ledger.run"
+        " USING (run_key) WHERE run_id = %s",
+        [run.run_id],
+    )
+    return {name: number for name, number in zip(names, row, strict=True) if number}
+
+
+def decisions(world: World, run: Any) -> set[tuple[Any, ...]]:
+    """Return which records a run found revoked or held, and why."""
+    rows = world.read_ledger(
+        "SELECT decision, clinic_id, reasons, id FROM ledger.run_decision JOIN ledger.run USING (run_key),"
+        " unnest(appointment_ids) AS id WHERE run_id = %s AND stage = 'revoke'",
+        [run.run_id],
+    )
+    return {(decision, clinic_id, *reasons, id_) for decision, clinic_id, reasons, id_ in rows}
+
+
+def held_events(airflow: Cluster, run: Any) -> int:
+    """Return how many events a run has added to the asset that makes ``medflex_release`` ask."""
+    with psycopg.connect(airflow.uri("airflow")) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM asset_event JOIN asset ON asset.id = asset_id WHERE asset.name = %s"
+            " AND source_run_id = %s",
+            [HELD.name, run.run_id],
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def holds(world: World) -> list[tuple[Any, ...]]:
+    return world.read_ledger("SELECT clinic_id, cardinality(appointment_ids), state FROM ledger.hold ORDER BY 1")
+
+
+def no_canary(world: World, airflow: Cluster, text: str) -> None:
+    assert found_canaries([("logs", text)]) == []
+    assert found_canaries(database_text(airflow.uri("airflow"))) == []
+    assert found_canaries(database_text(world.ledger)) == []
+    assert found_canaries(folder_text(world.data_docs)) == []
+    # The search is worth something: the same canaries are in what Medflex shows.
+    assert found_canaries([("medflex", str(world.shown()))]) != []
+
+
+def delete_clinic(world: World, clinic_id: int) -> None:
+    for table in ("medflex_access", "clinic_partner", "smart_care_scenario", "staff"):
+        world.edit(f"DELETE FROM medlock.{table} WHERE clinic_id = %s", [clinic_id])
+    world.edit("DELETE FROM medlock.clinic WHERE id = %s", [clinic_id])
+
+
+def test_nothing_stands_before_a_withdrawal_and_what_has_vanished_waits_for_a_person(
+    filled_world: World,
+    airflow_db: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    log_text: Callable[[], str],
+) -> None:
+    """Gate closed, validation failed, batches rejected; an empty extract, a third of the rows gone: all in one run."""
+    world = filled_world
+    # Only a clinic that had rows before is missed when it comes back empty.
+    assert run_transfer().state == "success"
+    monkeypatch.setattr(transfer, "TARGET_ROWS", 1)  # One shard per clinic.
+    before = world.shown()
+    ids = {clinic_id: {key[1] for key in before if key[0] == of_clinic(world, clinic_id)} for clinic_id in (1, 2, 3)}
+    # Clinic 1: its head turns the switch off, so that the gate closes.
+    world.edit(SWITCHES["switched off"].replace("= 2", "= 1"))
+    # Clinic 2: one appointment is moved to next year, all others are gone, so that nothing is extracted.
+    moved = min(ids[2])
+    world.edit("DELETE FROM medlock.appointment WHERE clinic_id = 2 AND id <> %s", [moved])
+    later = "interval '300 days'"
+    world.edit(
+        f"UPDATE medlock.appointment SET starts_at = starts_at + {later}, ends_at = ends_at + {later},"
+        " updated_at = now() WHERE id = %s",
+        [moved],
+    )
+    # Clinic 3: a third of the rows is gone, one patient refuses, and Medflex rejects what is sent.
+    third = sorted(ids[3])[: len(ids[3]) // 3]
+    refusing = max(ids[3])
+    refused = of_patients(world, [refusing])
+    gone_by_itself = set(third) - refused
+    world.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [third])
+    world.edit(REFUSE.format("refused_personal_data", "true"), [[refusing]])
+    world.edit("UPDATE medlock.appointment SET status = 'no_show' WHERE clinic_id = 3")
+    sending = Match(path_prefix="/appointments/batch/", lpu_id=of_clinic(world, 3))
+    world.control.add_fault("reject_records", fraction=1.0, echo=True, match=sending)
+
+    run = run_transfer()
+    assert run.state == "failed"
+    states = task_states(run)
+    assert sorted(states["shard.withdraw_revoked", index] for index in range(3)) == ["success"] * 3
+    assert "skipped" in [states["shard.wait_for_activation", index] for index in range(3)]
+    assert "failed" in [states["shard.validate", index] for index in range(3)]
+    assert numbers(world, run, ["rejected"])["rejected"] > 0
+    assert {key[1] for key in before} - shown_ids(world) == ids[1] | {moved} | refused
+    gone = {1: len(ids[1]), 2: 1, 3: len(refused)}
+    assert numbers(world, run) == {
+        "revoked": sum(gone.values()) + len(ids[2]) - 1 + len(gone_by_itself),
+        "withdrawn": sum(gone.values()),
+        "held": len(ids[2]) - 1 + len(gone_by_itself),
+    }
+    told = {(what, clinic_id, reason) for what, clinic_id, reason, _ in decisions(world, run)}
+    assert told == {
+        ("revoked", 1, "clinic_not_active"),
+        ("revoked", 2, "moved_out_of_window"),
+        ("revoked", 3, "refused_personal_data"),
+        ("held", 2, "appointment_gone"),
+        ("held", 3, "appointment_gone"),
+    }
+    # Nothing was withdrawn by absence; a person is asked, once.
+    assert holds(world) == [(2, len(ids[2]) - 1, "open"), (3, len(gone_by_itself), "open")]
+    assert held_events(airflow_db, run) >= 1
+    (outcome, problems) = world.read_ledger("SELECT outcome, problems FROM ledger.run WHERE run_id = %s", [run.run_id])[
+        0
+    ]
+    assert outcome == "failed"
+    assert "critical" in str(problems)
+    assert "withdrawals" not in str(problems)
+    no_canary(world, airflow_db, log_text())
+
+
+def test_a_plan_shows_the_withdrawals_of_the_next_real_run(shared: World, airflow_db: Cluster) -> None:
+    """Refusals, rows gone below and above the threshold, a re-grant, changes; a clinic that has vanished by itself."""
+    first, granted, deleted = some(shared, 3)
+    back = of_patients(shared, [granted])
+    shared.edit(REFUSE.format("refused_marketing", "true"), [[granted]])
+    assert withdraw(shared, [1]).total("withdrawn") == len(back)
+    shared.edit(REFUSE.format("refused_marketing", "NULL"), [[first]])
+    shared.edit(REFUSE.format("refused_marketing", "false"), [[granted]])
+    shared.edit("DELETE FROM medlock.appointment WHERE id = %s", [deleted])
+    shared.edit("UPDATE medlock.appointment SET status = 'no_show', updated_at = now() WHERE clinic_id = 3")
+    many = some(shared, 20, 3)
+    shared.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [many])
+    delete_clinic(shared, 2)
+    of_gone = {id_ for lpu_id, id_ in shared.shown() if lpu_id not in (of_clinic(shared, 1), of_clinic(shared, 3))}
+
+    requests = shared.sent()
+    foretold = run_transfer(mode="plan")
+    assert foretold.state == "success", task_states(foretold)
+    assert shared.sent() == requests
+    assert holds(shared) == []
+    assert held_events(airflow_db, foretold) == 0
+    happened = run_transfer()
+    assert happened.state == "success", task_states(happened)
+    assert numbers(shared, foretold, PLANNED) == numbers(shared, happened, PLANNED)
+    assert decisions(shared, foretold) == decisions(shared, happened)
+    assert holds(shared) == [(2, len(of_gone), "open"), (3, 20, "open")]
+    assert {("held", 2, "clinic_gone", id_) for id_ in of_gone} <= decisions(shared, happened)
+    assert not {deleted, *of_patients(shared, [first])} & shown_ids(shared)
+    assert back | of_gone | set(many) <= shown_ids(shared)
+    expected = shared.expected()
+    assert {key: record for key, record in shared.shown().items() if key[1] not in of_gone | set(many)} == expected
+
+
+def test_withdrawals_that_fail_fail_the_run_and_one_ordinary_run_heals_it(
+    shared: World, log_text: Callable[[], str]
+) -> None:
+    shared.connect_medflex(attempts=1)
+    ids = some(shared, 1)
+    gone = of_patients(shared, ids)
+    shared.edit(REFUSE.format("refused_marketing", "true"), [ids])
+    shared.edit(SWITCHES["switched off"])
+    (kept,) = some(shared, 1, 3)
+    shared.edit("UPDATE medlock.appointment SET status = 'no_show' WHERE id = %s", [kept])
+    fault = shared.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
+    run = run_transfer()
+    assert run.state == "failed"
+    states = task_states(run)
+    assert "failed" in {state for (task, _), state in states.items() if task == "shard.withdraw_revoked"}
+    # What may be shared is sent all the same.
+    assert {state for (task, _), state in states.items() if task == "shard.load"} - {"skipped"} == {"success"}
+    assert shared.control.records()[of_clinic(shared, 3), kept]["status"] == "failure"
+    assert "withdrawals: Medflex could not be reached or kept failing (HTTP 503)" in log_text()
+    assert gone <= shown_ids(shared)
+    shared.control.remove_fault(fault)
+    healed = run_transfer()
+    assert healed.state == "success", task_states(healed)
+    assert shared.shown() == shared.expected()
+    assert shared.read_ledger("SELECT count(*) FROM ledger.revocation") == [(0,)]
+
+
+def test_the_quick_lane_leaves_a_run_only_where_it_found_something_and_alerts_once(
+    shared: World, airflow_db: Cluster, log_text: Callable[[], str]
+) -> None:
+    of_runs = "SELECT run_id, mode, outcome FROM ledger.run ORDER BY run_key"
+    nothing = run_dag("medflex_withdraw")
+    assert nothing.state == "success", task_states(nothing)
+    assert shared.read_ledger(of_runs) == []
+
+    ids = some(shared, 1)
+    gone = of_patients(shared, ids)
+    shared.edit(REFUSE.format("refused_personal_data", "true"), [ids])
+    shared.connect_medflex(attempts=1)
+    shared.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
+    shared.monkeypatch.setenv("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", "0.01")
+    log_text()
+    failed = run_dag("medflex_withdraw")
+    states = {task: state for (task, _), state in task_states(failed).items()}
+    assert states == {"withdraw_revoked_now": "failed", "report_lateness": "failed", "withdrawn": "upstream_failed"}
+    sentence = f"{len(gone)} records of 1 clinics may no longer be shared since"
+    text = log_text()
+    assert f"Alert: {sentence}" in text
+    alert = "SELECT name, raised_at, cleared_at IS NULL FROM ledger.alert"
+    raised = shared.read_ledger(alert)
+    assert raised[0][0] == "late_withdrawals"
+    again = run_dag("medflex_withdraw")
+    assert again.state == "failed"
+    text += (second := log_text())
+    assert sentence in second
+    assert "Alert:" not in second
+    assert shared.read_ledger(alert) == raised
+
+    shared.control.clear_faults()
+    shared.monkeypatch.delenv("MEDFLEX_WITHDRAW_DEADLINE_SECONDS")
+    healed = run_dag("medflex_withdraw")
+    assert healed.state == "success", task_states(healed)
+    text += (third := log_text())
+    assert "Alert over" in third
+    assert [row[2] for row in shared.read_ledger(alert)] == [False]
+    assert numbers(shared, healed) == {"revoked": len(gone), "withdrawn": len(gone)}
+    assert shared.read_ledger(of_runs) == [
+        (failed.run_id, "withdraw", "failed"),
+        (again.run_id, "withdraw", "failed"),
+        (healed.run_id, "withdraw", "succeeded"),
+    ]
+    assert shared.shown() == shared.expected()
+    no_canary(shared, airflow_db, text)
+
+
+class _Outlets(dict[Any, Any]):
+    """What a task adds to its outlets."""
+
+    def __missing__(self, key: Any) -> Any:
+        added: list[Any] = []
+        self[key] = SimpleNamespace(added=added, add=added.append)
+        return self[key]
+
+
+def test_a_persons_answer_is_written_down_and_carried_out(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions behind ``medflex_release``; that Airflow asks and waits is shown with the whole stack."""
+    context: dict[str, Any] = {
+        "dag_run": SimpleNamespace(dag_id="medflex_release", run_id="first"),
+        "outlet_events": _Outlets(),
+    }
+    monkeypatch.setattr(release, "get_current_context", lambda: context)
+    assert release.list_holds() == []
+    gone = {clinic_id: some(shared, 15, clinic_id) for clinic_id in (1, 2, 3)}
+    shared.edit("CREATE TABLE aside AS SELECT * FROM medlock.appointment")
+    shared.edit(
+        "DELETE FROM medlock.appointment WHERE id = ANY(%s)",
+        [[id_ for of_clinic_ in gone.values() for id_ in of_clinic_]],
+    )
+    live = len([key for key in shared.shown() if key[0] == of_clinic(shared, 1)])
+    assert withdraw(shared, [1, 2, 3]).asked == 3
+
+    questions = release.list_holds()
+    assert [item["subject"] for item in questions] == [
+        f"Clinic {clinic_id}: withdraw 15 records that are gone from Medlock?" for clinic_id in (1, 2, 3)
+    ]
+    assert f"15 of the {live} records of clinic 1" in questions[0]["body"]
+    assert "- 15 × `appointment_gone`" in questions[0]["body"]
+    # A task that runs again asks the same; another run has nothing to ask.
+    assert release.list_holds() == questions
+    context["dag_run"].run_id = "second"
+    assert release.list_holds() == []
+    first, second, third = (item["hold_id"] for item in questions)
+
+    def answer(*chosen: str) -> dict[str, Any]:
+        return {"chosen_options": list(chosen), "responded_by_user": {"id": "vera", "name": "Vera"}}
+
+    for wrong in (answer(), answer("Withdraw", "Keep"), answer("yes"), {}):
+        with pytest.raises(AirflowFailException, match="none of Withdraw and Keep"):
+            release.carry_out(first, wrong)
+    # One of the rows is back before the answer comes: it stays.
+    back = gone[1][0]
+    shared.edit("INSERT INTO medlock.appointment SELECT * FROM aside WHERE id = %s", [back])
+    before = shown_ids(shared)
+    assert release.carry_out(first, answer("Withdraw"))["withdrawn"] == 14
+    assert before - shown_ids(shared) == {*gone[1]} - {back}
+    assert release.carry_out(second, answer("Keep")) == {}
+    assert {*gone[2], *gone[3]} <= shown_ids(shared)
+    # Carried out again, or answered otherwise later on: the first answer stands.
+    requests = shared.sent()
+    assert release.carry_out(first, answer("Withdraw"))["withdrawn"] == 0
+    assert release.carry_out(first, answer("Keep")) == {}
+    assert release.carry_out(second, answer("Withdraw")) == {}
+    # A question that answered itself: the rows are there again.
+    shared.edit("INSERT INTO medlock.appointment SELECT * FROM aside WHERE id = ANY(%s)", [gone[3]])
+    withdraw(shared, [3])
+    assert release.carry_out(third, answer("Withdraw")) == {}
+    assert shared.sent() == requests
+    decided = shared.read_ledger("SELECT clinic_id, state, decided_by FROM ledger.hold ORDER BY clinic_id")
+    assert decided == [(1, "released", "vera"), (2, "kept", "vera"), (3, "obsolete", None)]
+    assert withdraw(shared, [1, 2, 3]).asked == 0
+    assert context["outlet_events"] == {}
+
+
+def test_a_reconciliation_tells_repairs_and_lets_the_transfer_send_what_was_missing(
+    shared: World, airflow_db: Cluster, monkeypatch: pytest.MonkeyPatch, log_text: Callable[[], str]
+) -> None:
+    missing = {(of_clinic(shared, clinic_id), some(shared, 1, clinic_id)[0]) for clinic_id in (1, 3)}
+    vanish(shared, missing)
+    ids = some(shared, 2, 2)
+    gone = of_patients(shared, ids)
+    shared.edit(REFUSE.format("refused_marketing", "true"), [ids])
+    findings = (
+        "SELECT kind, clinic_id, lpu_id, appointment_ids FROM ledger.finding JOIN ledger.run USING (run_key)"
+        " WHERE run_id = %s"
+    )
+    expected = sorted(("missing", 1 if key[0] == of_clinic(shared, 1) else 3, key[0], [key[1]]) for key in missing)
+
+    requests = shared.sent()
+    dry = run_dag("medflex_reconcile", dry_run=True)
+    assert dry.state == "success", task_states(dry)
+    assert shared.sent() == requests
+    assert sorted(shared.read_ledger(findings, [dry.run_id])) == expected
+    assert task_states(dry)["transfer_parameters", -1] == task_states(dry)["transfer", -1] == "skipped"
+    assert numbers(shared, dry) == {}
+
+    real = run_dag("medflex_reconcile")
+    assert real.state == "success", task_states(real)
+    assert sorted(shared.read_ledger(findings, [real.run_id])) == expected
+    assert numbers(shared, real) == {"revoked": len(gone), "withdrawn": len(gone)}
+    modes = "SELECT run_id, mode, outcome FROM ledger.run ORDER BY run_key"
+    assert shared.read_ledger(modes)[:2] == [
+        (dry.run_id, "dry_run", "succeeded"),
+        (real.run_id, "reconcile", "succeeded"),
+    ]
+    with psycopg.connect(airflow_db.uri("airflow")) as connection:
+        (conf,) = connection.execute(
+            "SELECT conf FROM dag_run WHERE dag_id = 'medflex_transfer' ORDER BY id DESC LIMIT 1"
+        ).fetchone() or (None,)
+    assert conf == {"mode": "transfer", "clinic_ids": [1, 3], "accept_row_counts": False}
+    assert run_transfer(**conf).state == "success"
+    assert shared.shown() == shared.expected()
+    assert missing <= set(shared.shown())
+    no_canary(shared, airflow_db, log_text())
+
+    # Nothing has to be sent any more; nothing can be, of a clinic that nobody knows.
+    dag_run = SimpleNamespace(dag_id="medflex_reconcile", run_id=dry.run_id, run_type="manual", conf=None)
+    context = {"dag_run": dag_run, "params": {}}
+    monkeypatch.setattr(reconcile, "get_current_context", lambda: context)
+    with pytest.raises(AirflowSkipException):
+        reconcile.transfer_parameters()
+    for given, sentence in (
+        ({"clinic_ids": [999]}, "Neither Medlock nor the ledger knows clinic 999"),
+        ({"clinic_ids": []}, "clinic_ids must be a list"),
+        ({"dry_run": "no"}, "dry_run must be true or false"),
+        ({"dryrun": True}, "no parameter dryrun"),
+    ):
+        dag_run.conf = given
+        with pytest.raises(AirflowFailException, match=sentence):
+            reconcile.plan_comparison()
