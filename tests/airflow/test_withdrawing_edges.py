@@ -204,20 +204,20 @@ def test_what_a_person_is_asked_about_is_not_late(sent: World) -> None:
 
 def test_the_share_that_may_vanish_is_one_of_what_is_in_the_window(sent: World) -> None:
     """After years most of what Medflex shows has left the window; that is no reason to let the window vanish."""
-    (lpu_id,) = sent.read("SELECT lpu_id FROM medlock.clinic WHERE id = 1")[0]
+    ids = some(sent, 1)
     with psycopg.connect(sent.ledger) as connection:
         connection.execute(
             "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest,"
-            " patient_id, partner_ids, changed_at) SELECT 1, 1000000 + n, %s, 1, 'aged_out', 1, n, p.patient_id,"
-            " p.partner_ids, now() - interval '1 year' FROM generate_series(1, 20000) n, (SELECT patient_id,"
-            " partner_ids FROM ledger.record WHERE clinic_id = 1 LIMIT 1) p",
-            [lpu_id],
+            " patient_id, partner_ids, changed_at) SELECT 1, 1000000 + n, p.lpu_id, 1, 'aged_out', 1, n, p.patient_id,"
+            " p.partner_ids, now() - interval '1 year' FROM generate_series(1, 20000) n, ledger.record p"
+            " WHERE p.appointment_id = %s",
+            ids,
         )
     sent.edit(
         "INSERT INTO medlock.appointment SELECT 1000000 + n, clinic_id, patient_id, doctor_id, starts_at - interval"
         " '1 year', ends_at - interval '1 year', status, is_anonymous, entry, comment, created_at, updated_at"
         " FROM generate_series(1, 20000) n, (SELECT * FROM medlock.appointment WHERE id = %s) a",
-        some(sent, 1),
+        ids,
     )
     sent.edit("DELETE FROM medlock.appointment WHERE clinic_id = 1 AND id < 1000000")
     result = withdraw(sent, [1])

@@ -71,13 +71,14 @@ def holds(world: World) -> list[tuple[Any, ...]]:
     return world.read_ledger("SELECT clinic_id, cardinality(appointment_ids), state FROM ledger.hold ORDER BY 1")
 
 
-def no_canary(world: World, airflow: Cluster, text: str) -> None:
+def no_canary(world: World, airflow: Cluster, text: str, sent: object = None) -> None:
+    """Look for personal data where none may be. sent: what Medflex has shown, if it shows that no more."""
     assert found_canaries([("logs", text)]) == []
     assert found_canaries(database_text(airflow.uri("airflow"))) == []
     assert found_canaries(database_text(world.ledger)) == []
     assert found_canaries(folder_text(world.data_docs)) == []
     # The search is worth something: the same canaries are in what Medflex shows.
-    assert found_canaries([("medflex", str(world.shown()))]) != []
+    assert found_canaries([("medflex", str(sent or world.shown()))]) != []
 
 
 def delete_clinic(world: World, clinic_id: int) -> None:
@@ -152,7 +153,7 @@ def test_nothing_stands_before_a_withdrawal_and_what_has_vanished_waits_for_a_pe
     assert outcome == "failed"
     assert "critical" in str(problems)
     assert "withdrawals" not in str(problems)
-    no_canary(world, airflow_db, log_text())
+    no_canary(world, airflow_db, log_text(), before)
 
 
 def test_a_plan_shows_the_withdrawals_of_the_next_real_run(shared: World, airflow_db: Cluster) -> None:
