@@ -14,7 +14,7 @@ from tests.airflow.world import World
 
 REVOKED = 10_000
 RATE = 6
-BATCH_SIZE = 250
+BATCH_SIZE = 350
 JITTER = 0.25
 """Seconds that a request may take from its place in the rate to Medflex's door, on a busy machine."""
 

@@ -247,10 +247,9 @@ class Reconciler(LeaseHolder):
                 row |= {"patient_id": patient_id}
             elif drift is Drift.MISSING:
                 row |= {"state": "sending"}
-            elif drift is Drift.GONE:
-                row |= {"state": "withdrawn"}
             else:
-                # Whose data it shows nobody can tell: a withdrawal is begun, which is always finished.
+                # Whose data it shows nobody can tell, or whether it only was not listed: a withdrawal is begun, and one
+                # that is begun is always finished.
                 row |= {"state": "withdrawing"}
             rows.append(row)
         columns = ["appointment_id", "version", "state", "acked_version", "acked_digest", "patient_id"]

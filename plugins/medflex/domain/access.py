@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
-from medflex.domain.window import as_utc
+from medflex.domain.window import INSTANT, as_utc, utc_instants
 
 HOLD = timedelta(hours=24)
 """R3: 24 × 60 × 60 seconds on the clock after activation, whatever the zone does."""
@@ -62,30 +62,39 @@ def judge_access(clinics: pd.DataFrame, now: datetime) -> pd.DataFrame:
     closed). A clinic is open from the instant on which its 24 hours are full. Whether it has partners is not judged
     here but by R4. Raises ValueError when ``now`` has no zone.
     """
-    instant = pd.Timestamp(as_utc(now))
-    enabled = clinics["access_enabled"].astype("boolean")
-    changed_at = clinics["access_changed_at"].astype("datetime64[us, UTC]")
+    # By plain arrays: there are few clinics, and each batch asks for its own one right before it leaves.
+    instant = np.datetime64(as_utc(now).replace(tzinfo=None), "us")
+    on, unknown = flags(clinics["access_enabled"])
+    changed_at = utc_instants(clinics["access_changed_at"])
+    unstamped = np.isnat(changed_at)
     role = clinics["access_changed_by_role"]
-    unknown = enabled.isna().to_numpy()
+    nobody = role.isna().to_numpy()
 
     holds: dict[ClosedReason, np.ndarray] = {
-        ClosedReason.NEVER_CONFIGURED: unknown & (changed_at.isna() & role.isna()).to_numpy(),
+        ClosedReason.NEVER_CONFIGURED: unknown & unstamped & nobody,
         ClosedReason.SWITCH_UNKNOWN: unknown,
-        ClosedReason.SWITCHED_OFF: ~enabled.to_numpy(dtype=bool, na_value=False),
-        ClosedReason.NO_TIME_STAMP: changed_at.isna().to_numpy(),
-        ClosedReason.TIME_STAMP_IN_FUTURE: (changed_at > instant).to_numpy(),
-        ClosedReason.UNKNOWN_PERSON: role.isna().to_numpy(),
+        ClosedReason.SWITCHED_OFF: ~on,
+        ClosedReason.NO_TIME_STAMP: unstamped,
+        ClosedReason.TIME_STAMP_IN_FUTURE: changed_at > instant,
+        ClosedReason.UNKNOWN_PERSON: nobody,
         ClosedReason.NOT_SWITCHED_BY_HEAD: ~role.eq(HEAD).to_numpy(dtype=bool, na_value=False),
         ClosedReason.NO_LPU_ID: clinics["lpu_id"].isna().to_numpy(),
     }
     closed = np.logical_or.reduce(list(holds.values()))
-    opens_at = changed_at.mask(closed) + HOLD
-    waiting = (opens_at > instant).to_numpy()
+    opens_at = np.where(closed, np.datetime64("NaT", "us"), changed_at) + np.timedelta64(HOLD)
+    waiting = opens_at > instant
 
     state = np.select([closed, waiting], [AccessState.CLOSED.value, AccessState.WAITING.value], AccessState.OPEN.value)
-    reason = np.select(list(holds.values()), [reason.value for reason in holds], "")
+    reasons = np.array([*(reason.value for reason in holds), None], dtype=object)
+    first = np.where(closed, np.argmax(list(holds.values()), axis=0), -1)
     return clinics.assign(
         state=pd.array(state, dtype="str"),
-        closed_reason=pd.Series(reason, index=clinics.index, dtype="str").mask(~closed),
-        opens_at=opens_at,
+        closed_reason=pd.array(reasons[first], dtype="str"),
+        opens_at=pd.array(opens_at, dtype=INSTANT),
     )
+
+
+def flags(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Where a flag is true, and where it is unknown, as boolean arrays."""
+    nullable = column if isinstance(column.dtype, pd.BooleanDtype) else column.astype("boolean")
+    return nullable.to_numpy(dtype=bool, na_value=False), nullable.isna().to_numpy()

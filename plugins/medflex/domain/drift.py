@@ -33,7 +33,7 @@ _DESCRIPTIONS = {
     Drift.OLDER: "Medflex shows an older version than it acknowledged: it is withdrawn and sent anew.",
     Drift.NEWER: "Medflex shows a newer version than the ledger knows of: it is withdrawn and sent anew.",
     Drift.LEDGER_BEHIND: "Medflex shows exactly what it should; only the ledger said otherwise and is corrected.",
-    Drift.GONE: "It has left the window, and Medflex does not show it any more: the ledger says so now.",
+    Drift.GONE: "It has left the window, and Medflex does not show it any more: it is withdrawn, to be sure.",
 }
 
 

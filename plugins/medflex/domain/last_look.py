@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medflex.domain.access import flags
 from medflex.domain.eligibility import CONSENT_RULES, judge
 
 PERMITTED = ""
@@ -51,37 +53,38 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         For each record the first reason that forbids it (a ``Reason`` or a ``Turned``), or ``PERMITTED``. The flags are
         those of the *present* patient and doctor, so a record prepared for another person never passes.
     """
-    position = pd.Index(present["appointment_id"].to_numpy("int64")).get_indexer(prepared["id"].to_numpy("int64"))
-    gone = position < 0
     if len(present) == 0:
         return [Turned.APPOINTMENT_GONE.value] * len(prepared)
-    now = present.iloc[np.where(gone, 0, position)].reset_index(drop=True)
+    position = pd.Index(present["appointment_id"].to_numpy("int64")).get_indexer(prepared["id"].to_numpy("int64"))
+    gone = position < 0
+    # What is found about the present rows is brought to the prepared ones; a frame of them costs more than the look.
+    at = np.where(gone, 0, position)
 
-    verdict = judge(now, clinics, CONSENT_RULES)
-    first = np.where(verdict.withheld, np.asarray(verdict.first_reason, dtype=object), PERMITTED)
+    verdict = judge(present, clinics, CONSENT_RULES)
+    names = np.array([*verdict.first_reason.categories, PERMITTED], dtype=object)
+    first = np.where(verdict.withheld, names[verdict.first_reason.codes], PERMITTED)[at]
 
-    clinic = clinics.set_index("clinic_id")
+    clinic_ids = prepared["clinic_id"].to_numpy("int64")
+    of_clinic = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(clinic_ids)
+    lpu_now = np.append(_ids(clinics["lpu_id"], -1), -1)[of_clinic]  # Position −1, clinic not given, is the appended.
     allowed = dict(zip(clinics["clinic_id"].tolist(), map(set, clinics["partner_ids"]), strict=True))
-    partner_gone = np.array(
-        [
-            not {int(item) for item in partners.split(",")} <= allowed.get(int(clinic_id), set())
-            for clinic_id, partners in zip(prepared["clinic_id"], prepared["partners"], strict=True)
-        ],
-        dtype=bool,
-    )
-    lpu_now = prepared["clinic_id"].map(clinic["lpu_id"])
+    partners = list(zip(clinic_ids.tolist(), prepared["partners"].tolist(), strict=True))
+    misses = {
+        (clinic_id, ids): not {int(item) for item in ids.split(",")} <= allowed.get(clinic_id, set())
+        for clinic_id, ids in set(partners)
+    }
+    found = flags(present["patient_found"])[0] & flags(present["doctor_found"])[0]
     turned = [
-        (Turned.APPOINTMENT_GONE, gone | (now["clinic_id"].to_numpy() != prepared["clinic_id"].to_numpy())),
+        (Turned.APPOINTMENT_GONE, gone | (present["clinic_id"].to_numpy("int64")[at] != clinic_ids)),
         (
             Turned.PERSON_CHANGED,
-            _differs(now["patient_id"], prepared["patient_id"]) | _differs(now["doctor_id"], prepared["doctor_id"]),
+            # A missing id differs from everything, also from another missing one.
+            (_ids(present["patient_id"], -1)[at] != _ids(prepared["patient_id"], -2))
+            | (_ids(present["doctor_id"], -1)[at] != _ids(prepared["doctor_id"], -2)),
         ),
-        (
-            Turned.REFERENCE_BROKEN,
-            ~(now["patient_found"].to_numpy(bool, na_value=False) & now["doctor_found"].to_numpy(bool, na_value=False)),
-        ),
-        (Turned.PARTNER_GONE, partner_gone),
-        (Turned.LPU_CHANGED, _differs(lpu_now, prepared["lpu_id"])),
+        (Turned.REFERENCE_BROKEN, ~found[at]),
+        (Turned.PARTNER_GONE, np.array([misses[pair] for pair in partners], dtype=bool)),
+        (Turned.LPU_CHANGED, lpu_now != _ids(prepared["lpu_id"], -2)),
     ]
     for reason, holds in turned:
         first[(first == PERMITTED) & holds] = reason.value
@@ -90,8 +93,5 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     return [str(reason) for reason in first]
 
 
-def _differs(now: pd.Series, then: pd.Series) -> np.ndarray:
-    """Tell where two id columns differ; a missing id differs from everything."""
-    left = now.astype("Int64").to_numpy("int64", na_value=-1)
-    right = then.astype("Int64").to_numpy("int64", na_value=-2)
-    return left != right
+def _ids(column: pd.Series, missing: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return column.to_numpy("int64", na_value=missing)

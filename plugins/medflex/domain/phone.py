@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,11 @@ from medflex.domain.text import fold
 # use, so these are left to phonenumbers.
 _MOBILE_CODE = "(?:9[0-24-9][0-9]|93[1-9])"
 _PLAIN_MOBILE = rf"(?:\+7|7|8)?[ -]?(?:\({_MOBILE_CODE}\)|{_MOBILE_CODE})[ -]?[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{2}}"
+_PLAIN = re.compile(_PLAIN_MOBILE)
+_NOT_A_DIGIT = re.compile("[^0-9]")
+
+# Up to here reading text by text is faster than pandas' text methods, which cost some 0.5 ms before the first one.
+_FEW = 256
 
 
 def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -28,13 +34,26 @@ def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]
     with letters: "ask for", "do not call" and vanity numbers are doubt, and doubt never sends.
     """
     codes, distinct = pd.factorize(fold(phones))
-    texts = pd.Series(distinct.array, dtype="str")
+    if len(distinct) <= _FEW:
+        digits = pd.array([_read_plain(text) or _read(text) for text in distinct.tolist()], dtype="str")
+    else:
+        digits = _read_many(pd.Series(distinct.array))
+    missing = codes == -1
+    read = digits.take(codes, allow_fill=True)
+    return pd.Series(read, index=phones.index), missing, read.isna() & ~missing
+
+
+def _read_many(texts: pd.Series) -> Any:
+    """What ``_read_plain(text) or _read(text)`` says of each text, as an array of str."""
     digits = "7" + texts.str.replace(r"[^0-9]", "", regex=True).str.slice(-10)
     plain = texts.str.fullmatch(_PLAIN_MOBILE).to_numpy(dtype=bool)
     digits[~plain] = pd.array([_read(text) for text in texts[~plain]], dtype="str")
-    missing = codes == -1
-    read = pd.Series(digits.array.take(codes, allow_fill=True), index=phones.index, dtype="str")
-    return read, missing, read.isna().to_numpy() & ~missing
+    return digits.array
+
+
+def _read_plain(text: str) -> str | None:
+    """The digits of a Russian mobile number in one of the usual ways of writing them, else None."""
+    return "7" + _NOT_A_DIGIT.sub("", text)[-10:] if _PLAIN.fullmatch(text) else None
 
 
 @lru_cache(maxsize=100_000)  # Rules and payload ask for the same phones, and parsing one takes some 80 µs.

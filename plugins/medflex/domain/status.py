@@ -26,6 +26,8 @@ def map_status(mis_status: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]]:
     mis_status: str, missing allowed. Returns the statuses (str, never missing) and a boolean array that is True where
     the word is unknown or missing. Report how many they are, not the words: they may be somebody's free text.
     """
-    status = mis_status.map(MEDFLEX_STATUS).astype("str")
-    unknown = status.isna().to_numpy()
-    return status.fillna(UNDEFINED), unknown
+    codes, distinct = pd.factorize(mis_status if mis_status.dtype == "str" else mis_status.astype("str"))
+    words = [MEDFLEX_STATUS.get(word, UNDEFINED) for word in distinct.tolist()]
+    # Code −1, no word at all, is the appended one; no known word is mapped to UNDEFINED.
+    unknown = np.array([*(word == UNDEFINED for word in words), True], dtype=bool)[codes]
+    return pd.Series(pd.array([*words, UNDEFINED], dtype="str").take(codes), index=mis_status.index), unknown

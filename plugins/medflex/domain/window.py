@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
+import numpy as np
 import pandas as pd
 
 DAYS_BACK = 45
 DAYS_AHEAD = 30
+
+INSTANT = pd.DatetimeTZDtype("us", "UTC")
+"""The type of every column of instants."""
 
 # Entries of a zoneinfo folder which name no place: the machine's own zone, the default rules, "zone not set".
 _NOT_A_PLACE = frozenset({"localtime", "posixrules", "Factory"})
@@ -47,6 +52,15 @@ def as_utc(instant: datetime) -> datetime:
     return instant.astimezone(UTC)
 
 
+def utc_instants(column: pd.Series) -> np.ndarray[Any, np.dtype[np.datetime64]]:
+    """A column of instants as plain datetime64[us] in UTC, missing ones NaT. Raises TypeError for times without a zone.
+
+    Such arrays are compared some ten times faster than columns with a zone while they are short.
+    """
+    aware = column if column.dtype == INSTANT else column.astype(INSTANT)
+    return aware.to_numpy("datetime64[us]")
+
+
 def zone_or_none(name: object) -> ZoneInfo | None:
     """The zone of that name in the tz database, or None: for junk, missing values, paths and names of mere files (R17).
 
@@ -67,6 +81,7 @@ def local_day(instant: datetime, zone: ZoneInfo) -> date:
     return as_utc(instant).astimezone(zone).date()
 
 
+@lru_cache(maxsize=1024)  # A run asks for the same day of few zones, and again before each batch.
 def window_of_day(day: date, zone: ZoneInfo) -> Window:
     """R6: from 00:00 of day − 45 up to, not including, 00:00 of day + 31, by the clocks of the zone."""
     return Window(
@@ -112,7 +127,7 @@ def clinic_windows(clinics: pd.DataFrame, anchor: datetime, now: datetime, cut_t
     return pd.DataFrame(
         {
             "clinic_id": clinics["clinic_id"].to_numpy("int64"),
-            "starts_from": pd.array([window.starts_from for window in of_clinic], dtype="datetime64[us, UTC]"),
-            "starts_before": pd.array([window.starts_before for window in of_clinic], dtype="datetime64[us, UTC]"),
+            "starts_from": pd.array([window.starts_from for window in of_clinic], dtype=INSTANT),
+            "starts_before": pd.array([window.starts_before for window in of_clinic], dtype=INSTANT),
         }
     )
