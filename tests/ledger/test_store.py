@@ -246,6 +246,20 @@ def test_a_cleared_run_starts_anew_under_its_key(ledger: Ledger) -> None:
     assert ledger.reasons(again.run_key).empty
 
 
+def test_a_run_that_was_killed_is_closed_by_the_next_one_of_its_dag(ledger: Ledger) -> None:
+    ended, killed = start(ledger, "ended"), start(ledger, "killed")
+    ledger.settle_run(ended.run_key, [])
+    assert ledger.settle_interrupted("another_dag") == 0
+    assert ledger.settle_interrupted("medflex_transfer") == 1
+    assert ledger.settle_interrupted("medflex_transfer") == 0
+    with ledger._transaction() as cursor:
+        cursor.execute("SELECT run_key, outcome, cardinality(problems) AS problems FROM ledger.run ORDER BY run_key")
+        assert [tuple(row.values()) for row in cursor.fetchall()] == [
+            (ended.run_key, "succeeded", 0),
+            (killed.run_key, "failed", 1),
+        ]
+
+
 def test_decisions_of_a_second_attempt_replace_the_first(ledger: Ledger) -> None:
     run = start(ledger)
     for ids in ([1, 2], [2, 3, 4]):

@@ -385,6 +385,20 @@ class Ledger(Reconciliation, Withdrawals):
                 ("failed" if problems else "succeeded", list(problems), self._present(), run_key),
             )
 
+    def settle_interrupted(self, dag_id: str) -> int:
+        """Close the runs of a DAG that were killed before they could say what became of them; return their number.
+
+        For a DAG with one run at a time, before it begins one.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE ledger.run SET outcome = 'failed', settled_at = coalesce(%s::timestamptz, clock_timestamp()),"
+                " problems = ARRAY['It was killed before its end; the run after it has done what was left over.']"
+                " WHERE dag_id = %s AND outcome = 'running'",
+                (self._present(), dag_id),
+            )
+            return cursor.rowcount
+
     # -- records ----------------------------------------------------------------------------------------------------
 
     def known(self, clinic_ids: Sequence[int]) -> pd.DataFrame:

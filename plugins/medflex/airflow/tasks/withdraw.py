@@ -43,6 +43,7 @@ def withdraw_revoked_now() -> dict[str, int]:
     context = get_current_context()
     with open_ledger() as ledger, open_medlock() as medlock:
         ledger.check_schema()
+        ledger.settle_interrupted(context["dag_run"].dag_id)
         runs: list[int] = []
 
         def begin_run(clinic_ids: Sequence[int]) -> int:
