@@ -13,6 +13,7 @@ WHOLE = Funnel(
     extracted=1000, eligible=700, withheld=250, quarantined=50, unknown_statuses=4,
     new=100, changed=30, again=20, unchanged=550, planned=150,
     accepted=120, rejected=12, to_retry=8, unknown=6, dropped=4,
+    revoked=90, withdrawn=50, withdraw_to_retry=9, withdraw_unknown=7, permitted_again=4, held=20,
 )  # fmt: skip
 
 
@@ -55,6 +56,18 @@ def test_one_record_too_many_is_told_with_both_numbers(name: str, violations: li
 def test_each_number_is_covered() -> None:
     assert {field.name for field in fields(Funnel)} == set(NUMBERS)
     assert all(getattr(WHOLE, name) for name in NUMBERS), "a number that is nothing proves nothing"
+
+
+WITHDRAWN = "revoked = withdrawn + withdraw_to_retry + withdraw_unknown + permitted_again + held does not hold: {} ≠ {}"
+
+
+@pytest.mark.parametrize("name", ["withdrawn", "withdraw_to_retry", "withdraw_unknown", "permitted_again", "held"])
+def test_what_was_revoked_has_to_have_come_to_an_end(name: str) -> None:
+    assert WHOLE.withdrawal_violations() == []
+    assert replace(WHOLE, **{name: getattr(WHOLE, name) + 1}).withdrawal_violations() == [WITHDRAWN.format(90, 91)]
+    # Withdrawals are a lane of their own: they break no equation of the sending.
+    assert replace(WHOLE, **{name: 0}).violations() == []
+    assert replace(WHOLE, revoked=91).withdrawal_violations() == [WITHDRAWN.format(91, 90)]
 
 
 def test_a_plan_sends_nothing_and_is_whole_all_the_same() -> None:

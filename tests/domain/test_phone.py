@@ -126,6 +126,9 @@ def test_each_phone_is_read_missing_or_unreadable_and_alike_in_any_company(typed
     digits, missing, unreadable = normalise_phones(phones)
     assert digits.index.equals(phones.index)
     assert (digits.notna().to_numpy().astype(int) + missing + unreadable == 1).all()
+    # Among many others they are read by other means.
+    crowd = pd.Series([*typed, *(f"+7 900 {number:07}" for number in range(300))], dtype="str")
+    assert normalise_phones(crowd)[0].head(len(typed)).tolist() == digits.tolist()
     for text, read in zip(typed, digits, strict=True):
         assert _read(text) in (read, "missing", "unreadable")
         if not pd.isna(read):

@@ -19,7 +19,7 @@ class Change(StrEnum):
 
 
 _NEW, _CHANGED, _UNCHANGED, _RETRY = range(4)
-_CHANGES = pd.Index([change.value for change in Change])
+_CHANGES = pd.CategoricalDtype([change.value for change in Change])
 
 _AGAIN = ("sending", "rejected", "withdrawing")
 """Ledger states in which it is not settled what Medflex has, or settled that it has not what it should."""
@@ -45,22 +45,22 @@ def plan_changes(eligible: pd.DataFrame, known: pd.DataFrame, resync: bool) -> p
         raise ValueError("The ledger gave a record twice: a record is one clinic and one appointment.")
     position = index.get_indexer(pd.Index(keys))
 
-    state = known["state"]
+    state = known["state"].array
     as_known = np.full(len(known) + 1, _CHANGED, dtype=np.int8)
-    as_known[:-1][known["acked_digest"].isna().to_numpy() | state.eq("withdrawn").to_numpy(dtype=bool)] = _NEW
-    as_known[:-1][state.isin(_AGAIN).to_numpy()] = _RETRY
+    as_known[:-1][known["acked_digest"].array.isna() | state.isin(["withdrawn"])] = _NEW
+    as_known[:-1][state.isin(list(_AGAIN))] = _RETRY
     as_known[-1] = _NEW  # Position −1: the ledger does not know it.
     change = as_known[position]
     if not resync:
         acked = np.append(known["acked_digest"].to_numpy(dtype="int64", na_value=0), 0)
-        sent = np.append(state.eq("sent").to_numpy(dtype=bool), False)
+        sent = np.append(state.isin(["sent"]), False)
         same = acked[position] == eligible["digest"].to_numpy("int64")
         change[(change == _CHANGED) & sent[position] & same] = _UNCHANGED
     return pd.DataFrame(
         {
-            "clinic_id": eligible["clinic_id"],
-            "id": eligible["id"],
-            "change": pd.Categorical.from_codes(change, _CHANGES),
+            "clinic_id": eligible["clinic_id"].array,
+            "id": eligible["id"].array,
+            "change": pd.Categorical.from_codes(change, dtype=_CHANGES),
         },
         index=eligible.index,
     )

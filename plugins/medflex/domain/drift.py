@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
-
-import orjson
 
 
 class Drift(StrEnum):
@@ -92,4 +91,4 @@ def contract_digest(record: Mapping[str, Any]) -> str:
     Unkeyed, as the contract has it: it is compared and never kept.
     """
     body = {name: value for name, value in record.items() if name != "version"}
-    return sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return sha256(json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()

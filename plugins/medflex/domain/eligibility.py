@@ -179,13 +179,13 @@ class Verdict:
         for number, reason in enumerate(reasons):
             holds[:, number] = np.bincount(codes[self._matrix[number]], minlength=len(clinics))
             is_first[:, number] = np.bincount(codes[first == _POSITIONS[reason]], minlength=len(clinics))
-        clinic, number = np.nonzero(holds)
+        clinic, which = np.nonzero(holds)
         return pd.DataFrame(
             {
                 "clinic_id": clinics[clinic],
-                "reason": pd.array([reasons[item] for item in number], dtype="str"),
-                "any": holds[clinic, number],
-                "first": is_first[clinic, number],
+                "reason": pd.array([str(reasons[item]) for item in which], dtype="str"),
+                "any": holds[clinic, which],
+                "first": is_first[clinic, which],
             }
         )
 
@@ -196,7 +196,7 @@ class Verdict:
 
 
 _POSITIONS = {reason.value: position for position, reason in enumerate(REASONS)}
-_FIRST_REASON = pd.CategoricalDtype(list(_POSITIONS), ordered=True)
+_FIRST_REASON: Any = pd.CategoricalDtype(list(_POSITIONS), ordered=True)
 
 
 def judge(rows: pd.DataFrame, clinics: pd.DataFrame, rules: Mapping[Reason, Rule] = ALL_RULES) -> Verdict:

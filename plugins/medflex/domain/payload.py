@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from medflex.domain.phone import normalise_phones
 from medflex.domain.status import map_status
 from medflex.domain.text import fold
-from medflex.domain.window import zone_or_none
+from medflex.domain.window import utc_instants, zone_or_none
 
 PAYLOAD_COLUMNS: tuple[str, ...] = (
     "clinic_id",
@@ -47,45 +47,49 @@ def build_payload(rows: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes) 
     appointment, a status that Medlock leaves empty has ``mis_status`` "", as the contract wants a text. Raises
     ValueError when a row cannot have been eligible (unknown clinic, zone, phone, name, doctor), naming the field only.
     """
-    position = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(rows["clinic_id"].to_numpy("int64"))
+    clinic_ids = rows["clinic_id"].to_numpy("int64")
+    position = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(clinic_ids)
     if (position < 0).any():
         raise ValueError("A row's clinic is not among the clinics: build the payload of eligible rows only.")
     partners = pd.array([",".join(map(str, sorted(set(ids)))) for ids in clinics["partner_ids"]], dtype="str")
-    starts, offset = _local(rows["starts_at"], clinics["timezone"], position)
-    ends, _ = _local(rows["ends_at"], clinics["timezone"], position)
-    status, _ = map_status(rows["status"])
-    phone, _, _ = normalise_phones(rows["phone"])
-    payload = pd.DataFrame(
-        {
-            "clinic_id": rows["clinic_id"].astype("int64"),
-            "id": rows["appointment_id"].astype("int64"),
-            "doctor_id": rows["doctor_id"],
-            "dt_start": starts,
-            "dt_end": ends,
-            "time_offset": offset,
-            "status": status,
-            "mis_status": rows["status"].astype("str").fillna(""),
-            "entry": rows["entry"].astype("str"),
-            "partners": pd.Series(partners.take(position), index=rows.index, dtype="str"),
-            "first_name": fold(rows["first_name"]),
-            "second_name": fold(rows["patronymic"]),
-            "mobile_phone": phone,
-        },
-        index=rows.index,
-    )
+    starts, ends, offset = _local(rows, clinics["timezone"].tolist(), position)
+    # Arrays, not columns with an index: one frame is put together at the end.
+    fields: dict[str, Any] = {
+        "clinic_id": clinic_ids,
+        "id": rows["appointment_id"].to_numpy("int64"),
+        "doctor_id": rows["doctor_id"].array,
+        "dt_start": starts,
+        "dt_end": ends,
+        "time_offset": offset,
+        "status": map_status(rows["status"])[0].array,
+        "mis_status": _texts(rows["status"]).fillna(""),
+        "entry": _texts(rows["entry"]),
+        "partners": partners.take(position),
+        "first_name": fold(rows["first_name"]).array,
+        "second_name": fold(rows["patronymic"]).array,
+        "mobile_phone": normalise_phones(rows["phone"])[0].array,
+    }
     for field in ("doctor_id", "entry", "first_name", "mobile_phone"):
-        if payload[field].isna().any():
+        if fields[field].isna().any():
             raise ValueError(f"A row has no {field}: build the payload of eligible rows only.")
-    payload["doctor_id"] = payload["doctor_id"].astype("int64")
-    payload["digest"] = digest(payload, digest_key)
-    return payload[list(PAYLOAD_COLUMNS)]
+    fields["doctor_id"] = fields["doctor_id"].to_numpy("int64")
+    fields["digest"] = _digests(fields, len(rows), digest_key)
+    return pd.DataFrame(fields, index=rows.index)
 
 
 def to_records(payload: pd.DataFrame, versions: Sequence[int]) -> list[dict[str, Any]]:
     """The contract's records, in the order of the payload. versions: one per row, else ValueError."""
-    partners = {text: [int(partner) for partner in text.split(",")] for text in payload["partners"].unique() if text}
-    columns = [payload[column].tolist() for column in DIGEST_COLUMNS if column not in ("partners", "second_name")]
-    second_names = payload["second_name"].astype(object).where(payload["second_name"].notna(), None).tolist()
+    # By way of objects: an array of texts is listed text by text, each from Arrow.
+    columns = [
+        payload[column].to_numpy(None if column in _INTEGERS else object).tolist()
+        for column in DIGEST_COLUMNS
+        if column not in ("partners", "second_name")
+    ]
+    second_name = payload["second_name"].to_numpy(object)
+    second_name[payload["second_name"].isna().to_numpy()] = None
+    second_names = second_name.tolist()
+    partner_texts = payload["partners"].to_numpy(object).tolist()
+    partners = {text: [int(partner) for partner in text.split(",")] for text in set(partner_texts) if text}
     return [
         {
             "id": id_,
@@ -105,9 +109,7 @@ def to_records(payload: pd.DataFrame, versions: Sequence[int]) -> list[dict[str,
             second_name,
             partner_text,
             version,
-        ) in zip(
-            zip(*columns, strict=True), second_names, payload["partners"].tolist(), map(int, versions), strict=True
-        )
+        ) in zip(zip(*columns, strict=True), second_names, partner_texts, map(int, versions), strict=True)
     ]
 
 
@@ -121,26 +123,32 @@ def digest(payload: pd.DataFrame, digest_key: bytes) -> pd.Series:
     new pandas hash otherwise, every record would be sent again, and nobody would know why. Raises ValueError when the
     key is shorter than 16 bytes.
     """
+    fields = {column: payload[column].array for column in DIGEST_COLUMNS}
+    return pd.Series(_digests(fields, len(payload), digest_key), index=payload.index, name="digest")
+
+
+def _digests(fields: Mapping[str, Any], length: int, digest_key: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     if len(digest_key) < 16:
         raise ValueError("The digest key is shorter than 16 bytes: set MEDFLEX_DIGEST_KEY to a longer random secret.")
-    mixed = np.zeros(len(payload), dtype=np.uint64)
+    mixed = np.zeros(length, dtype=np.uint64)
     for column in DIGEST_COLUMNS:
         key = blake2b(column.encode(), key=digest_key[:64], digest_size=16).digest()
-        mixed ^= _of_integers(payload[column], key) if column in _INTEGERS else _of_texts(payload[column], key)
+        mixed ^= _of_integers(fields[column], key) if column in _INTEGERS else _of_texts(fields[column], key)
     final = blake2b(b"record", key=digest_key[:64], digest_size=16).digest()
-    return pd.Series(_mix(mixed, final).view(np.int64), index=payload.index, name="digest")
+    return _mix(mixed, final).view(np.int64)
 
 
-def _of_texts(texts: pd.Series, key: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def _of_texts(texts: Any, key: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
     codes, distinct = pd.factorize(texts)
     # pandas takes the key as text of 16 bytes in UTF-8: 7 bits of each byte, 112 bits in all.
     ascii_key = bytes(byte & 0x7F for byte in key).decode("ascii")
-    values = np.array([*distinct, _MISSING], dtype=object)
+    # Not by np.append: it would make an array of text of the appended one, and these lose a NUL at the end.
+    values = np.array([*distinct.tolist(), _MISSING], dtype=object)
     return np.asarray(pd.util.hash_array(values, hash_key=ascii_key, categorize=False)[codes])
 
 
-def _of_integers(integers: pd.Series, key: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return _mix(integers.to_numpy("int64").view(np.uint64), key)
+def _of_integers(integers: Any, key: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return _mix(np.asarray(integers, dtype=np.int64).view(np.uint64), key)
 
 
 def _mix(values: np.ndarray[Any, np.dtype[np.uint64]], key: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -153,27 +161,38 @@ def _mix(values: np.ndarray[Any, np.dtype[np.uint64]], key: bytes) -> np.ndarray
     return values
 
 
-def _local(instants: pd.Series, zones: pd.Series, position: np.ndarray[Any, Any]) -> tuple[pd.Series, pd.Series]:
-    """Clinic-local times as "YYYY-MM-DD hh:mm" and their offsets in minutes east of UTC (int16).
+def _local(rows: pd.DataFrame, zones: list[Any], position: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
+    """Clinic-local starts and ends as "YYYY-MM-DD hh:mm" (str) and minutes east of UTC at the start (int16).
 
-    position: for each instant, which of the zones is its own. ValueError for an unknown zone or a missing instant.
+    zones: the names of the clinics' zones. position: for each row, which of the clinics is its own. ValueError for an
+    unknown zone or a missing instant.
     """
-    if instants.isna().any():
-        raise ValueError(f"A row has no {instants.name}: build the payload of eligible rows only.")
-    zone_codes, names = pd.factorize(zones.astype("str"))
-    of_row = zone_codes[position]
-    texts = np.empty(len(instants), dtype=object)
-    offsets = np.zeros(len(instants), dtype=np.int16)
-    utc = instants.astype("datetime64[us, UTC]").dt.tz_localize(None).to_numpy()
-    for code in np.unique(of_row):
-        zone = zone_or_none(names[code]) if code >= 0 else None
+    utc = np.concatenate([utc_instants(rows[name]) for name in ("starts_at", "ends_at")])
+    for name, half in zip(("starts_at", "ends_at"), np.split(utc, 2), strict=True):
+        if np.isnat(half).any():
+            raise ValueError(f"A row has no {name}: build the payload of eligible rows only.")
+    # Clinics of one zone have one code, however many they are.
+    codes = {name: code for code, name in enumerate(dict.fromkeys(zones))}
+    of_row = np.tile(np.array([codes[name] for name in zones], dtype=np.int64)[position], 2)
+    texts = np.empty(len(utc), dtype=object)
+    offsets = np.zeros(len(utc), dtype=np.int16)
+    for name, code in codes.items():
+        here = np.flatnonzero(of_row == code)
+        if not len(here):
+            continue
+        zone = zone_or_none(name)
         if zone is None:
             raise ValueError("A row's clinic has no known time zone: build the payload of eligible rows only.")
-        here = of_row == code
         # Appointments start on few distinct minutes, so only these are converted.
         inverse, distinct = pd.factorize(utc[here])
         local = pd.DatetimeIndex(distinct).tz_localize("UTC").tz_convert(zone).tz_localize(None).to_numpy()
-        text = pd.Series(np.datetime_as_string(local, unit="m"), dtype="str").str.slice_replace(10, 11, " ")
-        texts[here] = text.to_numpy(dtype=object)[inverse]
+        texts[here] = np.array([text.replace("T", " ") for text in np.datetime_as_string(local, unit="m")], object)[
+            inverse
+        ]
         offsets[here] = ((local - distinct) // np.timedelta64(1, "m")).astype(np.int16)[inverse]
-    return pd.Series(texts, index=instants.index, dtype="str"), pd.Series(offsets, index=instants.index)
+    starts, ends = np.split(texts, 2)
+    return pd.array(starts, dtype="str"), pd.array(ends, dtype="str"), offsets[: len(rows)]
+
+
+def _texts(column: pd.Series) -> Any:
+    return (column if column.dtype == "str" else column.astype("str")).array

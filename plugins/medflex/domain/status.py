@@ -30,4 +30,5 @@ def map_status(mis_status: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]]:
     words = [MEDFLEX_STATUS.get(word, UNDEFINED) for word in distinct.tolist()]
     # Code −1, no word at all, is the appended one; no known word is mapped to UNDEFINED.
     unknown = np.array([*(word == UNDEFINED for word in words), True], dtype=bool)[codes]
-    return pd.Series(pd.array([*words, UNDEFINED], dtype="str").take(codes), index=mis_status.index), unknown
+    status = pd.array([*words, UNDEFINED], dtype="str").take(codes)
+    return pd.Series(status, index=mis_status.index, name=mis_status.name), unknown

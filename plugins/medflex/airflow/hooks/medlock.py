@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -50,6 +51,25 @@ APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
 }
 """The output columns of appointments.sql and their types (docs/data-contract.md)."""
 
+_CLINIC_TYPES = MappingProxyType(
+    {
+        "clinic_id": "int64",
+        "lpu_id": "Int64",
+        "timezone": "str",
+        "access_enabled": "boolean",
+        "access_changed_at": "datetime64[us, UTC]",
+        "access_changed_by_role": "str",
+    }
+)
+_REFUSALS = ("refused_personal_data", "refused_notifications", "refused_marketing")
+_CONSENT_TYPES = MappingProxyType(
+    {"clinic_id": "int64", "appointment_id": "int64", "patient_id": "Int64", "doctor_id": "Int64"}
+    | dict.fromkeys(("is_anonymous", *_REFUSALS, "doctor_banned", "patient_found", "doctor_found"), "boolean")
+)
+_PATIENT_TYPES = MappingProxyType(
+    {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
+)
+
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
 
 
@@ -83,28 +103,12 @@ class Medlock:
 
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
-        frame = self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)})
-        frame = frame.astype({"clinic_id": "int64", "lpu_id": "Int64", "timezone": "str", "access_enabled": "boolean"})
-        frame["access_changed_at"] = pd.to_datetime(frame["access_changed_at"], utc=True).astype("datetime64[us, UTC]")
-        frame["access_changed_by_role"] = frame["access_changed_by_role"].astype("str")
-        return judge_access(frame, now)
+        return judge_access(self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)}, _CLINIC_TYPES), now)
 
     def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
         """Return the flags behind these appointments as they are committed now; a deleted one has no row."""
-        frame = self._frame("medlock/consent_now", {"clinic_id": clinic_id, "appointment_ids": _list(appointment_ids)})
-        flags = [
-            "is_anonymous",
-            "refused_personal_data",
-            "refused_notifications",
-            "refused_marketing",
-            "doctor_banned",
-            "patient_found",
-            "doctor_found",
-        ]
-        return frame.astype(
-            {"clinic_id": "int64", "appointment_id": "int64", "patient_id": "Int64", "doctor_id": "Int64"}
-            | dict.fromkeys(flags, "boolean")
-        )
+        parameters = {"clinic_id": clinic_id, "appointment_ids": _list(appointment_ids)}
+        return self._frame("medlock/consent_now", parameters, _CONSENT_TYPES)
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
         """Return what is committed now behind appointments, each of the clinic at the same place.
@@ -133,10 +137,7 @@ class Medlock:
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""
-        frame = self._frame("medlock/patients_now", {"patient_ids": _list(patient_ids)})
-        flags = ["refused_personal_data", "refused_notifications", "refused_marketing"]
-        frame["updated_at"] = pd.to_datetime(frame["updated_at"], utc=True).astype("datetime64[us, UTC]")
-        return frame.astype({"patient_id": "int64"} | dict.fromkeys(flags, "boolean"))
+        return self._frame("medlock/patients_now", {"patient_ids": _list(patient_ids)}, _PATIENT_TYPES)
 
     def deleted_rows(self) -> str:
         """Return a stamp that changes when rows are deleted from the tables that stand behind a record."""
@@ -168,7 +169,10 @@ class Medlock:
             # Not translated: what goes wrong with the rows outside is not Medlock's fault.
             yield _batches(reader)
 
-    def _frame(self, name: str, parameters: dict[str, Any]) -> pd.DataFrame:
+    def _frame(
+        self, name: str, parameters: dict[str, Any], types: Mapping[str, Any] = MappingProxyType({})
+    ) -> pd.DataFrame:
+        """Run a query; its columns are objects but for those whose types are given, and these have to be there."""
         with _translated():
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
@@ -182,8 +186,20 @@ class Medlock:
             with connection.cursor() as cursor:
                 cursor.execute(query(name), parameters)
                 columns = [column.name for column in cursor.description or ()]
-                # As objects: a missing id beside others would make them floats, which cannot hold every id.
-                return pd.DataFrame(cursor.fetchall(), columns=columns, dtype=object)
+                rows = cursor.fetchall()
+        # Each column has its type at once: a missing id beside others would make them floats, which cannot hold every
+        # id, and turning the columns of a frame into others costs more than the query.
+        values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
+        if missing := types.keys() - values.keys():
+            raise KeyError(f"The query {name} returns no {', '.join(sorted(missing))}.")
+        return pd.DataFrame(
+            {
+                column: pd.array(list(items), dtype=types[column])
+                if column in types
+                else pd.Series(items, dtype=object, index=range(len(rows)))
+                for column, items in values.items()
+            }
+        )
 
 
 def windows_json(windows: pd.DataFrame) -> str:
