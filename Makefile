@@ -26,9 +26,7 @@ env: $(STAMP) ## print the demo's addresses, connections and log-ins
 	@sandbox/ctl env
 
 test: $(STAMP) ## all tests that a change has to pass
-	@$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/e2e
-	# A whole Airflow needs the cores for itself: its tests go by the clock.
-	$(BIN)/python -m pytest tests/e2e
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: $(STAMP) ## those that take minutes: long properties, a whole Airflow with faults
 	@$(BIN)/python -m pytest -m "long or e2e" --timeout 3600

@@ -9,6 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from medflex.airflow.tasks import transfer
+from medflex.airflow.tasks.parts import TransientFailure
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
 from sandbox.medflex.faults import Match
@@ -21,7 +22,7 @@ CLINICS = (1, 2, 3)
 @pytest.fixture
 def planned(filled_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A run whose only shard has been brought as far as its plan, without a scheduler."""
-    context = {"dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r")}
+    context = {"dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"), "ti": SimpleNamespace(try_number=1)}
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
     now = datetime.now(UTC)
     clinics = [
@@ -48,7 +49,7 @@ def test_what_may_pass_is_tried_again_even_beside_what_will_not(planned: World) 
     """One clinic is unknown to Medflex, which no attempt heals; with another one Medflex fails for a while."""
     planned.control.remove_clinics([lpu_id(planned, 1)])
     fault = planned.control.add_fault("status", match=Match(lpu_id=lpu_id(planned, 2)), status=503)
-    with pytest.raises(transfer.TransientFailure):
+    with pytest.raises(TransientFailure):
         transfer.load(SHARD)
     (problem,) = planned.read_ledger("SELECT problem FROM ledger.run_shard")[0]
     assert "does not know this clinic's lpu_id" in problem

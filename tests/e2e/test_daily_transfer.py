@@ -19,7 +19,7 @@ from sandbox.stack import Stack
 from tests.airflow.leaks import database_text, folder_text, found_canaries
 from tests.domain.oracles.loop import expected_records
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DAG_ID = "medflex_transfer"
 GATE = "shard.wait_for_activation"

@@ -12,7 +12,7 @@ import psycopg
 
 from sandbox.medflex.store import Store
 from tests.faults.machine import Machine, Process
-from tests.faults.medlock import Key, Medlock, Row, clinic_of
+from tests.faults.medlock import FLAGS, Key, Medlock, Row, clinic_of
 
 MOST_ABSENT = 10
 """So many records of a clinic may be withdrawn within a day because rows are gone; 2 % of so few records is less."""
@@ -110,7 +110,7 @@ class Judge:
             if sends:
                 self._may_be_sent(process, lpu_id, record)
             else:
-                self._may_be_withdrawn(process, record["id"])
+                self._may_be_withdrawn(process, lpu_id, record["id"])
         process.flags_seen.clear()
         process.clinics_seen.clear()
 
@@ -138,18 +138,28 @@ class Judge:
             if (patient, content) not in self.medlock.history.get(id_, []):
                 self.blame("I1", f"{what} with a content that it never had with the patient of the last look")
 
-    def _may_be_withdrawn(self, process: Process, id_: int) -> None:
+    def _may_be_withdrawn(self, process: Process, lpu_id: int, id_: int) -> None:
         now, medlock = self.machine.clock.now(), self.medlock
         self.look()
-        # What Medlock has never had may be withdrawn: a listing that lies names such ids.
-        if id_ in medlock.rows["appointment"] and id_ not in self.ever_turned:
+        # What Medlock has never had may be withdrawn: a listing that lies names such ids. And where Medflex lets an
+        # older version win, reconciliation takes that back before the right one is sent.
+        renews = self.machine.ignores_versions and "reconcile" in process.name
+        if id_ in medlock.rows["appointment"] and id_ not in self.ever_turned and not renews:
             self.blame("I2", f"{process.name} withdraws {id_}, which nobody has ever revoked")
-        said_no = id_ in self.ever_refused or clinic_of(id_) in self.ever_closed
+        said_no = id_ in self.ever_refused or clinic_of(id_) in self.ever_closed or self._patient_says_no(id_)
+        clinic = medlock.rows["clinic"].get(clinic_of(id_))
+        # At a number that is no longer the clinic's nothing of it may be shown, whatever has become of the rows.
+        said_no = said_no or (clinic is not None and clinic["lpu_id"] != lpu_id)
         if not said_no and medlock.absent(id_) and not medlock.refused(id_):
             gone = self._by_absence[clinic_of(id_)]
             gone[id_] = now
             if sum(now - at < timedelta(hours=24) for at in gone.values()) > MOST_ABSENT:
                 self.blame("I3", f"{process.name} withdraws more than {MOST_ABSENT} records of a clinic by absence")
+
+    def _patient_says_no(self, id_: int) -> bool:
+        """Somebody whose data was shown under this appointment says no, whether or not the appointment is there."""
+        people = (self.medlock.rows["patient"].get(patient) for patient, _ in self.medlock.history.get(id_, ()))
+        return any(person is not None and any(person[flag] is not False for flag in FLAGS) for person in people)
 
     # -- at the end --------------------------------------------------------------------------------------------------
 

@@ -88,10 +88,12 @@ class Connections:
         connection = getattr(part._local, "connection", None)
         if connection is None or connection.closed:
             return
-        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            self._free[conninfo].append(connection)
-        else:
-            connection.close()
+        with contextlib.suppress(psycopg.Error):
+            # Also one that was broken off, and nobody has noticed, is not whole.
+            if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and connection.execute("SELECT"):
+                self._free[conninfo].append(connection)
+                return
+        connection.close()
 
     def break_off(self, part: Medlock | Ledger) -> bool:
         """Let the server end a part's connection; ``False`` when it has none."""
@@ -141,6 +143,7 @@ class Machine:
         self.processes: list[Process] = []
         self.running: Process | None = None
         self.duplicates = 0
+        self.ignores_versions = False
         self.settings: dict[str, Any] = {}
         self.on_request: Callable[[Process, str, int, dict[str, Any]], None] = lambda *_: None
         self.on_refusal: Callable[[], None] = lambda: None
@@ -393,21 +396,25 @@ class _Adapter(EngineAdapter):
                 machine.counts["duplicates"] += 1
                 copies = 2
             statuses = []
-            for copy in range(copies):
+            answers: list[requests.Response | requests.RequestException] = []
+            for _ in range(copies):
                 try:
                     response = super(_Adapter, self).send(request, *args, **kwargs)
                 except requests.RequestException as error:
                     machine.note(f"{process.name} → {type(error).__name__}")
                     machine.counts[f"reply {type(error).__name__}"] += 1
-                    if copy + 1 == copies:
-                        raise
+                    answers.append(error)
                 else:
                     machine.note(f"{process.name} → {response.status_code} {_verdicts(response)}".rstrip())
                     machine.counts[f"reply {response.status_code}"] += 1
                     statuses.append(response.status_code)
+                    answers.append(response)
             if body and len(statuses) == copies and all(status in _TURNED_AWAY for status in statuses):
                 machine.on_refusal()
-            return response
+            # Whoever doubles a request hands on the first answer: a refusal of the copy is no refusal of the request.
+            if isinstance(answers[0], requests.RequestException):
+                raise answers[0]
+            return answers[0]
 
         return process.step("medflex", brief, call)
 

@@ -115,6 +115,7 @@ class Play:
         stage.store.put_clinics([(lpu, "clinic", 180) for n in numbers for lpu in (7000 + n, 7100 + n)])
         self.machine = Machine(stage.connections, self.engine, self.clock)
         self.machine.settings = {"batch_size": schedule.batch_size, "rate_per_second": schedule.rate}
+        self.machine.ignores_versions = schedule.ignore_versions
         self.judge = Judge(self.machine, self.medlock, stage.store)
         self._new = 0
         self._fired: Counter[str] = Counter()

@@ -72,6 +72,9 @@ def judge_drift(shown: Shown | None, believed: Believed | None, expected: str | 
     if believed is not None and (believed.is_open or believed.state == "withdrawing"):
         return None
     if shown.digest == expected:
+        if believed is not None and believed.state == "sending" and shown.version < believed.version:
+            # A newer version is on its way, perhaps with other content: only a still newer one settles that.
+            return None
         # Its content is as it should be, whatever its version.
         agrees = believed is not None and believed.state == "sent" and believed.acked_version == shown.version
         return None if agrees else Drift.LEDGER_BEHIND
