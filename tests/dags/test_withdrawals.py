@@ -308,6 +308,11 @@ def test_a_persons_answer_is_written_down_and_carried_out(shared: World, monkeyp
     for wrong in (answer(), answer("Withdraw", "Keep"), answer("yes"), {}):
         with pytest.raises(AirflowFailException, match="none of Withdraw and Keep"):
             release.carry_out(first, wrong)
+    # The question is another run's: an answer given here is one to something else, and counts for nothing.
+    assert release.carry_out(first, answer("Withdraw")) == {}
+    assert release.carry_out(second, answer("Keep")) == {}
+    assert shared.read_ledger("SELECT DISTINCT state FROM ledger.hold") == [("open",)]
+    context["dag_run"].run_id = "first"
     # One of the rows is back before the answer comes: it stays.
     back = gone[1][0]
     shared.edit("INSERT INTO medlock.appointment SELECT * FROM aside WHERE id = %s", [back])

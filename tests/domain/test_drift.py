@@ -48,7 +48,8 @@ CELLS: dict[str, Drift | None] = {
 MAY_BE_SHARED = {
     # shown      unknown    sent       aged_out   sending    rejected   withdrawing withdrawn
     "nothing":  ("",        "missing", "missing", "",        "",        "",         ""),
-    "right -1": ("behind",  "behind",  "behind",  "behind",  "behind",  "",         "behind"),
+    # Sending: a newer version is on its way, which only a still newer one settles.
+    "right -1": ("behind",  "behind",  "behind",  "",        "behind",  "",         "behind"),
     "right +0": ("behind",  "",        "behind",  "behind",  "behind",  "",         "behind"),
     "right +1": ("behind",  "behind",  "behind",  "behind",  "behind",  "",         "behind"),
     "other -1": ("extra",   "older",   "older",   "",        "",        "",         "extra"),
