@@ -411,10 +411,12 @@ class _Adapter(EngineAdapter):
                     answers.append(response)
             if body and len(statuses) == copies and all(status in _TURNED_AWAY for status in statuses):
                 machine.on_refusal()
-            # Whoever doubles a request hands on the first answer: a refusal of the copy is no refusal of the request.
-            if isinstance(answers[0], requests.RequestException):
-                raise answers[0]
-            return answers[0]
+            # Whoever doubles a request hands on the first answer that is no refusal: of a request of which one copy was
+            # turned away the other one may have had its effect, and a refusal would say that it had none.
+            heard = [item for item in answers if getattr(item, "status_code", 0) not in _TURNED_AWAY] or answers
+            if isinstance(heard[0], requests.RequestException):
+                raise heard[0]
+            return heard[0]
 
         return process.step("medflex", brief, call)
 
