@@ -94,7 +94,9 @@ def reconcile(process: Process, holder: str) -> str:
     """Compare what Medflex shows with what it should show, and repair it."""
     from medflex.airflow.reconciling import Reconciler
 
-    clinic_ids = sorted(process.ledger.clinics_with_records())
+    # As its DAG does: also clinics of which nothing is left, where a late write may have brought something back.
+    clinics = process.medlock.clinics(None, process.clock.now())
+    clinic_ids = sorted({*process.ledger.clinics_with_records(), *clinics["clinic_id"].tolist()})
     if not clinic_ids:
         return "nothing is there"
     result = Reconciler(
