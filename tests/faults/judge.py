@@ -40,6 +40,7 @@ class Judge:
         self._written: dict[tuple[int, int, int], bytes] = {}
         self._new: list[tuple[int, int, int]] = []
         self._keys: dict[str, bytes] = {}
+        self.renewed: set[int] = set()
         self._by_absence: dict[int, dict[int, datetime]] = defaultdict(dict)
         machine.on_request = self.on_request
         machine.on_refusal = self.on_refusal
@@ -144,6 +145,8 @@ class Judge:
         # What Medlock has never had may be withdrawn: a listing that lies names such ids. And where Medflex lets an
         # older version win, reconciliation takes that back before the right one is sent.
         renews = self.machine.ignores_versions and "reconcile" in process.name
+        if renews:
+            self.renewed.add(id_)
         if id_ in medlock.rows["appointment"] and id_ not in self.ever_turned and not renews:
             self.blame("I2", f"{process.name} withdraws {id_}, which nobody has ever revoked")
         said_no = id_ in self.ever_refused or clinic_of(id_) in self.ever_closed or self._patient_says_no(id_)
@@ -182,9 +185,12 @@ class Judge:
             if key not in expected and key not in held:
                 self._judge_extra(key, record, now)
         for key in shown_before.keys() - shown.keys():
-            if key[1] in self.medlock.rows["appointment"] and key[1] not in self.ever_turned and key not in expected:
+            # What was older than acknowledged, where Medflex lets that win, is taken back; past the window it cannot be
+            # sent again (R6).
+            turned = key[1] in self.ever_turned or key[1] in self.renewed
+            if key[1] in self.medlock.rows["appointment"] and not turned and key not in expected:
                 self.blame("I2", f"{key} has left the window, may still be shown, and is gone")
-        self._judge_ledger(ledger, shown)
+        self._judge_ledger(ledger, shown, self._asked_about(ledger))
         if not ignores_versions:
             self._judge_versions()
 
@@ -224,7 +230,13 @@ class Judge:
                     self.blame("I3", f"{(lpu_id, id_)} is held without need")
         return held
 
-    def _judge_ledger(self, ledger: psycopg.Connection[Any], shown: dict[Key, Row]) -> None:
+    def _asked_about(self, ledger: psycopg.Connection[Any]) -> set[Key]:
+        """Records about which a question is open and whose rows are gone: their state waits for the answer."""
+        rows = ledger.execute("SELECT appointment_ids, lpu_ids FROM ledger.hold WHERE state = 'open'").fetchall()
+        keys = {key for ids, lpu_ids in rows for key in zip(lpu_ids, ids, strict=True)}
+        return {key for key in keys if self.medlock.absent(key[1])}
+
+    def _judge_ledger(self, ledger: psycopg.Connection[Any], shown: dict[Key, Row], asked_about: set[Key]) -> None:
         now = self.machine.clock.now()
         open_batches = ledger.execute("SELECT count(*) FROM ledger.batch WHERE outcome IS NULL").fetchone()
         if open_batches != (0,):
@@ -239,7 +251,7 @@ class Judge:
             elif state == "withdrawn":
                 if key in shown:
                     self.blame("I4", f"{key} is withdrawn by the ledger and shown")
-            else:
+            elif not (key in asked_about and state == "sending"):
                 row = self.medlock.rows["appointment"].get(key[1])
                 # What its time has left behind is not tried again, but stays on the books.
                 if row is None or self.medlock.days_ahead(key[1], now) >= -45 or state == "withdrawing":
