@@ -29,10 +29,11 @@ twice as old, and the staging of a run that is still active in Airflow, waiting 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
+from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import housekeeping
 
@@ -54,19 +55,11 @@ with DAG(
     doc_md=__doc__,
     # After the daily transfer has begun, before the day's work.
     schedule=CronTriggerTimetable("30 5 * * *", timezone=TIMEZONE, run_immediately=False),
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    start_date=START,
     catchup=False,
     max_active_runs=1,
-    tags=["medflex", "personal-data"],
-    default_args={
-        "owner": "data-engineering",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=1),
-        "show_return_value_in_logs": False,
-    },
+    tags=TAGS,
+    default_args=task_defaults(timedelta(hours=1)),
     params={
         "runs_days": days("Keep settled runs and answered questions"),
         "batches_days": days("Keep batches with an outcome"),

@@ -25,13 +25,14 @@ of them are worth a look at the runbook.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
 from medflex.airflow.assets import HELD_ALIAS
+from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import reconcile
 
@@ -40,23 +41,13 @@ with DAG(
     description="Compare what Medflex shows with what may be shared, and repair the difference.",
     doc_md=__doc__,
     schedule=CronTriggerTimetable("30 * * * *", timezone=TIMEZONE, run_immediately=False),
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    start_date=START,
     catchup=False,
     max_active_runs=1,
-    tags=["medflex", "personal-data"],
-    default_args={
-        "owner": "data-engineering",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=3),
-        "show_return_value_in_logs": False,
-    },
+    tags=TAGS,
+    default_args=task_defaults(timedelta(hours=3)),
     params={
-        "clinic_ids": Param(
-            None, type=["null", "array"], items={"type": "integer"}, description="Only these clinics; empty for all."
-        ),
+        "clinic_ids": clinic_ids_param(),
         "dry_run": Param(False, type="boolean", description="Tell what differs and change nothing."),
     },
     render_template_as_native_obj=False,

@@ -28,13 +28,14 @@ which changes nothing that is already done.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, task, task_group
 
 from medflex.airflow.assets import HELD, HELD_ALIAS
+from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.tasks import release
 
 with DAG(
@@ -42,18 +43,12 @@ with DAG(
     description="Ask a person before rows that vanished from Medlock in bulk are withdrawn from Medflex.",
     doc_md=__doc__,
     schedule=[HELD],
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - runs come with events
+    start_date=START,
     catchup=False,
     # A question may stay open for days, and the next one must not wait for its answer.
     max_active_runs=16,
-    tags=["medflex", "personal-data"],
-    default_args={
-        "owner": "data-engineering",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "execution_timeout": timedelta(hours=1),
-        "show_return_value_in_logs": False,
-    },
+    tags=TAGS,
+    default_args=task_defaults(timedelta(hours=1), backs_off=False),
 ) as dag:
 
     @task_group(group_id="hold")

@@ -31,13 +31,14 @@ holds; to see an older day's quality report, trigger that day with `mode=plan`.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
 
 from medflex.airflow.assets import APPOINTMENTS, HELD_ALIAS
+from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
 from medflex.airflow.schedule import CRON, TIMEZONE
 from medflex.airflow.sensors.activation import ActivationSensor
 from medflex.airflow.tasks import transfer
@@ -49,24 +50,14 @@ with DAG(
     description="Share appointments with partners through Medflex, where the clinic and the patient want it.",
     doc_md=__doc__,
     schedule=CronTriggerTimetable(CRON, timezone=TIMEZONE, run_immediately=False),
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    start_date=START,
     catchup=False,
     max_active_runs=1,
-    tags=["medflex", "personal-data"],
-    default_args={
-        "owner": "data-engineering",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=3),
-        "show_return_value_in_logs": False,
-    },
+    tags=TAGS,
+    default_args=task_defaults(timedelta(hours=3)),
     params={
-        "mode": Param("transfer", enum=["transfer", "plan", "resync"], description="What to do with the changes."),
-        "clinic_ids": Param(
-            None, type=["null", "array"], items={"type": "integer"}, description="Only these clinics; empty for all."
-        ),
+        "mode": Param("transfer", enum=list(transfer.MODES), description="What to do with the changes."),
+        "clinic_ids": clinic_ids_param(),
         "accept_row_counts": Param(
             None,
             type=["null", "boolean"],

@@ -28,12 +28,13 @@ revocation must not wait for the watch. It cannot be backfilled: consent is judg
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
 
 from medflex.airflow.assets import CONSENT, HELD_ALIAS
+from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
 
@@ -44,18 +45,12 @@ with DAG(
     schedule=AssetOrTimeSchedule(
         timetable=CronTriggerTimetable("*/5 * * * *", timezone=TIMEZONE, run_immediately=False), assets=[CONSENT]
     ),
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 - the timetable has the zone
+    start_date=START,
     catchup=False,
     max_active_runs=1,
-    tags=["medflex", "personal-data"],
-    default_args={
-        "owner": "data-engineering",
-        # Briefly, because the next run waits for this one and does the same work.
-        "retries": 2,
-        "retry_delay": timedelta(seconds=10),
-        "execution_timeout": timedelta(minutes=30),
-        "show_return_value_in_logs": False,
-    },
+    tags=TAGS,
+    # Tried again briefly, because the next run waits for this one and does the same work.
+    default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
 ) as dag:
     withdraw_revoked_now = task(outlets=[HELD_ALIAS])(withdraw.withdraw_revoked_now)()
     # Also after a failed withdrawal: that is when something gets late.

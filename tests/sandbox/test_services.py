@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +15,15 @@ from sandbox.services import ServiceError, Services
 
 # Starts a child that leaves the process group and ignores SIGTERM, as a stubborn task process would.
 STUBBORN_FAMILY = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys
 child = subprocess.Popen(
     [sys.executable, "-c",
-     "import os, signal, time; os.setpgid(0, 0); signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-     "open(os.environ['CHILD'], 'w').write(str(os.getpid())); time.sleep(600)"])
+     "import os, signal; os.setpgid(0, 0); signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+     "open(os.environ['CHILD'], 'w').write(str(os.getpid())); signal.pause()"])
 print("up", flush=True)
-time.sleep(600)
+signal.pause()
 """
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 def _is_alive(pid: int) -> bool:
@@ -98,7 +99,7 @@ def test_a_stranger_under_the_same_number_is_left_alone(services: Services) -> N
 
 
 def test_an_early_end_is_told_with_its_log(services: Services) -> None:
-    _start(services, "brief", "import time; time.sleep(0.1); print('no money')")
+    _start(services, "brief", "print('no money')")
     wait_for(lambda: not services.is_running("brief"))
     with pytest.raises(ServiceError, match=r"brief ended by itself.*logs/brief\.log"):
         services.check("brief")

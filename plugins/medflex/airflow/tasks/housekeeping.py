@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +14,9 @@ from typing import Any
 from airflow.sdk import Context, ObjectStoragePath, get_current_context
 
 from medflex.airflow import connections
-from medflex.airflow.tasks.parts import speaking
+from medflex.airflow.tasks.parts import data_docs_url, logged, parameters_of, speaking
 from medflex.clock import SystemClock
 from medflex.errors import BadParameterError, ConfigurationError
-
-log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
 DAYS = {"runs_days": 120, "batches_days": 400, "staging_days": 2, "data_docs_days": 120}
@@ -51,7 +48,7 @@ def prune_ledger() -> dict[str, int]:
             "holds": ledger.prune_holds(runs_days),
             "writers": ledger.prune_writers(),
         }
-    return _told(removed)
+    return logged(removed)
 
 
 @speaking
@@ -65,7 +62,7 @@ def remove_old_staging() -> dict[str, int]:
     root = staging_root()
     with closing(LedgerRetention(connections.postgres_conninfo(connections.LEDGER))) as ledger:
         ledger.check_schema()
-        return _told(sweep_staging(root, older_than, ledger.run_ids, functools.partial(_is_active, context)))
+        return logged(sweep_staging(root, older_than, ledger.run_ids, functools.partial(_is_active, context)))
 
 
 @speaking
@@ -73,15 +70,7 @@ def prune_data_docs() -> dict[str, int]:
     """Remove the pages of old runs from the quality reports and from their index; return how many runs."""
     context = get_current_context()
     older_than = CLOCK.now() - timedelta(days=days_of(context, "data_docs_days"))
-    url = os.environ.get("MEDFLEX_DATA_DOCS_URL", "")
-    if not url:
-        raise ConfigurationError("MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports.")
-    return _told(sweep_data_docs(ObjectStoragePath(url), older_than))
-
-
-def _told(counts: dict[str, int]) -> dict[str, int]:
-    log.info("%s", ", ".join(f"{name}: {number}" for name, number in counts.items()))
-    return counts
+    return logged(sweep_data_docs(ObjectStoragePath(data_docs_url()), older_than))
 
 
 # -- days ------------------------------------------------------------------------------------------------------------
@@ -97,13 +86,7 @@ def days_of(context: Context, name: str) -> int:
             for here: a run that was started with a slip removes nothing at all.
         ConfigurationError: the environment variable has an unusable value.
     """
-    params = dict(context["params"])
-    given = dict(context["dag_run"].conf or {})
-    unknown = sorted((set(params) | set(given)) - set(DAYS))
-    if unknown:
-        raise BadParameterError(f"This DAG has no parameter {', '.join(unknown)}: it knows {', '.join(DAYS)}.")
-    # Airflow can be set not to merge a run's conf into its params: what was asked for counts all the same.
-    params |= given
+    params = parameters_of(context, dict.fromkeys(DAYS, ""))
     for parameter in DAYS:
         value = params.get(parameter)
         if value is not None and not (type(value) is int and 1 <= value <= MOST_DAYS):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +14,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from medflex.airflow import connections
-from medflex.errors import MedflexPipelineError
+from medflex.errors import BadParameterError, ConfigurationError, MedflexPipelineError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,80 @@ def open_medflex() -> Any:
     return MedflexClient(settings_of(connections.connection(connections.MEDFLEX)))
 
 
+def data_docs_url() -> str:
+    """Return where the quality reports lie: a folder, or a bucket's URL.
+
+    Raises:
+        ConfigurationError: ``MEDFLEX_DATA_DOCS_URL`` is not set.
+    """
+    url = os.environ.get("MEDFLEX_DATA_DOCS_URL", "")
+    if not url:
+        raise ConfigurationError("MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports.")
+    return url
+
+
+def parameters_of(context: Context, known: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parameters of a run.
+
+    Args:
+        known: name of each parameter of the DAG (there is one at least) → what it may be, for the message; empty where
+            there is nothing to say.
+
+    Raises:
+        BadParameterError: the run was given one that the DAG does not know.
+    """
+    params, given = dict(context["params"]), dict(context["dag_run"].conf or {})
+    unknown = sorted((set(params) | set(given)) - set(known))
+    if unknown:
+        *first, last = (f"{name} ({values})" if values else name for name, values in known.items())
+        names = f"{', '.join(first)} and {last}" if first else last
+        raise BadParameterError(f"This DAG has no parameter {', '.join(unknown)}: it knows {names}.")
+    # Airflow can be set not to merge a run's conf into its params: what was asked for counts all the same.
+    return params | given
+
+
+def clinic_ids_of(params: Mapping[str, Any]) -> list[int] | None:
+    """Return the parameter ``clinic_ids``, each id once and in order; ``None`` for all clinics.
+
+    Raises:
+        BadParameterError: it is no list of ids.
+    """
+    clinic_ids = params.get("clinic_ids")
+    if clinic_ids is None:
+        return None
+    if not isinstance(clinic_ids, list) or not clinic_ids or not all(_is_bigint(item) for item in clinic_ids):
+        raise BadParameterError(
+            "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
+        )
+    return sorted(set(clinic_ids))
+
+
+def _is_bigint(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def start_run(context: Context, ledger: Any, clinics: Any, gone: Iterable[int], **run: Any) -> Any:
+    """Write a run of this DAG down in the ledger and return it.
+
+    Args:
+        clinics: CLINICS, judged.
+        gone: clinics that have disappeared from Medlock.
+        run: the other arguments of the ledger's ``start_run``.
+    """
+    return ledger.start_run(
+        dag_id=context["dag_run"].dag_id,
+        run_id=context["dag_run"].run_id,
+        run_type=run_type(context),
+        clinics=[*access_rows(clinics), *map(_gone_row, gone)],
+        **run,
+    )
+
+
+def run_of(ledger: Any, context: Context) -> Any:
+    """Return what the ledger has written down of this run."""
+    return ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
+
+
 def run_type(context: Context) -> str:
     """Return Airflow's name of the kind of a run: scheduled, manual, backfill, asset_triggered."""
     run_type = context["dag_run"].run_type
@@ -100,7 +175,7 @@ def _absent(value: Any) -> bool:
     return bool(pd.isna(value))
 
 
-def gone_row(clinic_id: int) -> dict[str, Any]:
+def _gone_row(clinic_id: int) -> dict[str, Any]:
     """Return the row of a clinic that has disappeared from Medlock."""
     from medflex.domain.access import AccessState, ClosedReason
 
@@ -113,6 +188,12 @@ def gone_row(clinic_id: int) -> dict[str, Any]:
     }
 
 
+def logged(counts: dict[str, int]) -> dict[str, int]:
+    """Log a task's counts in one line and return them."""
+    log.info("%s", ", ".join(f"{name}: {number}" for name, number in counts.items()))
+    return counts
+
+
 def told(result: Any, context: Context, ledger: Any) -> dict[str, int]:
     """Log what became of withdrawals and ask for a person where one is needed; return the numbers.
 
@@ -122,8 +203,7 @@ def told(result: Any, context: Context, ledger: Any) -> dict[str, int]:
     from medflex.airflow.assets import HELD, HELD_ALIAS
     from medflex.airflow.withdrawing import NUMBERS
 
-    totals = {name: result.total(name) for name in NUMBERS}
-    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+    totals = logged({name: result.total(name) for name in NUMBERS})
     for what, found in (("Revoked", result.revoked), ("Held", result.held)):
         by_reason: dict[str, int] = {}
         for (_, reason), ids in found.items():

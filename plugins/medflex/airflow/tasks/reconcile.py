@@ -15,13 +15,15 @@ from airflow.sdk.exceptions import AirflowSkipException
 from medflex.airflow import connections
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks.parts import (
-    access_rows,
-    gone_row,
+    clinic_ids_of,
     open_ledger,
     open_medflex,
     open_medlock,
+    parameters_of,
+    run_of,
     run_type,
     speaking,
+    start_run,
     told,
 )
 from medflex.clock import SystemClock
@@ -78,15 +80,15 @@ def plan_comparison() -> list[dict[str, Any]]:
             }
         )
         shards = pack_shards(packed, RECORDS_PER_SHARD)
-        ledger.start_run(
-            dag_id=context["dag_run"].dag_id,
-            run_id=context["dag_run"].run_id,
-            run_type=run_type(context),
+        start_run(
+            context,
+            ledger,
+            clinics,
+            gone,
             mode="dry_run" if dry_run else "reconcile",
             anchor=now,
             clinic_ids=asked,
             started_at=now,
-            clinics=[*access_rows(clinics), *map(gone_row, gone)],
             shards=shards,
         )
     log.info("%d clinics in %d shards%s.", len(ids), len(shards), ", dry run" if dry_run else "")
@@ -106,7 +108,7 @@ def reconcile(shard: Mapping[str, Any]) -> dict[str, int]:
     context["shard_label"] = shard["label"]  # type: ignore[typeddict-unknown-key]
     number = shard["shard"]
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         reconciler = Reconciler(
             client=open_medflex(),
@@ -141,7 +143,7 @@ def settle_comparison() -> dict[str, int]:
 
     context = get_current_context()
     with open_ledger() as ledger:
-        run = ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
+        run = run_of(ledger, context)
         findings = ledger.findings(run.run_key)
         problems = [
             f"Shard {shard.label}: {shard.withdraw_problem or 'it was not compared, see the log of its task.'}"
@@ -168,7 +170,7 @@ def transfer_parameters() -> dict[str, Any]:
 
     context = get_current_context()
     with open_ledger() as ledger:
-        run = ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
+        run = run_of(ledger, context)
         findings = ledger.findings(run.run_key)
     clinic_ids = sorted({int(key) for key in findings.loc[findings["kind"].isin(RESENT), "clinic_id"]})
     if run.mode == "dry_run" or not clinic_ids:
@@ -190,21 +192,9 @@ def _scheduled(ledger: Any, now: datetime) -> list[int] | None:
 
 
 def _parameters(context: Context) -> tuple[bool, list[int] | None]:
-    params = dict(context["params"])
-    given = dict(context["dag_run"].conf or {})
-    unknown = sorted((set(params) | set(given)) - {"dry_run", "clinic_ids"})
-    if unknown:
-        raise BadParameterError(
-            f"This DAG has no parameter {', '.join(unknown)}: it knows dry_run (true or false) and clinic_ids."
-        )
-    params |= given
-    dry_run, clinic_ids = params.get("dry_run", False), params.get("clinic_ids")
+    """Return whether nothing is changed, and which clinics are compared (``None``: all)."""
+    params = parameters_of(context, {"dry_run": "true or false", "clinic_ids": ""})
+    dry_run = params.get("dry_run", False)
     if not isinstance(dry_run, bool):
         raise BadParameterError("The parameter dry_run must be true or false.")
-    if clinic_ids is not None and not (
-        isinstance(clinic_ids, list) and clinic_ids and all(type(item) is int for item in clinic_ids)
-    ):
-        raise BadParameterError(
-            "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
-        )
-    return dry_run, sorted(set(clinic_ids)) if clinic_ids is not None else None
+    return dry_run, clinic_ids_of(params)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,18 +19,21 @@ from medflex.airflow import connections
 from medflex.airflow.schedule import is_of_today, next_slot, resolve_anchor
 from medflex.airflow.tasks.parts import (
     access_rows,
-    gone_row,
+    clinic_ids_of,
+    data_docs_url,
+    logged,
     open_ledger,
     open_medflex,
     open_medlock,
-    run_type,
+    parameters_of,
+    run_of,
     speaking,
+    start_run,
     told,
 )
 from medflex.clock import SystemClock
 from medflex.errors import (
     BadParameterError,
-    ConfigurationError,
     ConservationError,
     RunIncompleteError,
     ValidationFailedError,
@@ -96,16 +98,15 @@ def plan_shards() -> list[dict[str, Any]]:
         packed = packed[open_or_waiting | packed["clinic_id"].isin(with_records)]
         lost = pd.DataFrame({"clinic_id": gone, "expected_rows": 0, "kind": AccessState.CLOSED})
         shards = pack_shards(pd.concat([packed, lost]) if gone else packed, TARGET_ROWS)
-        dag_run = context["dag_run"]
-        run = ledger.start_run(
-            dag_id=dag_run.dag_id,
-            run_id=dag_run.run_id,
-            run_type=run_type(context),
+        run = start_run(
+            context,
+            ledger,
+            clinics,
+            gone,
             mode=mode,
             anchor=anchor,
             clinic_ids=clinic_ids,
             started_at=now,
-            clinics=[*access_rows(clinics), *map(gone_row, gone)],
             shards=shards,
         )
     states = clinics["state"].value_counts().to_dict()
@@ -130,35 +131,18 @@ def _parameters(context: Context) -> tuple[str, list[int] | None, bool]:
 
     An unknown name or an unusable value is refused before anything happens.
     """
-    params = dict(context["params"])
-    given = dict(context["dag_run"].conf or {})
-    unknown = sorted((set(params) | set(given)) - {"mode", "clinic_ids", "accept_row_counts"})
-    if unknown:
-        raise BadParameterError(
-            f"This DAG has no parameter {', '.join(unknown)}: it knows mode (transfer, plan or resync), clinic_ids"
-            " and accept_row_counts."
-        )
-    # Airflow can be set not to merge a run's conf into its params: what was asked for counts all the same.
-    params |= given
+    params = parameters_of(context, {"mode": "transfer, plan or resync", "clinic_ids": "", "accept_row_counts": ""})
     mode = params.get("mode", "transfer")
     if mode not in MODES:
         raise BadParameterError("The parameter mode has an unknown value: use transfer, plan or resync.")
     accept = params.get("accept_row_counts")
-    if accept not in (None, True, False):
+    if accept is not None and not isinstance(accept, bool):
         raise BadParameterError("The parameter accept_row_counts must be true, false or empty.")
-    clinic_ids = params.get("clinic_ids")
-    if clinic_ids is None:
-        return mode, None, bool(accept)
-    if not isinstance(clinic_ids, list) or not clinic_ids or not all(_is_bigint(item) for item in clinic_ids):
-        raise BadParameterError(
-            "The parameter clinic_ids must be a list of Medlock's clinic ids, or empty for all clinics."
-        )
-    # A person who names the clinics of a run has looked at them.
-    return mode, sorted(set(clinic_ids)), accept is not False
-
-
-def _is_bigint(value: object) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
+    clinic_ids = clinic_ids_of(params)
+    if accept is None:
+        # A person who names the clinics of a run has looked at them.
+        accept = clinic_ids is not None
+    return mode, clinic_ids, accept
 
 
 def _all_found(clinic_ids: list[int] | None, found: Sequence[int]) -> None:
@@ -183,7 +167,7 @@ def withdraw_revoked(shard: Mapping[str, Any]) -> dict[str, int]:
     context = _labelled(shard)
     number = shard["shard"]
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         withdrawer = Withdrawer(
             client=open_medflex(),
@@ -226,7 +210,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
 
     now = CLOCK.now()
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         shard = ledger.shard(run.run_key, shard_number)
         clinics = medlock.clinics(shard.clinic_ids, now)
         ledger.save_numbers(run.run_key, _access_frame(clinics, shard.clinic_ids))
@@ -308,7 +292,7 @@ def extract(shard: Mapping[str, Any]) -> int:
     number = shard["shard"]
     now = CLOCK.now()
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         clinics = medlock.clinics(clinic_ids, now)
         staging = _staging(context)
@@ -388,7 +372,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     number = shard["shard"]
     key = connections.digest_key()
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         # Read anew: a clinic that was closed since the extract has all its records withheld.
         judged_at = CLOCK.now()
@@ -426,8 +410,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
-    totals = {str(name): int(value) for name, value in counts.sum().items()}
-    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+    totals = logged({str(name): int(value) for name, value in counts.sum().items()})
     if totals["unknown_statuses"]:
         log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
     by_reason: dict[str, int] = {}
@@ -487,7 +470,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
     context = _labelled(shard)
     number = shard["shard"]
     with open_ledger() as ledger:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         # As the rules saw them: a switch that turns between two tasks is the last look's business, not a broken rule.
@@ -634,7 +617,7 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
     context = _labelled(shard)
     number = shard["shard"]
     with open_ledger() as ledger:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
@@ -657,9 +640,7 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         counts["planned"] = counts["new"] + counts["changed"] + counts["again"]
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "compared")
-    totals = {str(name): int(value) for name, value in counts.sum().items()}
-    log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
-    return totals
+    return logged({str(name): int(value) for name, value in counts.sum().items()})
 
 
 def _at_present_lpu(known: Any, staging: Any, number: int) -> Any:
@@ -683,7 +664,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
     context = _labelled(shard)
     number = shard["shard"]
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
         shard_row = ledger.shard(run.run_key, number)
@@ -711,8 +692,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         numbers = result.frame(clinic_ids)
         ledger.save_numbers(run.run_key, numbers)
         ledger.save_decisions(run.run_key, "last_look", clinic_ids, result.decisions())
-        totals = {str(name): int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()}
-        log.info("%s", ", ".join(f"{name}: {value}" for name, value in totals.items()))
+        totals = logged({str(name): int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()})
         for field_name, count in result.rejected_fields.most_common():
             log.warning("Rejected by Medflex for the field %s: %d.", field_name, count)
         # Numbers are complete even where the task fails, so that they can be settled.
@@ -738,18 +718,13 @@ def publish_quality_report() -> str:
 
     context = get_current_context()
     with open_ledger() as ledger:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         ledger.set_report(run.run_key, None)
         results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
         funnel, history = _quality_funnels(ledger, run)
         results.append(validate_run(funnel, history))
         info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
-        url = os.environ.get("MEDFLEX_DATA_DOCS_URL", "")
-        if not url:
-            raise ConfigurationError(
-                "MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports."
-            )
-        location = _publish(results, info, url, functools.partial(publish_data_docs, funnel=funnel))
+        location = _publish(results, info, data_docs_url(), functools.partial(publish_data_docs, funnel=funnel))
         ledger.set_report(run.run_key, location)
     log.info("Quality report: %s", location)
     return location
@@ -761,30 +736,19 @@ def settle_run() -> dict[str, int]:
 
     Returns the run's funnel; the same numbers go out with the asset event.
     """
+    from medflex.airflow.assets import APPOINTMENTS
     from medflex.domain.funnel import Funnel
 
     context = get_current_context()
     with open_ledger() as ledger:
-        run = _run(ledger, context)
+        run = run_of(ledger, context)
         clinics = ledger.run_clinics(run.run_key)
         problems: list[str] = []
         broken: list[str] = []
-        last = "compared" if run.mode == "plan" else "loaded"
         for shard in ledger.shards(run.run_key):
+            problems += _unfinished(shard, run.mode)
             of_shard = Funnel.of(clinics[clinics["shard"] == shard.shard])
-            if shard.stage != "skipped" and (shard.problem or shard.stage != last):
-                what = shard.problem or f"it came no further than '{shard.stage}', see the log of its failed task."
-                problems.append(f"Shard {shard.label}: {what}")
-            if shard.withdraw_problem or shard.withdraw_stage != ("found" if run.mode == "plan" else "withdrawn"):
-                what = shard.withdraw_problem or "its withdrawals did not come to their end, see the log."
-                problems.append(f"Shard {shard.label}, withdrawals: {what}")
-            if shard.withdraw_stage == "withdrawn":
-                broken += [f"Shard {shard.label}: {violation}" for violation in of_shard.withdrawal_violations()]
-            compared = shard.stage in ("compared", "loaded")
-            counted = shard.stage not in ("planned", "skipped", "extracted")
-            if counted:
-                violations = of_shard.violations(compared=compared, loaded=shard.stage == "loaded")
-                broken += [f"Shard {shard.label}: {violation}" for violation in violations]
+            broken += [f"Shard {shard.label}: {violation}" for violation in _violations(shard, of_shard)]
         if ledger.report(run.run_key) is None:
             problems.append("The quality report was not published, see the log of publish_quality_report.")
         funnel = Funnel.of(clinics)
@@ -795,8 +759,7 @@ def settle_run() -> dict[str, int]:
         )
     numbers = {name: int(value) for name, value in vars(funnel).items()}
     log.info("Funnel: %s", ", ".join(f"{name} {value}" for name, value in numbers.items()))
-    for event in _outlet_events(context):
-        event.extra = numbers
+    context["outlet_events"][APPOINTMENTS].extra = dict(numbers)
     if broken:
         raise ConservationError(f"The numbers of this run do not add up: {'; '.join(broken)}.")
     if problems:
@@ -804,10 +767,26 @@ def settle_run() -> dict[str, int]:
     return numbers
 
 
-def _outlet_events(context: Context) -> list[Any]:
-    from medflex.airflow.assets import APPOINTMENTS
+def _unfinished(shard: Any, mode: str) -> Iterator[str]:
+    """Yield what of a shard did not come to its end, one sentence each for its records and its withdrawals."""
+    is_plan = mode == "plan"
+    if shard.stage != "skipped" and (shard.problem or shard.stage != ("compared" if is_plan else "loaded")):
+        what = shard.problem or f"it came no further than '{shard.stage}', see the log of its failed task."
+        yield f"Shard {shard.label}: {what}"
+    if shard.withdraw_problem or shard.withdraw_stage != ("found" if is_plan else "withdrawn"):
+        what = shard.withdraw_problem or "its withdrawals did not come to their end, see the log."
+        yield f"Shard {shard.label}, withdrawals: {what}"
 
-    return [context["outlet_events"][APPOINTMENTS]]
+
+def _violations(shard: Any, funnel: Any) -> list[str]:
+    """Return the conservation equations that do not hold, of those that must at the stages that a shard has reached."""
+    violations: list[str] = []
+    if shard.withdraw_stage == "withdrawn":
+        violations += funnel.withdrawal_violations()
+    if shard.stage in ("withheld", "validated", "compared", "loaded"):
+        compared = shard.stage in ("compared", "loaded")
+        violations += funnel.violations(compared=compared, loaded=shard.stage == "loaded")
+    return violations
 
 
 @speaking
@@ -875,10 +854,6 @@ def _staging(context: Context) -> Any:
     from medflex.airflow.staging import Staging
 
     return Staging(context["dag_run"].dag_id, context["dag_run"].run_id, context["ti"].try_number)
-
-
-def _run(ledger: Any, context: Context) -> Any:
-    return ledger.run(context["dag_run"].dag_id, context["dag_run"].run_id)
 
 
 def _labelled(shard: Mapping[str, Any]) -> Context:

@@ -10,16 +10,7 @@ from typing import Any
 
 from airflow.sdk import Context, get_current_context
 
-from medflex.airflow.tasks.parts import (
-    access_rows,
-    gone_row,
-    open_ledger,
-    open_medflex,
-    open_medlock,
-    run_type,
-    speaking,
-    told,
-)
+from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
 from medflex.clock import SystemClock
 from medflex.errors import ConfigurationError, WithdrawalsLateError
 
@@ -78,15 +69,15 @@ def _begin_run(context: Context, ledger: Any, medlock: Any, clinic_ids: Sequence
     now = CLOCK.now()
     clinics = medlock.clinics(clinic_ids, now)
     gone = sorted(set(clinic_ids) - set(clinics["clinic_id"]))
-    run = ledger.start_run(
-        dag_id=context["dag_run"].dag_id,
-        run_id=context["dag_run"].run_id,
-        run_type=run_type(context),
+    run = start_run(
+        context,
+        ledger,
+        clinics,
+        gone,
         mode="withdraw",
         anchor=now,
         clinic_ids=None,
         started_at=now,
-        clinics=[*access_rows(clinics), *map(gone_row, gone)],
         shards=[Shard("withdrawals", tuple(clinic_ids), AccessState.OPEN)],
     )
     return int(run.run_key)

@@ -1,0 +1,116 @@
+"""The last word on a run: its equations are checked as far as each shard has come, and what broke fails it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pandas as pd
+import psycopg
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from medflex.airflow.assets import APPOINTMENTS
+from medflex.airflow.tasks import transfer
+from medflex.domain.access import AccessState
+from medflex.domain.packing import Shard
+from medflex.ledger.store import Ledger
+
+WHOLE = {
+    "extracted": 10, "eligible": 7, "withheld": 2, "quarantined": 1, "unchanged": 3, "planned": 4, "new": 2,
+    "changed": 1, "again": 1, "accepted": 1, "rejected": 1, "to_retry": 1, "unknown": 1, "revoked": 3, "withdrawn": 2,
+    "held": 1,
+}  # fmt: skip
+EVENT = SimpleNamespace(extra={})
+
+
+@pytest.fixture
+def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, int]]:
+    """A function that settles a run of one shard, which has come as far as is said and counted what is said."""
+    monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
+    run = {"dag_id": "medflex_transfer", "run_id": "r"}
+    context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}}
+    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
+    monkeypatch.setattr(EVENT, "extra", {})
+    now = datetime.now(UTC)
+    clinic = {"clinic_id": 1, "lpu_id": 7, "access_state": "open", "closed_reason": None, "opens_at": None}
+
+    def settled(
+        stage: str = "loaded",
+        withdraw_stage: str = "withdrawn",
+        mode: str = "transfer",
+        report: str | None = "file:///report",
+        **numbers: int,
+    ) -> dict[str, int]:
+        with Ledger(ledger_db) as ledger:
+            key = ledger.start_run(
+                **run, run_type="manual", mode=mode, anchor=now, clinic_ids=None, started_at=now, clinics=[clinic],
+                shards=[Shard("open-01", (1,), AccessState.OPEN)],
+            ).run_key  # fmt: skip
+            ledger.set_stage(key, 0, stage)
+            ledger.set_withdraw_stage(key, 0, withdraw_stage, None)
+            ledger.save_numbers(key, pd.DataFrame([{"clinic_id": 1} | WHOLE | numbers]))
+            ledger.set_report(key, report)
+        return transfer.settle_run()
+
+    return settled
+
+
+def test_a_run_whose_numbers_add_up_hands_them_on(settle: Callable[..., dict[str, int]]) -> None:
+    numbers = settle()
+    assert {name: numbers[name] for name in WHOLE} == WHOLE
+    assert EVENT.extra == numbers
+
+
+@pytest.mark.parametrize(
+    ("stage", "numbers", "equation"),
+    [
+        ("withheld", {"withheld": 3}, "extracted = eligible"),
+        ("validated", {"withheld": 3}, "extracted = eligible"),
+        ("compared", {"unchanged": 4}, "eligible = unchanged"),
+        ("compared", {"changed": 2}, "planned = new"),
+        ("loaded", {"changed": 2}, "planned = new"),
+        ("loaded", {"accepted": 2}, "planned = accepted"),
+        ("planned", {"held": 2}, "revoked = withdrawn"),
+    ],
+)
+def test_an_equation_that_does_not_hold_fails_the_run(
+    settle: Callable[..., dict[str, int]], ledger_db: str, stage: str, numbers: dict[str, int], equation: str
+) -> None:
+    with pytest.raises(AirflowFailException, match=rf"do not add up: Shard open-01: {equation}"):
+        settle(stage, **numbers)
+    with psycopg.connect(ledger_db) as connection:
+        (settled,) = connection.execute("SELECT outcome, problems FROM ledger.run").fetchall()
+    assert settled[0] == "failed"
+    assert f"Shard open-01: {equation}" in settled[1][0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "withdraw_stage", "numbers"),
+    [
+        ("extracted", "withdrawn", {"withheld": 3}),
+        ("validated", "withdrawn", {"unchanged": 4}),
+        ("compared", "withdrawn", {"accepted": 2}),
+        ("loaded", "planned", {"held": 2}),
+    ],
+)
+def test_what_was_not_counted_to_its_end_is_no_broken_equation(
+    settle: Callable[..., dict[str, int]], stage: str, withdraw_stage: str, numbers: dict[str, int]
+) -> None:
+    with pytest.raises(AirflowFailException, match="RunIncompleteError: 1 problems in this run: Shard open-01"):
+        settle(stage, withdraw_stage, **numbers)
+
+
+def test_a_plan_ends_where_it_was_compared_and_its_withdrawals_were_found(
+    settle: Callable[..., dict[str, int]],
+) -> None:
+    settle("compared", "found", "plan", held=2, accepted=2)
+    with pytest.raises(AirflowFailException, match="Shard open-01, withdrawals: its withdrawals did not come to their"):
+        settle("compared", "planned", "plan")
+    settle("skipped", "found", "plan", withheld=3)
+
+
+def test_a_missing_report_fails_the_run(settle: Callable[..., dict[str, int]]) -> None:
+    with pytest.raises(AirflowFailException, match="The quality report was not published"):
+        settle(report=None)
