@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from medflex.airflow.hooks.medflex import NotProcessedError, UnknownOutcomeError, unavailable
 from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
 from medflex.airflow.writing import LeaseHolder, MedlockReader, WriteResult
 from medflex.arrow import to_pandas
@@ -219,19 +218,9 @@ class Reconciler(LeaseHolder):
 
     def _listing(self, lpu_id: int) -> dict[int, Shown]:
         """Read all pages of what partners can see, from the start again after a failure."""
-        failure, wait = "", None
-        for number in range(self._settings.attempts):
-            if number and not self._back_off(number, wait):
-                break
-            try:
-                return {item["id"]: Shown(item["version"], str(item.get("digest"))) for item in self._visible(lpu_id)}
-            except NotProcessedError as error:
-                failure, wait = f"HTTP {error.status}" if error.status else "no connection", error.retry_after
-            except UnknownOutcomeError as error:
-                failure, wait = error.what, error.retry_after
-            if wait:
-                self._pause(wait)
-        raise unavailable(failure)
+        return self._repeat(
+            lambda: {item["id"]: Shown(item["version"], str(item.get("digest"))) for item in self._visible(lpu_id)}
+        )
 
     def _corrections(
         self, drifts: dict[int, Drift], shown: dict[int, Shown], believed: dict[int, Believed], expected: _Expected

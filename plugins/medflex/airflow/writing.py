@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import numpy as np
@@ -32,6 +30,7 @@ from medflex.airflow.hooks.medflex import (
     UnknownOutcomeError,
     unavailable,
 )
+from medflex.airflow.pace import Paced
 from medflex.clock import Clock
 from medflex.errors import (
     LeaseHeldError,
@@ -45,7 +44,6 @@ from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger
 log = logging.getLogger(__name__)
 
 _RENEW_SECONDS = LEASE_SECONDS / 5
-_NAP_SECONDS = 5.0
 _FAILING_CLINICS = 3
 """So many clinics whose requests keep failing mean that Medflex itself is failing."""
 _MOST_ROUNDS = 20
@@ -138,7 +136,7 @@ class WriteResult:
     problems: list[MedflexPipelineError] = field(default_factory=list)
 
 
-class LeaseHolder(ABC):
+class LeaseHolder(Paced, ABC):
     """Works for clinics under leases, at the rate that all workers share.
 
     Args:
@@ -165,16 +163,10 @@ class LeaseHolder(ABC):
         run_key: int | None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._client = client
-        self._settings = client.settings
+        super().__init__(client=client, ledger=ledger, clock=clock, jitter=jitter)
         self._medlock = medlock
-        self._ledger = ledger
-        self._clock = clock
         self._holder = holder
         self._run_key = run_key
-        self._jitter = jitter
-        self._rate_name = urlsplit(self._settings.base_url).netloc
-        self._lock = threading.Lock()
         self._token: UUID | None = None
         self._epochs: dict[int, int] = {}
         self._lost: set[int] = set()
@@ -182,9 +174,6 @@ class LeaseHolder(ABC):
         self._failing: set[int] = set()
         self._renewed = clock.now()
         self._outdated: dict[tuple[int, int], set[int]] = defaultdict(set)
-        self._halted = False
-        self._waited = 0.0
-        self._paused_until = clock.now()
 
     # -- what is done under leases -----------------------------------------------------------------------------------
 
@@ -275,49 +264,7 @@ class LeaseHolder(ABC):
         if not self._ledger.renew({clinic_id: self._epochs[clinic_id]}, self._holder):
             raise _taken_over(clinic_id)
 
-    # -- pace and trouble -------------------------------------------------------------------------------------------
-
-    def _wait_for_slot(self) -> bool:
-        """Wait for a place in Medflex's rate, which all workers share; ``False`` when sending has stopped meanwhile."""
-        while not self._halted:
-            if self._settings.rate_per_second:
-                most = self._settings.retry_budget
-                seconds = self._ledger.reserve_slot(self._rate_name, 1 / self._settings.rate_per_second, most)
-                if seconds > most:
-                    self._halted = True
-                    raise unavailable("it asked for a pause that is not over")
-                self._sleep(seconds)
-            seconds = (self._paused_until - self._clock.now()).total_seconds()
-            if seconds <= 0:
-                break
-            # A place that was taken before the pause is given up: all who held one would leave at once behind it.
-            self._sleep(seconds)
-        return not self._halted
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleep, but notice soon when sending has stopped."""
-        while seconds > 0 and not self._halted:
-            self._clock.sleep(min(seconds, _NAP_SECONDS))
-            seconds -= _NAP_SECONDS
-
-    def _pause(self, seconds: float) -> None:
-        """Medflex asked for a pause: neither this task nor another one sends before it is over."""
-        with self._lock:
-            self._paused_until = max(self._paused_until, self._clock.now() + timedelta(seconds=seconds))
-        self._ledger.pause_rate(self._rate_name, seconds)
-
-    def _back_off(self, number: int, retry_after: float | None) -> bool:
-        """Wait before attempt ``number``; ``False`` when the budget of waiting does not allow it."""
-        settings = self._settings
-        seconds = retry_after
-        if seconds is None:
-            seconds = min(settings.max_backoff, settings.backoff * 2 ** (number - 1)) * (0.5 + self._jitter() / 2)
-        with self._lock:
-            if self._halted or self._waited + seconds > settings.retry_budget:
-                return False
-            self._waited += seconds
-        self._sleep(seconds)
-        return True
+    # -- trouble -------------------------------------------------------------------------------------------------------
 
     def _problem(self, error: MedflexPipelineError) -> None:
         with self._lock:
