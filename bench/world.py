@@ -42,7 +42,8 @@ class World:
         """Generate at least ``rows`` appointments inside the window, all of open clinics."""
         self.cluster.drop_database("medlock")
         self.cluster.create_database("medlock", "medlock_owner")
-        self.cluster.allow("medlock", "medlock_app")
+        for role in ("medlock_app", "medlock_actions"):
+            self.cluster.allow("medlock", role)
         owner = self.cluster.uri("medlock", "medlock_owner")
         create_schema(owner)
         generate(owner, appointments=int(rows * GENERATED_PER_ROW), clinics=CLINICS)
@@ -85,7 +86,7 @@ def started(folder: Path) -> Iterator[World]:
     cluster = Cluster(folder / "postgres")
     try:
         cluster.start()
-        for role in ("medlock_owner", "medlock_app", "ledger_owner"):
+        for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
             cluster.create_role(role)
         with MedflexProcess(folder / "medflex") as medflex:
             yield World(cluster, medflex, folder, _environment(cluster, medflex, folder))
@@ -113,6 +114,7 @@ def _environment(cluster: Cluster, medflex: MedflexProcess, folder: Path) -> dic
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "GX_ANALYTICS_ENABLED": "False",
         "AIRFLOW_CONN_MEDLOCK_DB": cluster.uri("medlock", "medlock_app"),
+        "AIRFLOW_CONN_MEDLOCK_ACTIONS": cluster.uri("medlock", "medlock_actions"),
         "AIRFLOW_CONN_MEDFLEX_LEDGER": cluster.uri("ledger", "ledger_owner"),
         "AIRFLOW_CONN_MEDFLEX_API": json.dumps(medflex_api),
         "MEDFLEX_STAGING_URL": f"file://{folder / 'staging'}",

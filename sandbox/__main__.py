@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
+import math
 import os
 import shlex
 import signal
@@ -130,6 +132,7 @@ def env(stack: Stack, options: argparse.Namespace) -> int:
     for database, role in DATABASES.items():
         print(f"{database:<10} {stack.cluster.uri(database, role)}")
     print(f"{'medlock':<10} {stack.cluster.uri('medlock', 'medlock_app')}   (as the product sees it)")
+    print(f"{'':<10} {stack.cluster.uri('medlock', 'medlock_actions')}   (as it does what partners ask for)")
     print(f"{'Medflex':<10} {stack.medflex_url}   Authorization: Token {stack.token}")
     print(f"{'':<10} {stack.control_url}   (control port)")
     _print_address(stack)
@@ -215,6 +218,27 @@ def medflex(stack: Stack, options: argparse.Namespace) -> int:
                 for found in error.errors()
             )
             raise StackError(f"There is no such fault: {reasons}") from None
+    return 0
+
+
+def partners(stack: Stack, options: argparse.Namespace) -> int:
+    from sandbox.medflex.control import Control, ControlError
+    from sandbox.partners import Delivery, Partners, play, summary
+
+    _need_running(stack)
+    made = Partners(seed=options.seed, hostile=options.hostile, repeat=options.repeat, disorder=options.disorder)
+    delivered: list[Delivery] = []
+    with Control(stack.control_url) as control:
+        try:
+            print(
+                f"Partners ask for something {options.rate:g} times a second, for {options.seconds:g} s …", flush=True
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                play(control, made, rate=options.rate, seconds=options.seconds, delivered=delivered)
+            print("Answered so far, by status_code:")
+            print("\n".join(summary(delivered, control.results())))
+        except ControlError as error:
+            raise StackError(str(error)) from None
     return 0
 
 
@@ -304,6 +328,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("database", choices=DATABASES)
     made.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to psql, such as -c 'SELECT 1'")
 
+    made = add(partners, "Play partners that act on appointments, and show how they were answered.")
+    made.add_argument("--rate", type=_rate, default=5.0, metavar="PER_SECOND", help="actions a second (default 5)")
+    made.add_argument("--seconds", type=_rate, default=60.0, metavar="N", help="for so long, or Ctrl-C (default 60)")
+    made.add_argument("--seed", type=int, default=1, help="another seed gives other actions (default 1)")
+    made.add_argument("--hostile", type=_share, default=0.1, metavar="SHARE", help="of actions without a right (0.1)")
+    made.add_argument("--repeat", type=_share, default=0.1, metavar="SHARE", help="of actions delivered again (0.1)")
+    made.add_argument("--disorder", type=_share, default=0.1, metavar="SHARE", help="of actions that come late (0.1)")
+
     made = add(medflex, "Look into the Medflex sandbox, and switch its faults on and off.")
     what = made.add_subparsers(dest="what", metavar="WHAT", required=True)
     what.add_parser("records", help="count what partners can see", allow_abbrev=False)
@@ -329,6 +361,20 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must be a share from 0 to 1, such as 0.1")
     return number
 
 

@@ -59,8 +59,11 @@ class Airflow:
         found: dict[str, Any] | None = self.call("GET", f"/dags/{dag_id}", accept=(404,))
         return found
 
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        self.call("PATCH", f"/dags/{dag_id}", body={"is_paused": paused})
+
     def unpause(self, dag_id: str) -> None:
-        self.call("PATCH", f"/dags/{dag_id}", body={"is_paused": False})
+        self.pause(dag_id, paused=False)
 
     def trigger(self, dag_id: str, logical_date: dt.datetime, conf: Mapping[str, Any]) -> str | None:
         """Makes a run and returns its id, ``None`` when there is one for that very logical date."""

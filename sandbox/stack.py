@@ -40,7 +40,9 @@ from sandbox.services import ServiceError, Services
 PROJECT = Path(__file__).resolve().parents[1]
 DAG_ID = "medflex_transfer"
 # What runs beside it, each in the file of its name: at an event in Medlock, for a question to a person, by the clock.
-OTHER_DAG_IDS = ("medflex_withdraw", "medflex_release", "medflex_housekeeping", "medflex_reconcile")
+OTHER_DAG_IDS = (
+    "medflex_withdraw", "medflex_partner_actions", "medflex_release", "medflex_housekeeping", "medflex_reconcile",
+)  # fmt: skip
 RUN_ZONE, RUN_TIME = ZoneInfo("Europe/Moscow"), dt.time(3)
 # Log-ins of the demo's Airflow and their roles. The heads' names are their log-ins in the demo Medlock, too.
 USERS = {"admin": "ADMIN", "head-1": "USER", "head-6": "USER", "viewer": "VIEWER"}
@@ -185,25 +187,38 @@ class Stack:
         self._free_ports()
         with self._step("Postgres"):
             self.cluster.start()
-            for role in ("airflow", "medlock_owner", "medlock_app", "ledger_owner"):
+            for role in ("airflow", "medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
                 self.cluster.create_role(role)
             for database, owner in (("airflow", "airflow"), ("medlock", "medlock_owner"), ("ledger", "ledger_owner")):
                 self.cluster.create_database(database, owner)
-            self.cluster.allow("medlock", "medlock_app")
+            for role in ("medlock_app", "medlock_actions"):
+                self.cluster.allow("medlock", role)
         # Airflow takes longest by far, so all else happens beside it.
         pool = ThreadPoolExecutor()
-        work = [
-            pool.submit(self._start_airflow),
-            pool.submit(self._start_medlock_and_medflex, appointments, clinics, seed),
-            pool.submit(self._migrate_ledger),
-        ]
+        # Ctrl-C while a thread is being made leaves one that the pool does not know of and would not wait for. So none
+        # begins before all are there.
+        all_there, given_up = threading.Event(), threading.Event()
+
+        def begin(part: Callable[..., None], *arguments: int) -> None:
+            all_there.wait()
+            if not given_up.is_set():
+                part(*arguments)
+
         try:
+            work = [
+                pool.submit(begin, self._start_airflow),
+                pool.submit(begin, self._start_medlock_and_medflex, appointments, clinics, seed),
+                pool.submit(begin, self._migrate_ledger),
+            ]
+            all_there.set()
             done, _ = wait(work, return_when=FIRST_EXCEPTION)
             for part in done:
                 part.result()
         finally:
             # After a failure or Ctrl-C the other parts end at their next step, before anything is stopped.
             self._cancelled.set()
+            given_up.set()
+            all_there.set()
             pool.shutdown()
             self._cancelled.clear()
 
@@ -226,7 +241,7 @@ class Stack:
 
     def _start_medlock_and_medflex(self, appointments: int, clinics: int, seed: int) -> None:
         # Imported here: pyarrow and numpy take their time, and `stop` or `status` do not need them.
-        from sandbox.medlock.generate import create_schema, is_empty
+        from sandbox.medlock.generate import add_schedules, create_schema, is_empty
 
         ready = self.folder / "medflex" / "ready.json"
         token_file = self.folder / "medflex" / "token"
@@ -246,6 +261,7 @@ class Stack:
         if is_empty(self.medlock_owner()):
             self.seed(appointments=appointments, clinics=clinics, seed=seed)
         else:
+            add_schedules(self.medlock_owner(), seed=seed)
             self._tell_medflex_clinics()
 
     def seed(self, *, appointments: int, clinics: int, seed: int) -> None:
@@ -462,6 +478,7 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "GX_ANALYTICS_ENABLED": "False",
         "DO_NOT_TRACK": "1",
         "AIRFLOW_CONN_MEDLOCK_DB": stack.cluster.uri("medlock", "medlock_app"),
+        "AIRFLOW_CONN_MEDLOCK_ACTIONS": stack.cluster.uri("medlock", "medlock_actions"),
         "AIRFLOW_CONN_MEDFLEX_LEDGER": stack.ledger(),
         "AIRFLOW_CONN_MEDFLEX_API": json.dumps(medflex),
         "MEDFLEX_STAGING_URL": f"file://{stack.folder / 'staging'}",

@@ -98,7 +98,7 @@ sys.addaudithook(_refuse_outside)
 def postgres() -> Iterator[Cluster]:
     """The session's Postgres server with the product's roles."""
     CLUSTER.start()
-    for role in ("medlock_owner", "medlock_app", "ledger_owner"):
+    for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
         CLUSTER.create_role(role)
     yield CLUSTER
     CLUSTER.stop()
@@ -110,7 +110,6 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def _medlock_template(postgres: Cluster) -> str:
     postgres.create_database("medlock_template", "medlock_owner")
-    postgres.allow("medlock_template", "medlock_app")
     with psycopg.connect(postgres.uri("medlock_template", "medlock_owner")) as connection:
         connection.execute((ROOT / "sandbox/medlock/schema.sql").read_text().encode())
     return "medlock_template"
@@ -121,7 +120,7 @@ def medlock_db(postgres: Cluster, _medlock_template: str) -> Iterator[str]:
     """An empty Medlock of the test's own; its owner's connection URI (may write)."""
     name = f"medlock_{next(_numbers)}"
     postgres.create_database(name, "medlock_owner", template=_medlock_template)
-    postgres.allow(name, "medlock_app")
+    _allow_product(postgres, name)
     yield postgres.uri(name, "medlock_owner")
     postgres.drop_database(name)
 
@@ -130,6 +129,17 @@ def medlock_db(postgres: Cluster, _medlock_template: str) -> Iterator[str]:
 def medlock_app(postgres: Cluster, medlock_db: str) -> str:
     """The URI by which the product sees the Medlock of ``medlock_db``: as the role ``medlock_app``."""
     return postgres.uri(medlock_db.rsplit("/", 1)[1], "medlock_app")
+
+
+@pytest.fixture
+def medlock_actions(postgres: Cluster, medlock_db: str) -> str:
+    """The URI by which the product does what partners ask for in that Medlock: as the role ``medlock_actions``."""
+    return postgres.uri(medlock_db.rsplit("/", 1)[1], "medlock_actions")
+
+
+def _allow_product(postgres: Cluster, name: str) -> None:
+    for role in ("medlock_app", "medlock_actions"):
+        postgres.allow(name, role)
 
 
 @pytest.fixture(scope="session")
@@ -205,13 +215,15 @@ def _medflex_process() -> Iterator[Any]:
 def world(
     medlock_db: str,
     medlock_app: str,
+    medlock_actions: str,
     ledger_db: str,
     _medflex_process: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Any]:
     """An empty Medlock, an empty ledger and an empty Medflex with Airflow's connections to them."""
-    yield from _world(medlock_db, medlock_app, ledger_db, _medflex_process, tmp_path, monkeypatch)
+    uris = medlock_db, medlock_app, medlock_actions, ledger_db
+    yield from _world(uris, _medflex_process, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -236,21 +248,21 @@ def filled_world(
     """A world whose Medlock has 600 appointments of three open clinics, which Medflex knows."""
     name = f"medlock_{next(_numbers)}"
     postgres.create_database(name, "medlock_owner", template=_filled_template)
-    postgres.allow(name, "medlock_app")
-    owner, app = postgres.uri(name, "medlock_owner"), postgres.uri(name, "medlock_app")
-    for made in _world(owner, app, ledger_db, _medflex_process, tmp_path, monkeypatch):
+    _allow_product(postgres, name)
+    owner, app, actions = (postgres.uri(name, role) for role in ("medlock_owner", "medlock_app", "medlock_actions"))
+    for made in _world((owner, app, actions, ledger_db), _medflex_process, tmp_path, monkeypatch):
         made.introduce_clinics()
         yield made
     postgres.drop_database(name)
 
 
 def _world(
-    medlock: str, medlock_app: str, ledger: str, medflex: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    uris: tuple[str, str, str, str], medflex: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
     from tests.airflow.world import World
 
     medflex.control.reset()
-    made = World(medlock, medlock_app, ledger, medflex, medflex.control, folder, monkeypatch)
+    made = World(*uris, medflex, medflex.control, folder, monkeypatch)
     made.connect()
     yield made
     medflex.control.clear_faults()

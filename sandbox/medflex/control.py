@@ -168,14 +168,24 @@ class Control:
 
     # Partner actions
 
-    def add_actions(self, actions: Iterable[Mapping[str, Any]]) -> list[str]:
+    def add_actions(self, actions: Iterable[Any], *, unchecked: bool = False) -> list[str]:
         """Queue partner actions as in the contract's Action; returns their ids. `id`, `created_at` and the optional
-        fields may be left out."""
-        return list(self._call("POST", "/actions", list(actions)))
+        fields may be left out.
+
+        `unchecked`: queue them as they are, nothing added and whatever is wrong with them, as a Medflex that breaks its
+        contract would; one without `id` cannot be answered.
+        """
+        return list(self._call("POST", f"/actions?unchecked={int(unchecked)}", list(actions)))
 
     def repeat_action(self, action_id: str) -> None:
         """Deliver an action a second time, at the end of the queue."""
         self._call("POST", f"/actions/{action_id}/repeat")
+
+    def forget_actions(self, *, keep: bool = False) -> None:
+        """Lose the queue: every cursor given so far points nowhere (404). The actions are gone with it, or with `keep`
+        they are all listed again under new cursors. Answers are remembered either way, and still count for an action
+        that is listed."""
+        self._call("POST", f"/actions/forget?keep={int(keep)}")
 
     def results(self) -> dict[str, dict[str, Any]]:
         """How actions were answered: {action id: {"status_code", "detail"}}."""

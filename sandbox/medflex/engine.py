@@ -359,22 +359,22 @@ class Engine:
     def _list_actions(self, admitted: Admitted, _: Operation, given: dict[str, Any]) -> Reply:
         after, size, place = given["after"], given["size"], 0
         if after is not None:
-            found = self.store.action(after.lower())
+            found = self.store.place(after)
             if found is None:
-                raise Refusal(404, "The cursor names no action.")
-            place = found[0]
+                raise Refusal(404, "The cursor points nowhere.")
+            place = found
         count = self.store.count_actions(place)
-        data = self.store.actions(place, size)
-        following = None
-        if count > size:
-            following = _link(admitted.request, {"after": data[-1]["id"], "size": size})
+        delivered = self.store.actions(place, size)
+        cursor = self.store.cursor(delivered[-1][0] if delivered else place)
+        following = _link(admitted.request, {"after": cursor, "size": size}) if count > size else None
         return json_reply(
             200,
             {
                 "links": {"next": following, "previous": None},
                 "count": count,
                 "num_pages": max(1, -(-count // size)),
-                "data": data,
+                "cursor": cursor,
+                "data": [action for _, action in delivered],
             },
         )
 
@@ -446,11 +446,17 @@ class Engine:
 
     # For the control port
 
-    def add_actions(self, actions: list[dict[str, Any]]) -> list[str]:
+    def add_actions(self, actions: list[Any], *, unchecked: bool = False) -> list[str]:
         """Queue partner actions; `id` and `created_at` are made where missing, other optional fields are null.
 
-        Raises ContractError when one does not fit the contract; then none is queued.
+        Raises ContractError when one does not fit the contract; then none is queued. With `unchecked` they are queued
+        as they are, and nothing is made: a reader gets what a Medflex that breaks its contract would send.
         """
+        if unchecked:
+            ids = [action.get("id") if isinstance(action, dict) else None for action in actions]
+            return self._queue(
+                [(str(id_ or uuid.uuid4()).lower(), item) for id_, item in zip(ids, actions, strict=True)]
+            )
         complete = []
         for action in actions:
             made = {
@@ -464,18 +470,26 @@ class Engine:
             if not contract.schema("Action").is_valid(made):
                 raise contract.ContractError("add_actions", contract.field_errors(contract.schema("Action"), made))
             complete.append({**made, "id": made["id"].lower()})
+        return self._queue([(action["id"], action) for action in complete])
+
+    def _queue(self, actions: list[tuple[str, Any]]) -> list[str]:
         with self._lock, self.store.transaction():
-            for action in complete:
-                self.store.deliver_action(action)
-        return [action["id"] for action in complete]
+            for id_, action in actions:
+                self.store.deliver_action(id_, action)
+        return [id_ for id_, _ in actions]
 
     def repeat_action(self, id_: str) -> bool:
         """Deliver an action once more, at the end of the queue. False when there is none."""
         with self._lock:
             found = self.store.action(id_.lower())
             if found is not None:
-                self.store.deliver_action(found[1])
+                self.store.deliver_action(id_.lower(), found)
             return found is not None
+
+    def forget_actions(self, *, keep: bool = False) -> None:
+        """Make all cursors point nowhere; with `keep` the actions are listed on, else they are gone. Answers stay."""
+        with self._lock:
+            self.store.forget_actions(keep=keep)
 
     def set_rate_limit(self, per_second: float | None, form: str = "seconds") -> None:
         """At most so many requests per second from now on; None: no limit."""
@@ -666,11 +680,14 @@ def _rejections(admitted: Admitted, records: list[dict[str, Any]]) -> dict[int, 
 
 def _malformed(reply: Reply, form: str) -> Reply:
     """A reply that breaks the contract, made from a good one."""
+    if not reply.body:
+        # 204 has no body that could be broken; something on the way makes a 200 with a page of its own of it.
+        return Reply(200, b"" if form == "empty" else b"<html>", {"content-type": "text/html"})
     if form == "empty":
         return Reply(reply.status, b"", reply.headers)
-    if form == "truncated" or not reply.body:
+    if form == "truncated":
         # As it happens: a proxy cuts the text and counts what is left.
-        return Reply(reply.status, reply.body[: len(reply.body) // 2] or b"{", reply.headers)
+        return Reply(reply.status, reply.body[: len(reply.body) // 2], reply.headers)
     document = orjson.loads(reply.body)
     if form == "wrong_type":
         document["data"] = {"items": document["data"]}
@@ -678,6 +695,13 @@ def _malformed(reply: Reply, form: str) -> Reply:
         del document["data"]
     elif form == "missing_items":
         document["data"] = document["data"][: len(document["data"]) // 2]
+    elif form in ("item_without_id", "bad_item"):
+        for item in document["data"][:1]:
+            name = "lpu_id" if "id" not in item else "id"
+            if form == "item_without_id":
+                del item[name]
+            else:
+                item.update({other: {"broken": True} for other in item if other != name})
     else:
         for item in document["data"]:
             name = "lpu_id" if "id" not in item else "id"

@@ -45,8 +45,17 @@ class Params(BaseModel):
     retry_after_form: Literal["seconds", "http_date"] = "seconds"
     latency_ms: Annotated[float, Field(ge=0, description="slow: wait before the effect")] = 0.0
     form: Annotated[
-        Literal["truncated", "wrong_type", "missing_data", "missing_items", "wrong_ids", "empty"],
-        Field(description="malformed_body; the effect has happened"),
+        Literal[
+            "truncated",
+            "wrong_type",
+            "missing_data",
+            "missing_items",
+            "wrong_ids",
+            "item_without_id",
+            "bad_item",
+            "empty",
+        ],
+        Field(description="malformed_body; the effect has happened. item_without_id, bad_item: the first of data"),
     ] = "truncated"
     fraction: Annotated[float, Field(ge=0, le=1, description="reject_records: this share of them, by the seed")] = 0.0
     ids: Annotated[frozenset[int], Field(description="reject_records: these appointments")] = frozenset()

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -201,7 +201,7 @@ class Api:
         await gone
 
 
-_CLINICS, _LPU_IDS, _ACTIONS = TypeAdapter(list[Clinic]), TypeAdapter(list[int]), TypeAdapter(list[dict[str, Any]])
+_CLINICS, _LPU_IDS, _ACTIONS = TypeAdapter(list[Clinic]), TypeAdapter(list[int]), TypeAdapter(list[Any])
 
 
 class ControlPort:
@@ -222,6 +222,7 @@ class ControlPort:
             self._route("GET", "/requests", lambda _: engine.log()),
             self._route("DELETE", "/requests", lambda _: engine.forget_requests()),
             self._route("POST", "/actions", self._add_actions),
+            self._route("POST", "/actions/forget", self._forget_actions),
             self._route("POST", "/actions/{action_id}/repeat", self._repeat_action),
             self._route("GET", "/results", lambda _: engine.store.results()),
             self._route("POST", "/reset", lambda _: engine.reset()),
@@ -236,7 +237,7 @@ class ControlPort:
 
         async def endpoint(request: HttpRequest) -> Response:
             try:
-                done = act(_Call(request.path_params, await request.body()))
+                done = act(_Call(request.path_params, request.query_params, await request.body()))
             except (ValueError, LookupError) as error:
                 return PlainTextResponse(str(error), 422)
             await self._follow_down_fault()
@@ -272,7 +273,10 @@ class ControlPort:
         self._engine.latency_ms = settings.latency_ms
 
     def _add_actions(self, call: "_Call") -> list[str]:
-        return self._engine.add_actions(_ACTIONS.validate_json(call.body))
+        return self._engine.add_actions(_ACTIONS.validate_json(call.body), unchecked=call.query["unchecked"] == "1")
+
+    def _forget_actions(self, call: "_Call") -> None:
+        self._engine.forget_actions(keep=call.query["keep"] == "1")
 
     def _repeat_action(self, call: "_Call") -> None:
         if not self._engine.repeat_action(call.path["action_id"]):
@@ -306,6 +310,7 @@ class _Call(NamedTuple):
     """What a control route is given."""
 
     path: dict[str, Any]
+    query: Mapping[str, str]
     body: bytes
 
 

@@ -3,6 +3,7 @@
 The file holds the names and phones that were sent, as Medflex would. It lies in the store folder (mode 0700).
 """
 
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ CREATE TABLE IF NOT EXISTS idempotency (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS delivery (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS delivery_id ON delivery (id, seq);
+-- One row. Cursors bear this name, so that one of a queue that is gone points nowhere in the next.
+CREATE TABLE IF NOT EXISTS queue (name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS result (id TEXT PRIMARY KEY, status_code INTEGER NOT NULL, detail TEXT NOT NULL);
 """
 _TABLES = ("clinic", "record", "applied", "idempotency", "delivery", "result")
@@ -50,6 +53,8 @@ class Store:
         self._path = folder / "medflex.sqlite"
         self._db = self._connect()
         self._db.executescript(_SCHEMA)
+        if self._db.execute("SELECT 1 FROM queue").fetchone() is None:
+            self._rename_queue()
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -77,6 +82,7 @@ class Store:
         with self.transaction():
             for table in _TABLES:
                 self._db.execute(f"DELETE FROM {table}")
+            self._rename_queue()
 
     # Clinics
 
@@ -155,25 +161,50 @@ class Store:
 
     # Actions
 
-    def deliver_action(self, action: dict[str, Any]) -> None:
+    def deliver_action(self, id_: str, action: Any) -> None:
         """Put an action at the end of the queue; the same id may come again."""
-        self._db.execute("INSERT INTO delivery (id, body) VALUES (?, ?)", (action["id"], orjson.dumps(action)))
+        self._db.execute("INSERT INTO delivery (id, body) VALUES (?, ?)", (id_, orjson.dumps(action)))
 
-    def action(self, id_: str) -> tuple[int, dict[str, Any]] | None:
-        """(place in the queue, action) of the last delivery of this id."""
-        row = self._db.execute(
-            "SELECT seq, body FROM delivery WHERE id = ? ORDER BY seq DESC LIMIT 1", (id_,)
-        ).fetchone()
-        return None if row is None else (row[0], orjson.loads(row[1]))
+    def action(self, id_: str) -> Any:
+        """The last delivery of this id; None when there is none."""
+        row = self._db.execute("SELECT body FROM delivery WHERE id = ? ORDER BY seq DESC LIMIT 1", (id_,)).fetchone()
+        return None if row is None else orjson.loads(row[0])
+
+    def forget_actions(self, *, keep: bool) -> None:
+        """Make all cursors point nowhere; with ``keep`` the actions are listed on, else they are gone. Results stay."""
+        with self.transaction():
+            if not keep:
+                self._db.execute("DELETE FROM delivery")
+            self._rename_queue()
+
+    def _rename_queue(self) -> None:
+        self._db.execute("DELETE FROM queue")
+        self._db.execute("INSERT INTO queue VALUES (lower(hex(randomblob(6))))")
+
+    def cursor(self, place: int) -> str:
+        """The cursor that stands for this place."""
+        return f"{self._queue_name()}-{place}"
+
+    def place(self, cursor: str) -> int | None:
+        """The place that the cursor stands for, None when it points nowhere."""
+        name, _, place = cursor.partition("-")
+        if name != self._queue_name() or not re.fullmatch("[0-9]{1,18}", place):
+            return None
+        # What was delivered is never deleted but with the whole queue, and its numbers are never given again.
+        row = self._db.execute("SELECT coalesce(max(seq), 0) FROM delivery").fetchone()
+        return int(place) if int(place) <= row[0] else None
+
+    def _queue_name(self) -> str:
+        return str(self._db.execute("SELECT name FROM queue").fetchone()[0])
 
     def count_actions(self, after: int) -> int:
         """How many deliveries stand behind this place."""
         return int(self._db.execute("SELECT count(*) FROM delivery WHERE seq > ?", (after,)).fetchone()[0])
 
-    def actions(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Deliveries behind this place, oldest first."""
-        rows = self._db.execute("SELECT body FROM delivery WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
-        return [orjson.loads(body) for (body,) in rows]
+    def actions(self, after: int, limit: int) -> list[tuple[int, Any]]:
+        """(place, action) of the deliveries behind this place, oldest first."""
+        rows = self._db.execute("SELECT seq, body FROM delivery WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        return [(seq, orjson.loads(body)) for seq, body in rows]
 
     def result(self, id_: str) -> int | None:
         """The status code with which the action was answered."""

@@ -1,13 +1,14 @@
 """Seeded demo data for Medlock: what clinics' databases hold, with all that is wrong in them.
 
 The same seed, sizes and moment give the same rows, also over versions of this machine: everything comes from one
-numpy generator in a fixed order. Appointments are made and copied in chunks, so memory stays flat at any size.
+numpy generator in a fixed order, but working hours and Smart Care's messages, which have generators of their own.
+Appointments and what comes with them are made and copied in chunks, so memory stays flat at any size.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,8 @@ from sandbox.medlock.canary import CANARIES
 SCHEMA = Path(__file__).with_name("schema.sql")
 CHUNK = 250_000
 DAYS_BACK, DAYS_AHEAD = 45, 30
+SCHEDULE_DAYS_AHEAD = 60
+"""Doctors' hours reach beyond the window, so that partners can move an appointment to where nobody has one."""
 
 ZONES = (
     "Europe/Moscow", "Europe/Kaliningrad", "Asia/Kamchatka", "Asia/Yekaterinburg", "Asia/Vladivostok", "Europe/Samara",
@@ -89,10 +92,9 @@ class _Clinics:
 
 
 def create_schema(uri: str) -> None:
-    """Makes the schema ``medlock`` unless it is there. ``uri``: the database owner's."""
+    """Makes the schema ``medlock``, or adds what one made before lacks. ``uri``: the database owner's."""
     with psycopg.connect(uri) as connection:
-        if connection.execute("SELECT to_regclass('medlock.appointment')").fetchone() == (None,):
-            connection.execute(SCHEMA.read_text().encode())
+        connection.execute(SCHEMA.read_text().encode())
 
 
 def is_empty(uri: str) -> bool:
@@ -134,16 +136,24 @@ def generate(
         _copy(bulk, "doctor", _doctors(random, doctor_clinic, now))
         patient_clinic = _spread(random, where.weights, patients)
         _copy(bulk, "patient", _patients(random, patient_clinic, now))
+        texting = np.random.Generator(np.random.PCG64([seed, 1]))
+        scenarios, messages = _smart_care(connection, clinics), 0
         for chunk in _appointments(random, appointments, where, patient_clinic, doctor_clinic, now):
             _copy(bulk, "appointment", chunk)
+            sent = _messages(texting, chunk, scenarios, messages, now)
+            messages += len(sent["appointment_id"])
+            _copy(bulk, "smart_care_message", sent)
 
         _add_canaries(connection, where.kinds, now)
+        connection.commit()
+        _fill_schedules(connection, bulk, seed, now)
         for definition in indexes:
             connection.execute(definition.encode())
         connection.commit()
         connection.autocommit = True
         connection.execute("VACUUM (ANALYZE)")
-        tables = ("clinic", "staff", "doctor", "patient", "appointment", "partner")
+        tables = ("clinic", "staff", "doctor", "patient", "appointment", "partner", "doctor_schedule",
+                  "smart_care_message")  # fmt: skip
         rows = {table: _count(connection, table) for table in tables}
     return World(now, rows, dict(enumerate(where.kinds, start=1)))
 
@@ -238,7 +248,8 @@ def _fill_small_tables(
         ]
     connection.execute(
         "TRUNCATE medlock.clinic, medlock.staff, medlock.medflex_access, medlock.partner, medlock.clinic_partner,"
-        " medlock.doctor, medlock.patient, medlock.appointment, medlock.smart_care_scenario"
+        " medlock.doctor, medlock.patient, medlock.appointment, medlock.smart_care_scenario,"
+        " medlock.doctor_schedule, medlock.smart_care_message, medlock.partner_action"
     )
     tables: dict[str, Sequence[Sequence[object]]] = {
         "clinic": clinic,
@@ -528,6 +539,97 @@ def _utc(moments: np.ndarray, mask: np.ndarray | None = None) -> pa.Array:
     return pa.array(moments.astype("datetime64[us]"), type=pa.timestamp("us", tz="UTC"), mask=mask)
 
 
+# Working hours
+
+
+def add_schedules(uri: str, *, seed: int = 1, anchor: dt.datetime | None = None) -> int:
+    """Gives the doctors of a Medlock that has none working hours around ``anchor`` (default: now); how many intervals.
+
+    For a Medlock that was filled before there were any; does nothing where some are. ``uri``: the database owner's.
+    """
+    now = (anchor or dt.datetime.now(dt.UTC)).astimezone(dt.UTC).replace(microsecond=0)
+    with psycopg.connect(uri) as connection, adbc.connect(uri, autocommit=True) as bulk:
+        if connection.execute("SELECT 1 FROM medlock.doctor_schedule LIMIT 1").fetchone() is not None:
+            return 0
+        connection.commit()
+        return _fill_schedules(connection, bulk, seed, now)
+
+
+def _fill_schedules(
+    connection: psycopg.Connection[tuple[object, ...]], bulk: adbc.Connection, seed: int, now: dt.datetime
+) -> int:
+    random = np.random.Generator(np.random.PCG64([seed, 2]))
+    found = connection.execute(
+        "SELECT d.id, d.clinic_id, c.timezone FROM medlock.doctor AS d JOIN medlock.clinic AS c ON c.id = d.clinic_id"
+        " ORDER BY d.id"
+    ).fetchall()
+    offset_of = {zone: _offset(zone, now) for zone in {str(zone) for _, _, zone in found}}
+    doctors = np.array([(doctor, clinic, offset_of[str(zone)]) for doctor, clinic, zone in found], dtype=np.int64)
+    # One in ten goes for lunch, and then has two intervals a day.
+    lunches = random.random(len(doctors)) < 0.1
+    made = 0
+    for day in range(-DAYS_BACK, SCHEDULE_DAYS_AHEAD + 1):
+        works = random.random(len(doctors)) >= 0.02
+        hours = [(~lunches, 8, 21), (lunches, 8, 13), (lunches, 14, 21)]
+        rows = [(doctors[works & who], begin, end) for who, begin, end in hours]
+        who = np.concatenate([part for part, _, _ in rows])
+        days = np.full(len(who), day)
+        begins, ends = (np.concatenate([np.full(len(row[0]), row[place] * 60) for row in rows]) for place in (1, 2))
+        _copy(bulk, "doctor_schedule", {
+            "id": made + 1 + np.arange(len(who)),
+            "clinic_id": who[:, 1],
+            "doctor_id": who[:, 0],
+            "starts_at": _utc(_local(now, who[:, 2], days, begins)),
+            "ends_at": _utc(_local(now, who[:, 2], days, ends)),
+        })  # fmt: skip
+        made += len(who)
+    return made
+
+
+# Smart Care
+
+
+def _smart_care(connection: psycopg.Connection[tuple[object, ...]], clinics: int) -> list[list[int]]:
+    """Of each clinic (from 0) the places in SCENARIOS of the scenarios that Smart Care runs there."""
+    running: list[list[int]] = [[] for _ in range(clinics)]
+    found = connection.execute(
+        "SELECT clinic_id, scenario FROM medlock.smart_care_scenario WHERE enabled ORDER BY clinic_id, scenario"
+    )
+    for clinic, scenario in found.fetchall():
+        running[int(str(clinic)) - 1].append(SCENARIOS.index(str(scenario)))
+    return running
+
+
+def _messages(
+    random: np.random.Generator,
+    appointments: dict[str, object],
+    running: list[list[int]],
+    last_id: int,
+    now: dt.datetime,
+) -> dict[str, np.ndarray | pa.Array]:
+    """One message for every fourth appointment of the last weeks: before it, or after it where its name says so."""
+    clinic = np.asarray(appointments["clinic_id"])
+    starts = np.asarray(appointments["starts_at"]).astype("datetime64[us]")
+    moment = np.datetime64(now.replace(tzinfo=None), "us")
+    age = moment - starts
+    counts = np.array([len(scenarios) for scenarios in running])[clinic - 1]
+    draws, choice = random.random(len(clinic)), random.random(len(clinic))
+    away = _seconds(random, len(clinic), 86_400)
+    # A start that is missing is not a time, and compares as false.
+    due = (age > np.timedelta64(0, "us")) & (age < np.timedelta64(DAYS_BACK, "D")) & (counts > 0) & (draws < 0.25)
+    chosen = np.flatnonzero(due)
+    places = [running[clinic[at] - 1][int(choice[at] * counts[at])] for at in chosen]
+    after = np.array([SCENARIOS[place].startswith("after_") for place in places], dtype=bool)
+    at = np.where(after, starts[chosen] + away[chosen], starts[chosen] - away[chosen])
+    return {
+        "id": last_id + 1 + np.arange(len(chosen)),
+        "clinic_id": clinic[chosen],
+        "appointment_id": np.asarray(appointments["id"])[chosen],
+        "scenario": pa.array([SCENARIOS[place] for place in places], type=pa.string()),
+        "sent_at": _utc(np.minimum(at, moment)),
+    }
+
+
 # Canaries
 
 
@@ -579,7 +681,7 @@ def _add_canaries(connection: psycopg.Connection[tuple[object, ...]], kinds: lis
 # Tables
 
 
-def _copy(bulk: adbc.Connection, table: str, columns: dict[str, object]) -> None:
+def _copy(bulk: adbc.Connection, table: str, columns: Mapping[str, object]) -> None:
     arrays = {
         name: values if isinstance(values, pa.Array) else pa.array(values, from_pandas=False)
         for name, values in columns.items()
@@ -592,7 +694,8 @@ def _drop_indexes(connection: psycopg.Connection[tuple[object, ...]]) -> list[st
     """Drops all indexes but the primary keys', for speed, and returns their definitions."""
     found = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'medlock'"
-        " AND tablename IN ('doctor', 'patient', 'appointment') AND indexdef NOT LIKE 'CREATE UNIQUE%' ORDER BY 1"
+        " AND tablename IN ('doctor', 'patient', 'appointment', 'doctor_schedule', 'smart_care_message')"
+        " AND indexdef NOT LIKE 'CREATE UNIQUE%' ORDER BY 1"
     ).fetchall()
     for name, _ in found:
         connection.execute(f'DROP INDEX medlock."{name}"'.encode())

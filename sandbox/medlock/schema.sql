@@ -1,17 +1,18 @@
--- The demo Medlock: what the product reads of a clinic information system.
--- Run by the database's owner. The role medlock_app (the product's log-in) must exist in the server.
+-- The demo Medlock: what the product reads of a clinic information system, and what it writes there for partners.
+-- Run by the database's owner, at every start of a stack: one that was made before gets what has been added since.
+-- The product's log-ins must exist in the server: medlock_app reads; medlock_actions does what partners asked for.
 -- appointment.patient_id and appointment.doctor_id carry no foreign keys on purpose: like the real thing, this
 -- database may hold references to people who are gone or who belong to another clinic.
-CREATE SCHEMA medlock;
+CREATE SCHEMA IF NOT EXISTS medlock;
 
-CREATE TABLE medlock.clinic (
+CREATE TABLE IF NOT EXISTS medlock.clinic (
     id bigint PRIMARY KEY,
     lpu_id bigint UNIQUE,
     name text,
     timezone text -- IANA name
 );
 
-CREATE TABLE medlock.staff (
+CREATE TABLE IF NOT EXISTS medlock.staff (
     id bigint PRIMARY KEY,
     clinic_id bigint REFERENCES medlock.clinic,
     full_name text,
@@ -19,20 +20,20 @@ CREATE TABLE medlock.staff (
     role text -- head, administrator, doctor, registrar
 );
 
-CREATE TABLE medlock.medflex_access (
+CREATE TABLE IF NOT EXISTS medlock.medflex_access (
     clinic_id bigint PRIMARY KEY REFERENCES medlock.clinic,
     enabled boolean,
     changed_at timestamptz,
     changed_by bigint -- medlock.staff.id; may be an id that nobody has
 );
 
-CREATE TABLE medlock.partner (
+CREATE TABLE IF NOT EXISTS medlock.partner (
     id bigint PRIMARY KEY,
     name text,
     kind text
 );
 
-CREATE TABLE medlock.clinic_partner (
+CREATE TABLE IF NOT EXISTS medlock.clinic_partner (
     clinic_id bigint REFERENCES medlock.clinic,
     partner_id bigint, -- medlock.partner.id; may be an id that nobody has
     enabled boolean,
@@ -40,7 +41,7 @@ CREATE TABLE medlock.clinic_partner (
     PRIMARY KEY (clinic_id, partner_id)
 );
 
-CREATE TABLE medlock.doctor (
+CREATE TABLE IF NOT EXISTS medlock.doctor (
     id bigint PRIMARY KEY,
     clinic_id bigint,
     full_name text,
@@ -49,7 +50,7 @@ CREATE TABLE medlock.doctor (
     updated_at timestamptz
 );
 
-CREATE TABLE medlock.patient (
+CREATE TABLE IF NOT EXISTS medlock.patient (
     id bigint PRIMARY KEY,
     clinic_id bigint,
     last_name text,
@@ -63,7 +64,7 @@ CREATE TABLE medlock.patient (
     updated_at timestamptz
 );
 
-CREATE TABLE medlock.appointment (
+CREATE TABLE IF NOT EXISTS medlock.appointment (
     id bigint PRIMARY KEY,
     clinic_id bigint,
     patient_id bigint,
@@ -78,22 +79,61 @@ CREATE TABLE medlock.appointment (
     updated_at timestamptz
 );
 
-CREATE TABLE medlock.smart_care_scenario (
+CREATE TABLE IF NOT EXISTS medlock.smart_care_scenario (
     clinic_id bigint REFERENCES medlock.clinic,
     scenario text,
     enabled boolean,
     PRIMARY KEY (clinic_id, scenario)
 );
 
-CREATE INDEX staff_clinic ON medlock.staff (clinic_id);
-CREATE INDEX doctor_clinic ON medlock.doctor (clinic_id);
-CREATE INDEX doctor_updated ON medlock.doctor (updated_at);
-CREATE INDEX patient_clinic ON medlock.patient (clinic_id);
-CREATE INDEX patient_updated ON medlock.patient (updated_at);
-CREATE INDEX appointment_clinic_start ON medlock.appointment (clinic_id, starts_at);
-CREATE INDEX appointment_patient ON medlock.appointment (patient_id);
-CREATE INDEX appointment_doctor_start ON medlock.appointment (doctor_id, starts_at);
-CREATE INDEX appointment_updated ON medlock.appointment (updated_at);
+-- The working time of each doctor. Nothing outside of it can be booked.
+CREATE TABLE IF NOT EXISTS medlock.doctor_schedule (
+    id bigint PRIMARY KEY,
+    clinic_id bigint,
+    doctor_id bigint,
+    starts_at timestamptz,
+    ends_at timestamptz
+);
 
-GRANT USAGE ON SCHEMA medlock TO medlock_app;
-GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app;
+-- What Smart Care has sent to patients, without its text.
+CREATE TABLE IF NOT EXISTS medlock.smart_care_message (
+    id bigint PRIMARY KEY,
+    clinic_id bigint,
+    appointment_id bigint,
+    scenario text,
+    sent_at timestamptz
+);
+
+-- The journal of what partners asked for: one row for each decision, refusals too, written together with its effect.
+CREATE TABLE IF NOT EXISTS medlock.partner_action (
+    action_id uuid PRIMARY KEY,
+    clinic_id bigint, -- this and the next two as the partner gave them: none of them need exist
+    appointment_id bigint,
+    partner_id bigint,
+    type text, -- confirm, cancel, reschedule, notification
+    scenario text,
+    status_code int NOT NULL,
+    reason text NOT NULL,
+    digest_after bigint, -- a keyed fingerprint of what the action made of the appointment
+    decided_at timestamptz NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS staff_clinic ON medlock.staff (clinic_id);
+CREATE INDEX IF NOT EXISTS doctor_clinic ON medlock.doctor (clinic_id);
+CREATE INDEX IF NOT EXISTS doctor_updated ON medlock.doctor (updated_at);
+CREATE INDEX IF NOT EXISTS patient_clinic ON medlock.patient (clinic_id);
+CREATE INDEX IF NOT EXISTS patient_updated ON medlock.patient (updated_at);
+CREATE INDEX IF NOT EXISTS appointment_clinic_start ON medlock.appointment (clinic_id, starts_at);
+CREATE INDEX IF NOT EXISTS appointment_patient ON medlock.appointment (patient_id);
+CREATE INDEX IF NOT EXISTS appointment_doctor_start ON medlock.appointment (doctor_id, starts_at);
+CREATE INDEX IF NOT EXISTS appointment_updated ON medlock.appointment (updated_at);
+CREATE INDEX IF NOT EXISTS doctor_schedule_doctor ON medlock.doctor_schedule (doctor_id, starts_at);
+CREATE INDEX IF NOT EXISTS smart_care_message_appointment ON medlock.smart_care_message (appointment_id);
+CREATE INDEX IF NOT EXISTS partner_action_appointment ON medlock.partner_action (appointment_id);
+CREATE INDEX IF NOT EXISTS partner_action_decided ON medlock.partner_action (decided_at);
+
+GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_actions;
+GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app, medlock_actions;
+-- All that a partner's action can change of an appointment.
+GRANT UPDATE (status, starts_at, ends_at, updated_at) ON medlock.appointment TO medlock_actions;
+GRANT INSERT, DELETE ON medlock.partner_action TO medlock_actions;

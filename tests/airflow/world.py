@@ -36,10 +36,11 @@ def fill(uri: str, **size: Any) -> None:
 
 @dataclass
 class World:
-    """The parts of one test's world. ``medlock`` and ``ledger`` are connection URIs (the owner's, who may write)."""
+    """The parts of one test's world, as connection URIs. Those of ``medlock`` and ``ledger`` are the owner's."""
 
     medlock: str
     medlock_app: str
+    medlock_actions: str
     ledger: str
     medflex: MedflexProcess
     control: Control
@@ -57,6 +58,7 @@ class World:
     def connect(self) -> None:
         """Define Airflow's connections and the product's settings."""
         self.monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_DB", self.medlock_app)
+        self.monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_ACTIONS", self.medlock_actions)
         self.monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", self.ledger)
         self.connect_medflex()
         self.monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{self.staging}")

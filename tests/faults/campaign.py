@@ -26,7 +26,7 @@ _stage: Stage
 
 def make_databases(cluster: Cluster) -> None:
     """Make the templates that every process copies: a Medlock without rows, a ledger without rows."""
-    for role in ("medlock_owner", "medlock_app", "ledger_owner"):
+    for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
         cluster.create_role(role)
     cluster.create_database("medlock", "medlock_owner")
     with psycopg.connect(cluster.uri("medlock", "medlock_owner")) as connection:

@@ -20,6 +20,41 @@ def test_the_product_may_read_medlock_and_not_write(medlock_db: str, medlock_app
             connection.execute("DELETE FROM medlock.patient")
 
 
+def test_what_partners_ask_for_changes_an_appointment_and_the_journal_and_nothing_else(
+    medlock_db: str, medlock_actions: str
+) -> None:
+    with psycopg.connect(medlock_db, autocommit=True) as owner:
+        owner.execute("INSERT INTO medlock.appointment (id, status, comment) VALUES (1, 'unconfirmed', 'first visit')")
+    with psycopg.connect(medlock_actions, autocommit=True) as connection:
+        connection.execute("SELECT FROM medlock.appointment FOR UPDATE")
+        connection.execute(
+            "UPDATE medlock.appointment SET status = 'confirmed', starts_at = now(), ends_at = now(),"
+            " updated_at = now()"
+        )
+        connection.execute(
+            "INSERT INTO medlock.partner_action (action_id, status_code, reason, decided_at)"
+            " VALUES (gen_random_uuid(), 204, 'done', now())"
+        )
+        assert connection.execute("DELETE FROM medlock.partner_action").rowcount == 1
+        for forbidden in (
+            "UPDATE medlock.appointment SET comment = ''",
+            "UPDATE medlock.appointment SET patient_id = 1",
+            "DELETE FROM medlock.appointment",
+            "INSERT INTO medlock.appointment (id) VALUES (2)",
+            "UPDATE medlock.partner_action SET status_code = 204",
+            "UPDATE medlock.patient SET phone = ''",
+            "DELETE FROM medlock.doctor_schedule",
+            "CREATE TABLE medlock.other (id int)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden.encode())
+        tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'medlock'"
+        found = [name for (name,) in connection.execute(tables)]
+        assert len(found) == 12
+        for name in found:
+            connection.execute(f"SELECT count(*) FROM medlock.{name}".encode())
+
+
 def test_the_product_cannot_enter_other_databases(medlock_app: str, ledger_db: str) -> None:
     foreign = medlock_app.rsplit("/", 1)[0] + "/" + ledger_db.rsplit("/", 1)[1]
     with pytest.raises(psycopg.OperationalError, match="permission denied"):

@@ -19,6 +19,7 @@ from sandbox.medlock.generate import (
     FIRST_KINDS,
     UNKNOWN_ZONE,
     Kind,
+    add_schedules,
     clinic_offsets,
     create_schema,
     generate,
@@ -28,7 +29,7 @@ from sandbox.medlock.generate import (
 PROJECT = Path(__file__).parents[2]
 ANCHOR = dt.datetime(2026, 3, 14, 9, 26, 53, tzinfo=dt.UTC)
 TABLES = ("clinic", "staff", "medflex_access", "partner", "clinic_partner", "doctor", "patient", "appointment",
-          "smart_care_scenario")  # fmt: skip
+          "smart_care_scenario", "doctor_schedule", "smart_care_message", "partner_action")  # fmt: skip
 
 
 def _fingerprint(uri: str) -> dict[str, object]:
@@ -57,7 +58,8 @@ def test_same_seed_size_and_anchor_give_the_same_data(medlock_db: str) -> None:
     assert _fingerprint(medlock_db) == first
     generate(medlock_db, appointments=3_000, seed=6, anchor=ANCHOR)
     other = _fingerprint(medlock_db)
-    assert [other[table] == first[table] for table in ("patient", "appointment", "doctor")] == [False] * 3
+    seeded = ("patient", "appointment", "doctor", "doctor_schedule", "smart_care_message")
+    assert [other[table] == first[table] for table in seeded] == [False] * 5
 
 
 def test_sizes_are_as_asked_and_indexes_are_back(medlock_db: str) -> None:
@@ -77,6 +79,28 @@ def test_more_than_one_chunk_keeps_ids_apart(medlock_db: str, monkeypatch: pytes
     assert CHUNK > 700
     world = generate(medlock_db, appointments=2_000, anchor=ANCHOR)
     assert world.rows["appointment"] == 2_000 + len(CANARIES)
+    assert world.rows["smart_care_message"] > 100
+
+
+def test_generating_anew_leaves_nothing_of_before(medlock_db: str) -> None:
+    with psycopg.connect(medlock_db) as connection:
+        connection.execute(
+            "INSERT INTO medlock.partner_action (action_id, status_code, reason, decided_at)"
+            " VALUES (gen_random_uuid(), 204, 'done', now())"
+        )
+    generate(medlock_db, appointments=50, clinics=1, anchor=ANCHOR)
+    with psycopg.connect(medlock_db) as connection:
+        assert connection.execute("SELECT count(*) FROM medlock.partner_action").fetchone() == (0,)
+
+
+def test_a_medlock_without_working_hours_gets_some_once(medlock_db: str) -> None:
+    generate(medlock_db, appointments=50, clinics=2, seed=3, anchor=ANCHOR)
+    before = _fingerprint(medlock_db)
+    assert add_schedules(medlock_db, seed=3, anchor=ANCHOR) == 0
+    with psycopg.connect(medlock_db) as connection:
+        connection.execute("TRUNCATE medlock.doctor_schedule")
+    assert add_schedules(medlock_db, seed=3, anchor=ANCHOR) > 500
+    assert _fingerprint(medlock_db) == before
 
 
 @pytest.mark.parametrize("clinics", [1, 2, 6])
@@ -90,11 +114,25 @@ def test_senseless_sizes_are_refused(medlock_db: str) -> None:
         generate(medlock_db, clinics=0)
 
 
-def test_schema_is_made_once(new_database: Callable[[], str]) -> None:
+def test_schema_is_made_once_and_an_older_one_gets_what_it_lacks(new_database: Callable[[], str]) -> None:
     uri = new_database()
     create_schema(uri)
-    create_schema(uri)
     assert is_empty(uri)
+    added = ("doctor_schedule", "smart_care_message", "partner_action")
+    with psycopg.connect(uri) as connection:
+        connection.execute("INSERT INTO medlock.clinic VALUES (1)")
+        for table in added:
+            connection.execute(f"DROP TABLE medlock.{table}".encode())
+        connection.execute("REVOKE ALL ON ALL TABLES IN SCHEMA medlock FROM medlock_actions")
+    create_schema(uri)
+    assert not is_empty(uri)
+    with psycopg.connect(uri) as connection:
+        for table in added:
+            assert connection.execute(
+                "SELECT has_table_privilege('medlock_actions', %s, 'SELECT')", [f"medlock.{table}"]
+            ).fetchone() == (True,)
+        indexes = "SELECT count(*) FROM pg_indexes WHERE indexname ~ '^(doctor_schedule|partner_action|smart_care_m)'"
+        assert connection.execute(indexes).fetchone() == (7,)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +283,50 @@ def test_most_rows_lie_in_the_window_and_some_on_either_side(demo) -> None:
     ).fetchone()
     assert 0.8 < row[0] < 0.95
     assert min(row[1:]) > 200
+
+
+def test_nearly_all_appointments_of_the_window_lie_in_working_hours_and_there_is_time_outside(demo) -> None:
+    connection = demo[1]
+    window = {"low": ANCHOR - dt.timedelta(days=44), "high": ANCHOR + dt.timedelta(days=30)}
+    within = connection.execute(
+        "SELECT avg((EXISTS (SELECT FROM medlock.doctor_schedule s WHERE s.doctor_id = a.doctor_id"
+        " AND s.starts_at <= a.starts_at AND s.ends_at >= a.ends_at))::int)::float"
+        " FROM medlock.appointment a JOIN medlock.doctor d ON d.id = a.doctor_id"
+        " WHERE a.starts_at BETWEEN %(low)s AND %(high)s AND a.ends_at > a.starts_at",
+        window,
+    ).fetchone()
+    assert 0.95 < within[0] < 0.99
+    hours = connection.execute(
+        "SELECT DISTINCT (s.starts_at AT TIME ZONE c.timezone)::time::text,"
+        " (s.ends_at AT TIME ZONE c.timezone)::time::text"
+        " FROM medlock.doctor_schedule s JOIN medlock.clinic c ON c.id = s.clinic_id WHERE c.timezone <> %s",
+        [UNKNOWN_ZONE],
+    ).fetchall()
+    assert set(hours) == {("08:00:00", "21:00:00"), ("08:00:00", "13:00:00"), ("14:00:00", "21:00:00")}
+    twice = "SELECT count(*) - count(DISTINCT (doctor_id, starts_at)) FROM medlock.doctor_schedule"
+    assert _number(connection, twice) == 0
+    every = "SELECT count(*) FROM medlock.doctor d WHERE NOT EXISTS (SELECT FROM medlock.doctor_schedule s"
+    assert _number(connection, f"{every} WHERE s.doctor_id = d.id AND s.clinic_id = d.clinic_id)") == 0
+
+
+def test_smart_care_wrote_about_past_appointments_what_its_clinic_has_switched_on(demo) -> None:
+    connection = demo[1]
+    foreign = (
+        "SELECT count(*) FROM medlock.smart_care_message m LEFT JOIN medlock.appointment a ON a.id = m.appointment_id"
+        " AND a.clinic_id = m.clinic_id AND a.starts_at < '2026-03-14 09:26:53+00'"
+        " LEFT JOIN medlock.smart_care_scenario s ON s.clinic_id = m.clinic_id AND s.scenario = m.scenario"
+        " AND s.enabled"
+        " WHERE a.id IS NULL OR s.scenario IS NULL OR m.sent_at > '2026-03-14 09:26:53+00'"
+        " OR (m.scenario LIKE 'after%') <> (m.sent_at >= a.starts_at)"
+    )
+    assert _number(connection, foreign) == 0
+    assert 2_000 < _number(connection, "SELECT count(*) FROM medlock.smart_care_message") < 4_000
+    assert _number(connection, "SELECT count(DISTINCT scenario) FROM medlock.smart_care_message") == 9
+    both = (
+        "SELECT count(*) FROM medlock.smart_care_message m JOIN medlock.clinic_partner l USING (clinic_id)"
+        " WHERE l.enabled AND m.scenario = ANY (l.scenarios)"
+    )
+    assert _number(connection, both) > 100
 
 
 def test_medflex_is_told_each_clinic_with_its_offset(demo) -> None:

@@ -7,8 +7,11 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,6 +46,9 @@ def test_environment_has_what_airflow_and_the_product_need(stack: Stack) -> None
     assert environment["AIRFLOW__CORE__PLUGINS_FOLDER"] == environment["PYTHONPATH"] == str(PROJECT / "plugins")
     assert environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] == "1"
     assert re.fullmatch(r"postgresql://medlock_app:.+@127\.0\.0\.1:\d+/medlock", environment["AIRFLOW_CONN_MEDLOCK_DB"])
+    assert re.fullmatch(
+        r"postgresql://medlock_actions:.+@127\.0\.0\.1:\d+/medlock", environment["AIRFLOW_CONN_MEDLOCK_ACTIONS"]
+    )
     assert re.fullmatch(
         r"postgresql://ledger_owner:.+@127\.0\.0\.1:\d+/ledger", environment["AIRFLOW_CONN_MEDFLEX_LEDGER"]
     )
@@ -146,6 +152,30 @@ def test_stop_of_nothing_says_so_and_leaves_nothing(stack: Stack) -> None:
     assert not stack.folder.exists()
 
 
+def test_ctrl_c_while_the_starting_threads_are_made_starts_nothing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    threads: list[threading.Thread] = []
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: ThreadPoolExecutor, *work: Any) -> None:
+        submit(pool, *work)
+        # As it is when the signal comes before the pool has noted the new thread.
+        threads.extend(pool._threads)
+        pool._threads.clear()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stack, "_start_airflow", lambda _: began.append("airflow"))
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stack.start()
+    assert not stack.is_partly_running()
+    for thread in threads:
+        thread.join(10)
+    assert ([thread.is_alive() for thread in threads], began) == ([False], [])
+
+
 # The command line
 
 
@@ -183,6 +213,8 @@ def in_process(
         (("seed", "--appointments", "0"), "must be 1 or more"),
         (("medflex", "faults", "on", "slow", "latency"), "'latency' is not of the form name=value"),
         (("medflex", "faults", "on", "sleepy"), "invalid choice: 'sleepy'"),
+        (("partners", "--rate", "0"), "must be more than 0"),
+        (("partners", "--hostile", "1.5"), "must be a share from 0 to 1, such as 0.1"),
         (("psql", "clients"), "invalid choice: 'clients'"),
     ],
 )
@@ -198,7 +230,15 @@ def test_misuse_gets_one_clear_sentence(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("run",), ("seed",), ("funnel",), ("psql", "ledger"), ("medflex", "records"), ("medflex", "faults", "list")],
+    [
+        ("run",),
+        ("seed",),
+        ("funnel",),
+        ("psql", "ledger"),
+        ("partners",),
+        ("medflex", "records"),
+        ("medflex", "faults", "list"),
+    ],
 )
 def test_commands_that_need_the_stack_say_how_to_start_it(stack: Stack, arguments: tuple[str, ...]) -> None:
     done = _ctl(stack, *arguments)
@@ -232,7 +272,7 @@ def test_env_can_be_read_by_a_shell(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "start", "stop", "status", "env", "seed", "run", "funnel", "psql", "medflex"]
+    "command", ["demo", "start", "stop", "status", "env", "seed", "run", "funnel", "psql", "partners", "medflex"]
 )
 def test_each_command_explains_itself(command: str, in_process: Callable[..., tuple[int, str, str]]) -> None:
     code, shown, _ = in_process(command, "--help")

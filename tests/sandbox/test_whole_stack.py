@@ -18,6 +18,7 @@ from sandbox.medflex.control import Control
 from sandbox.postgres import HOST
 from sandbox.services import _session
 from sandbox.stack import PROJECT, SERVICES, Stack, stack_environment
+from tests.sandbox.medflex.helpers import Client, record, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -35,7 +36,7 @@ def small():
 
     @task
     def connect(number):
-        for conn_id in ("medlock_db", "medflex_ledger", "medflex_api"):
+        for conn_id in ("medlock_db", "medlock_actions", "medflex_ledger", "medflex_api"):
             assert BaseHook.get_connection(conn_id).host == "127.0.0.1"
 
     connect.expand(number=numbers())
@@ -129,9 +130,42 @@ def test_psql_faults_and_days_to_come(stack: Stack) -> None:
     assert "not before" in early.stderr
 
 
+def test_partners_can_be_played_and_stopped(stack: Stack) -> None:
+    nothing = _ctl(stack, "partners", "--seconds", "1")
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (1, 1)
+    assert nothing.stderr.startswith("Medflex shows no appointment yet")
+    medflex = Client(stack.medflex_url, stack.token)
+    assert set(medflex.put(record(1), record(2), lpu_id=40_001).values()) == {204}
+    medflex.session.close()
+    played = _ctl(stack, "partners", "--rate", "50", "--seconds", "1", "--hostile", "0.5", "--repeat", "0")
+    assert played.returncode == 0, played.stderr
+    assert re.search(r"^all +50 +50 +50$", played.stdout, re.MULTILINE), played.stdout
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandbox", "partners", "--rate", "100", "--seconds", "600"], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"MEDFLEX_STACK_DIR": str(stack.folder)},
+    ) as playing:  # fmt: skip
+        assert playing.stdout is not None
+        assert "Partners ask" in playing.stdout.readline()
+        with Control(stack.control_url) as control:
+            until(lambda: len(_listed_actions(stack)) > 50)
+            control.forget_actions()
+        playing.send_signal(signal.SIGINT)
+        said, complaint = playing.communicate(timeout=30)
+    assert (playing.returncode, complaint) == (0, "")
+    assert re.search(r"^all +\d+ +\d+ +\d+$", said, re.MULTILINE), said
+
+
+def _listed_actions(stack: Stack) -> list[object]:
+    client = Client(stack.medflex_url, stack.token)
+    with client.session:
+        reply = client.session.get(client.url + "/actions/", params={"size": 500}, timeout=5)
+        return list(reply.json()["data"])
+
+
 def test_no_secret_in_any_log_or_command_line(stack: Stack) -> None:
-    secrets = [stack.token, stack.cluster.password("medlock_app"), stack.cluster.password("airflow"),
-               stack_environment(stack)["MEDFLEX_DIGEST_KEY"], *stack.passwords().values()]  # fmt: skip
+    roles = ("medlock_app", "medlock_actions", "airflow")
+    secrets = [stack.token, *map(stack.cluster.password, roles), stack_environment(stack)["MEDFLEX_DIGEST_KEY"],
+               *stack.passwords().values()]  # fmt: skip
     texts = {str(file): file.read_text(errors="replace") for file in stack.folder.rglob("*.log")}
     for process in _family(stack):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -141,6 +175,14 @@ def test_no_secret_in_any_log_or_command_line(stack: Stack) -> None:
 
 
 def test_stop_leaves_no_process_and_a_restart_keeps_everything(stack: Stack) -> None:
+    # As a stack was before partners could act: without the log-in, its tables and the doctors' hours.
+    with stack.cluster.connect("medlock") as connection:
+        for statement in (
+            "DROP TABLE medlock.doctor_schedule, medlock.partner_action, medlock.smart_care_message",
+            "DROP OWNED BY medlock_actions",
+            "DROP ROLE medlock_actions",
+        ):
+            connection.execute(statement.encode())
     family, environment = _family(stack), stack_environment(stack)
     assert stack.stop()
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
@@ -151,6 +193,9 @@ def test_stop_leaves_no_process_and_a_restart_keeps_everything(stack: Stack) -> 
     assert stack_environment(stack) == environment
     with psycopg.connect(stack.medlock_owner()) as connection:
         assert connection.execute("SELECT count(*) < 600 FROM medlock.appointment").fetchone() == (True,)
+    with psycopg.connect(environment["AIRFLOW_CONN_MEDLOCK_ACTIONS"]) as connection:
+        assert connection.execute("SELECT count(*) > 1000 FROM medlock.doctor_schedule").fetchone() == (True,)
+        assert connection.execute("DELETE FROM medlock.partner_action").rowcount == 0
 
 
 def test_a_dead_part_is_started_again_alone(stack: Stack) -> None:

@@ -307,22 +307,90 @@ def test_actions_come_oldest_first_behind_the_cursor(client: Client, control: Co
     page = client.get("listActions", "/actions/", size=2).json()
     assert [item["id"] for item in page["data"]] == ids[:2]
     assert (page["count"], page["num_pages"]) == (5, 3)
-    assert page["links"]["next"] == f"{client.url}/actions/?after={ids[1]}&size=2"
-    rest = client.get("listActions", "/actions/", after=ids[1]).json()
+    assert page["links"]["next"] == f"{client.url}/actions/?after={page['cursor']}&size=2"
+    assert client.session.get(page["links"]["next"], timeout=5).json()["data"][0]["id"] == ids[2]
+    rest = client.get("listActions", "/actions/", after=page["cursor"]).json()
     assert [item["id"] for item in rest["data"]] == ids[2:]
     assert rest["links"]["next"] is None
-    assert client.get("listActions", "/actions/", after=ids[4]).json()["data"] == []
-    assert client.get("listActions", "/actions/", after=str(uuid.uuid4())).status_code == 404
-    assert client.get("listActions", "/actions/", after="17").status_code == 400
+    end = client.get("listActions", "/actions/", after=rest["cursor"]).json()
+    assert (end["data"], end["cursor"]) == ([], rest["cursor"])
+    (later,) = control.add_actions([action()])
+    assert [item["id"] for item in client.get("listActions", "/actions/", after=end["cursor"]).json()["data"]] == [
+        later
+    ]
     assert client.get("listActions", "/actions/", size=501).status_code == 400
+
+
+def test_an_empty_queue_gives_a_cursor_too(client: Client, control: Control) -> None:
+    cursor = client.get("listActions", "/actions/").json()["cursor"]
+    assert client.get("listActions", "/actions/", after=cursor).json()["cursor"] == cursor
+    ids = control.add_actions([action(), action()])
+    assert [item["id"] for item in client.get("listActions", "/actions/", after=cursor).json()["data"]] == ids
+
+
+def test_a_cursor_that_points_nowhere_is_404_and_one_that_is_none_400(client: Client, control: Control) -> None:
+    (id_,) = control.add_actions([action()])
+    cursor = client.get("listActions", "/actions/").json()["cursor"]
+    queue, _, place = cursor.rpartition("-")
+    for nowhere in (
+        id_,
+        "17",
+        f"{queue}-{int(place) + 1}",
+        f"{queue}-",
+        f"{queue}--1",
+        f"{queue}-x",
+        f"{queue}-{10**30}",
+        "-1",
+        "x" * 64,
+    ):
+        assert client.get("listActions", "/actions/", after=nowhere).status_code == 404, nowhere
+    for none in ("", "a b", "я", "x" * 65):
+        reply = client.get("listActions", "/actions/", after=none)
+        assert (reply.status_code, list(reply.json())) == (400, ["after"]), none
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_queue_that_was_lost_knows_none_of_its_cursors(client: Client, control: Control, keep: bool) -> None:
+    beginning = client.get("listActions", "/actions/").json()["cursor"]
+    ids = control.add_actions([action(), action()])
+    assert client.answer(ids[0], 409).status_code == 204
+    cursor = client.get("listActions", "/actions/").json()["cursor"]
+    control.forget_actions(keep=keep)
+    assert client.get("listActions", "/actions/", after=cursor).status_code == 404
+    assert client.get("listActions", "/actions/", after=beginning).status_code == 404
+    listed = client.get("listActions", "/actions/").json()
+    assert [item["id"] for item in listed["data"]] == (ids if keep else [])
+    assert client.get("listActions", "/actions/", after=listed["cursor"]).status_code == 200
+    # What was answered stays answered; what is gone cannot be answered any more.
+    assert client.answer(ids[0], 204).status_code == (409 if keep else 404)
+    assert list(control.results()) == ids[:1]
+    # A place is never given twice, so no old cursor can come to mean something else.
+    control.add_actions([action(), action(), action()])
+    assert client.get("listActions", "/actions/", after=cursor).status_code == 404
+
+
+def test_actions_that_break_the_contract_can_be_queued(client: Client, control: Control) -> None:
+    id_ = str(uuid.uuid4())
+    odd = [{**action(), "type": "dance"}, {"id": id_, "type": 5}, 17, {}]
+    made = control.add_actions(odd, unchecked=True)
+    (good,) = control.add_actions([action()])
+    page = client.session.get(client.url + "/actions/", timeout=5).json()
+    assert page["data"][:4] == odd
+    assert page["data"][4]["id"] == good
+    assert (made[1], len(set(made))) == (id_, 4)
+    assert client.answer(id_, 400).status_code == 204
 
 
 def test_an_action_can_come_twice(client: Client, control: Control) -> None:
     first, second = control.add_actions([action(), action(appointment_id=2)])
     control.repeat_action(first)
     assert [item["id"] for item in client.get("listActions", "/actions/").json()["data"]] == [first, second, first]
-    # The cursor stands at the last delivery, so a reader that follows it comes to an end.
-    assert client.get("listActions", "/actions/", after=first).json()["data"] == []
+    # Each delivery has a place of its own, so whoever stands at the first one misses nothing.
+    cursor = client.get("listActions", "/actions/", size=1).json()["cursor"]
+    assert [item["id"] for item in client.get("listActions", "/actions/", after=cursor).json()["data"]] == [
+        second,
+        first,
+    ]
 
 
 def test_every_kind_of_action_fits_the_contract(client: Client, control: Control) -> None:

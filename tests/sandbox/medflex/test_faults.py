@@ -154,7 +154,10 @@ def test_malformed_replies_come_after_the_effect(
 
 
 @pytest.mark.parametrize("path", ["/appointments/lpu", "/appointments/?lpu_id=7", "/actions/"])
-@pytest.mark.parametrize("form", ["truncated", "empty", "wrong_type", "missing_data", "missing_items", "wrong_ids"])
+@pytest.mark.parametrize(
+    "form",
+    ["truncated", "empty", "wrong_type", "missing_data", "missing_items", "wrong_ids", "item_without_id", "bad_item"],
+)
 def test_lists_can_be_malformed_too(client: Client, control: Control, path: str, form: str) -> None:
     client.put(record(1), record(2))
     partner = {"lpu_id": LPU, "partner_id": 3, "type": "confirm", "base_version": 1}
@@ -163,6 +166,66 @@ def test_lists_can_be_malformed_too(client: Client, control: Control, path: str,
     control.add_fault("malformed_body", form=form, times=1)
     bad = client.session.get(client.url + path, timeout=5)
     assert (bad.status_code, bad.content != good.content) == (200, True)
+
+
+def test_one_item_of_a_page_of_actions_can_be_bad(client: Client, control: Control) -> None:
+    partner = {"lpu_id": LPU, "partner_id": 3, "type": "confirm", "base_version": 1}
+    ids = control.add_actions([{**partner, "appointment_id": n} for n in (1, 2)])
+    control.add_fault("malformed_body", form="item_without_id", times=1)
+    control.add_fault("malformed_body", form="bad_item", times=1)
+    nameless, unreadable, good = (client.session.get(client.url + "/actions/", timeout=5).json() for _ in range(3))
+    assert nameless["data"][0] == {name: value for name, value in good["data"][0].items() if name != "id"}
+    assert unreadable["data"][0]["id"] == ids[0]
+    assert unreadable["data"][0]["appointment_id"] == unreadable["data"][0]["type"] == {"broken": True}
+    for page in (nameless, unreadable):
+        assert (page["data"][1], page["cursor"]) == (good["data"][1], good["cursor"])
+
+
+def _answer(medflex: MedflexProcess, action_id: str) -> int:
+    """One answer over http.client, which shows how a connection broke; the status of the reply."""
+    connection = http.client.HTTPConnection("127.0.0.1", medflex.port, timeout=20)
+    headers = {"Authorization": f"Token {medflex.token}", "Content-Type": "application/json"}
+    try:
+        connection.request("POST", f"/actions/{action_id}/result/", b'{"status_code": 409, "detail": ""}', headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "outcome", "effect"),
+    [
+        ("timeout_before_effect", {"seconds": 0.05}, http.client.RemoteDisconnected, False),
+        ("timeout_after_effect", {"seconds": 0.05}, http.client.RemoteDisconnected, True),
+        ("reset_before_effect", {}, ConnectionResetError, False),
+        ("reset_after_effect", {}, ConnectionResetError, True),
+        ("status", {"status": 503, "when": "before"}, 503, False),
+        ("status", {"status": 503, "when": "after"}, 503, True),
+        ("rate_limited", {"retry_after": 1}, 429, False),
+        ("unauthorized", {}, 401, False),
+        ("late_delivery", {"status": 504}, 504, False),
+        ("slow", {"latency_ms": 5}, 204, True),
+        ("malformed_body", {"form": "truncated"}, 200, True),
+        ("malformed_body", {"form": "wrong_ids"}, 200, True),
+        ("malformed_body", {"form": "empty"}, 200, True),
+    ],
+)
+def test_an_answer_to_an_action_meets_every_fault(
+    medflex: MedflexProcess, control: Control, kind: str, settings: dict[str, Any], outcome: Any, effect: bool
+) -> None:
+    action = {"lpu_id": LPU, "appointment_id": 1, "partner_id": 3, "type": "confirm", "base_version": 1}
+    (id_,) = control.add_actions([action])
+    control.add_fault(kind, times=1, match=Match(path_prefix="/actions/", method="POST"), **settings)
+    if isinstance(outcome, int):
+        assert _answer(medflex, id_) == outcome
+    else:
+        with pytest.raises(ConnectionResetError) as caught:
+            _answer(medflex, id_)
+        assert caught.type is outcome
+    assert bool(control.results()) is effect
+    control.deliver()
+    assert _answer(medflex, id_) == 204
+    assert control.results() == {id_: {"status_code": 409, "detail": ""}}
 
 
 def test_slow_requests_take_their_time(client: Client, control: Control) -> None:
