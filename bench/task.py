@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -73,7 +74,9 @@ def main(argument: str) -> None:
         consumed_asset_events=[],
         partition_key=None,
     )
-    context: Any = {"dag_run": dag_run, "params": {"mode": asked["mode"], "clinic_ids": None}}
+    # Of the task instance only the number of its attempt is asked for: staging has a folder for each.
+    attempt = SimpleNamespace(try_number=1)
+    context: Any = {"dag_run": dag_run, "ti": attempt, "params": {"mode": asked["mode"], "clinic_ids": None}}
     tasks: dict[str, Callable[[Any], Any]] = {
         "plan_shards": lambda _: transfer.plan_shards(),
         SOURCE: lambda _: _read_and_discard(context),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -18,15 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import psycopg
 
 from bench.document import write_section
+from bench.figures import circumstances, histogram, percentile, read, row, say
 from bench.world import BenchError
 from sandbox.medflex.control import Control
 from sandbox.stack import Stack
@@ -40,7 +37,6 @@ GIVE_UP_SECONDS = 600.0
 PAUSES = (0.5, 12.0)
 """Seconds between two refusals, drawn evenly: shorter and longer than a run of medflex_withdraw takes."""
 DAG_ID = "medflex_withdraw"
-BARS = 40
 
 
 @dataclass
@@ -101,13 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
 @contextmanager
 def started(folder: Path) -> Iterator[Stack]:
     """A running stack whose first transfer and first look for revocations are over."""
-    stack = Stack(folder / "stack", say=_say)
+    stack = Stack(folder / "stack", say=say)
     stack.start(appointments=20_000)
     try:
         if stack.follow(stack.run_day(None)) != "success":
             raise BenchError("The transfer that was to fill Medflex has failed: see its log with `make demo`.")
         deadline = time.monotonic() + 300
-        while not _read(stack.ledger(), "SELECT 1 FROM ledger.watch WHERE name = 'consent'"):
+        while not read(stack.ledger(), "SELECT 1 FROM ledger.watch WHERE name = 'consent'"):
             if time.monotonic() > deadline:
                 raise BenchError("medflex_withdraw has not looked for anything within 300 seconds.")
             time.sleep(1)
@@ -151,7 +147,7 @@ def measure(stack: Stack, number: int, chance: random.Random) -> list[Trial]:
             waiting = [trial for trial in waiting if trial.acknowledged is None]
             for trial in ended:
                 done += 1
-                _say(f"{done:4} of {number}: {trial.to_medflex:6.1f} s, acknowledged after {trial.to_ledger:6.1f} s")
+                say(f"{done:4} of {number}: {trial.to_medflex:6.1f} s, acknowledged after {trial.to_ledger:6.1f} s")
             if waiting and time.time() - waiting[0].committed > GIVE_UP_SECONDS:
                 raise BenchError(f"A withdrawal has not come within {GIVE_UP_SECONDS:.0f} seconds.")
             time.sleep(max(0.0, looked + POLL_SECONDS - time.monotonic()))
@@ -165,14 +161,14 @@ def chosen(stack: Stack, number: int, chance: random.Random) -> list[Trial]:
     Raises:
         BenchError: there are not so many.
     """
-    found = _read(
+    found = read(
         stack.ledger(),
         "SELECT DISTINCT ON (patient_id) clinic_id, appointment_id, patient_id FROM ledger.record"
         " WHERE state = 'sent' ORDER BY patient_id, appointment_id",
     )
     if len(found) < number:
         raise BenchError(f"Medflex shows records of {len(found)} patients only, and {number} trials were asked for.")
-    return [Trial(*row) for row in chance.sample(found, number)]
+    return [Trial(*one) for one in chance.sample(found, number)]
 
 
 def _note_acknowledgements(ledger: psycopg.Connection[Any], trials: Sequence[Trial]) -> None:
@@ -201,8 +197,8 @@ STEPS = {
 def _add_stored_times(stack: Stack, trials: Sequence[Trial]) -> None:
     """Add what the ledger keeps, and from Airflow's database when the run that withdrew came into being."""
     stored = {
-        row[0]: row[1:]
-        for row in _read(
+        found[0]: found[1:]
+        for found in read(
             stack.ledger(),
             "SELECT item.appointment_id, extract(EPOCH FROM batch.resolved_at - item.revoked_at)::float8, run.run_id"
             " FROM ledger.batch CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.revoked_at)"
@@ -212,8 +208,8 @@ def _add_stored_times(stack: Stack, trials: Sequence[Trial]) -> None:
     }
     airflow = stack.cluster.uri("airflow", "airflow")
     runs = {
-        row[0]: [instant.timestamp() for instant in row[1:]]
-        for row in _read(
+        found[0]: [instant.timestamp() for instant in found[1:]]
+        for found in read(
             airflow,
             "SELECT run_id, dag_run.queued_at, queued_dttm, task_instance.start_date FROM task_instance"
             " JOIN dag_run USING (dag_id, run_id) WHERE dag_id = %s AND task_id = 'withdraw_revoked_now'"
@@ -222,8 +218,8 @@ def _add_stored_times(stack: Stack, trials: Sequence[Trial]) -> None:
         )
     }
     events = sorted(
-        row[0].timestamp()
-        for row in _read(
+        found[0].timestamp()
+        for found in read(
             airflow,
             "SELECT timestamp FROM asset_event JOIN asset ON asset.id = asset_id WHERE asset.name = 'medflex_consent'",
         )
@@ -250,7 +246,7 @@ def _add_stored_times(stack: Stack, trials: Sequence[Trial]) -> None:
 
 def runs_of(stack: Stack) -> dict[str, int]:
     """Return how many runs of medflex_withdraw there were, by type."""
-    rows = _read(
+    rows = read(
         stack.cluster.uri("airflow", "airflow"),
         "SELECT run_type, count(*) FROM dag_run WHERE dag_id = %s GROUP BY 1 ORDER BY 1",
         [DAG_ID],
@@ -260,7 +256,7 @@ def runs_of(stack: Stack) -> dict[str, int]:
 
 def too_slow(trials: Sequence[Trial]) -> str | None:
     """Return what is not as it has to be, in one sentence."""
-    seconds = _percentile([trial.to_ledger for trial in trials], 95)
+    seconds = percentile([trial.to_ledger for trial in trials], 95)
     if seconds <= LIMIT_SECONDS:
         return None
     return (
@@ -296,13 +292,11 @@ def render(trials: Sequence[Trial], *, begun: datetime, load: float, runs: Mappi
             f" sandbox Medflex is asked every {POLL_SECONDS * 1000:.0f} ms. What the ledger keeps counts from the"
             f" change stamp in Medlock. Runs of `{DAG_ID}`: {told}.",
             "",
-            f"{begun:%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, load"
-            f" average {load:.1f} before · {platform.system()} {platform.machine()} · Python"
-            f" {platform.python_version()} · apache-airflow {version('apache-airflow')}",
+            circumstances(begun, load),
             "",
             "| seconds | p50 | p95 | p99 | most |",
             "| --- | ---: | ---: | ---: | ---: |",
-            *(_row(title, seconds) for title, seconds in rows.items()),
+            *(row(title, seconds) for title, seconds in rows.items()),
             "",
             f"The 95th percentile has to be below {LIMIT_SECONDS:.0f} seconds. Until the ledger has the"
             " acknowledgement:",
@@ -315,41 +309,10 @@ def render(trials: Sequence[Trial], *, begun: datetime, load: float, runs: Mappi
             "",
             "| seconds until | p50 | p95 | p99 | most |",
             "| --- | ---: | ---: | ---: | ---: |",
-            *(_row(title, seconds) for title, seconds in steps.items() if seconds),
+            *(row(title, seconds) for title, seconds in steps.items() if seconds),
             "",
         ]
     )
-
-
-def _row(title: str, seconds: Sequence[float]) -> str:
-    cells = [*(_percentile(seconds, part) for part in (50, 95, 99)), max(seconds)]
-    return f"| {title} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"
-
-
-def histogram(seconds: Sequence[float]) -> list[str]:
-    """Return one line per class of times, of 1, 2, 5, 10 … seconds so that there are a dozen at most."""
-    width = next(step * 10**power for power in range(9) for step in (1, 2, 5) if max(seconds) / step / 10**power < 12)
-    counts = [0] * (int(max(seconds) // width) + 1)
-    for value in seconds:
-        counts[int(value // width)] += 1
-    return [
-        f"{index * width:4}-{(index + 1) * width:<4} s {'#' * round(count * BARS / max(counts)):<{BARS}} {count}"
-        for index, count in enumerate(counts)
-    ]
-
-
-def _percentile(values: Sequence[float], part: float) -> float:
-    """The smallest value that so many percent of all do not exceed: one that was really measured."""
-    return float(np.percentile(values, part, method="inverted_cdf"))
-
-
-def _read(uri: str, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    with psycopg.connect(uri) as connection:
-        return connection.execute(sql.encode(), parameters or None).fetchall()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pandas as pd
 import psycopg
@@ -18,8 +19,10 @@ from medflex.domain.access import AccessState, ClosedReason
 from medflex.domain.drift import Drift
 from medflex.domain.last_look import Turned
 from medflex.domain.packing import Shard
+from medflex.domain.partner_actions import read_action
 from medflex.domain.reasons import Reason
 from medflex.domain.revocations import Revoked
+from medflex.ledger.actions import ActionDecision
 from medflex.ledger.store import BatchOutcome, Decision, Ledger
 from scripts.generate_docs import DOCS, ROOT
 
@@ -166,6 +169,12 @@ def busy_ledger(ledger_db: str) -> Iterator[psycopg.Connection[tuple[object, ...
         ledger.save_hold(revoked, live=1, found_at=now, run_key=run_key)
         ledger.set_alert(withdraw.LATE, "Late.")
         ledger.reserve_slot("medflex", 0.05)
+        asked = {"lpu_id": 7017, "appointment_id": APPOINTMENT, "partner_id": 3, "base_version": 1}
+        said = [{**asked, "id": str(uuid4()), "type": "confirm", "created_at": now.isoformat()} for _ in range(2)]
+        actions = [action for item in said if (action := read_action(item))]
+        decided, _ = actions
+        ledger.store_actions(actions, "a cursor", "manual")
+        ledger.save_decided([ActionDecision(decided.action_id, CLINIC, 204, "done", True, now, 9)], "manual")
     with psycopg.connect(ledger_db) as connection:
         yield connection
 

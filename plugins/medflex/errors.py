@@ -93,3 +93,19 @@ class ConservationError(MedflexPipelineError):
 
 class RunIncompleteError(MedflexPipelineError):
     """A shard of the run did not come to its end."""
+
+
+class ActionsWaitError(MedflexPipelineError):
+    """What partners asked for could not be decided yet."""
+
+    transient = True
+
+
+class ActionsUnreadableError(MedflexPipelineError):
+    """Medflex lists a partner action without an id by which it could be answered; those behind it cannot be read."""
+
+    transient = True
+
+
+class AnswerContradictedError(MedflexPipelineError):
+    """Medflex has another answer to a partner action than the one that was decided."""

@@ -15,7 +15,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 from airflow.sdk import ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -24,13 +24,15 @@ from medflex.airflow.tasks import housekeeping
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
 from medflex.errors import BadParameterError, ConfigurationError
+from medflex.ledger.retention import ACTION_DAYS
 from medflex.ledger.store import Ledger
+from sandbox.postgres import free_port
 from tests.airflow.dag_runs import ROOT, dag, task_states
 
 DAG_ID = "medflex_transfer"
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
-TASKS = ("prune_ledger", "remove_old_staging", "prune_data_docs")
+TASKS = ("prune_ledger", "prune_journal", "remove_old_staging", "prune_data_docs")
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -277,10 +279,12 @@ def test_an_unusable_environment_variable_is_refused(monkeypatch: pytest.MonkeyP
 
 
 class House:
-    """A ledger, staging and data docs, each with something old and something young."""
+    """A ledger, Medlock's journal, staging and data docs, each with something old and something young."""
 
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.uri, self.folder = uri, folder
+    def __init__(self, uri: str, medlock: str, folder: Path) -> None:
+        self.uri, self.medlock, self.folder = uri, medlock, folder
+        for age in (2 * ACTION_DAYS, ACTION_DAYS + 1, ACTION_DAYS - 1):
+            self._action(age * DAY)
         with Ledger(uri) as ledger:
             for number in range(14):
                 self._run(ledger, f"run {number}", NOW - timedelta(days=300 - number))
@@ -300,20 +304,49 @@ class House:
             with Ledger(self.uri, now=lambda: at) as then:
                 then.settle_run(run.run_key, [])
 
-    def is_as_it_was(self) -> tuple[bool, bool, bool]:
-        """Tell of the ledger, of staging and of the data docs whether nothing was removed."""
+    def _action(self, age: timedelta) -> None:
+        """A partner action that was decided and answered so long ago."""
+        action_id = uuid.uuid4()
         with psycopg.connect(self.uri) as connection:
-            runs = connection.execute("SELECT count(*) FROM ledger.run").fetchone()
+            connection.execute(
+                "INSERT INTO ledger.partner_action (action_id, read_at, read_in, status_code, reason, decided_at,"
+                " answer, answered_at) VALUES (%s, %s, 'run', 404, 'revoked', %s, 'taken', %s)",
+                [action_id, *[NOW - age] * 3],
+            )
+        with psycopg.connect(self.medlock) as connection:
+            connection.execute(
+                "INSERT INTO medlock.partner_action (action_id, status_code, reason, decided_at)"
+                " VALUES (%s, 404, 'revoked', %s)",
+                [action_id, NOW - age],
+            )
+
+    def journal(self) -> int:
+        """Return how many decisions Medlock's journal holds."""
+        with psycopg.connect(self.medlock) as connection:
+            (number,) = connection.execute("SELECT count(*) FROM medlock.partner_action").fetchone() or (-1,)
+        return int(number)
+
+    def is_as_it_was(self) -> tuple[bool, ...]:
+        """Tell of the ledger, the journal, staging and the data docs whether nothing was removed."""
+        with psycopg.connect(self.uri) as connection:
+            kept = [
+                connection.execute(f"SELECT count(*) FROM ledger.{table}".encode()).fetchone()
+                for table in ("run", "partner_action")
+            ]
         staged = all(one.folder.exists() for one in self.staged)
-        return runs == (18,), staged, all((self.docs / "runs" / name).exists() for name in self.pages)
+        docs = all((self.docs / "runs" / name).exists() for name in self.pages)
+        return kept == [(18,), (3,)], self.journal() == 3, staged, docs
 
 
 @pytest.fixture
-def house(ledger_db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+def house(
+    ledger_db: str, medlock_db: str, medlock_actions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> House:
     monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
+    monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_ACTIONS", medlock_actions)
     monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}/staging")
     monkeypatch.setenv("MEDFLEX_DATA_DOCS_URL", f"file://{tmp_path}/docs")
-    return House(ledger_db, tmp_path)
+    return House(ledger_db, medlock_db, tmp_path)
 
 
 @pytest.fixture
@@ -360,11 +393,13 @@ def test_a_run_of_the_dag_removes_what_is_old_and_asks_airflow_which_runs_are_ac
     assert [one.folder.exists() for one in house.staged] == [True, True, False, False]
     assert house.staged[0].parts(0, "extract") == [0]
     assert linked(house.docs) == {house.pages[1]}
+    assert house.journal() == 1
     counts = {
         item.task_id: item.xcom_pull(task_ids=item.task_id, run_id=run.run_id) for item in run.get_task_instances()
     }
     assert counts == {
-        "prune_ledger": {"runs": 4, "batches": 0, "holds": 0, "writers": 0},
+        "prune_ledger": {"runs": 4, "batches": 0, "holds": 0, "actions": 2, "writers": 0},
+        "prune_journal": {"decisions": 2},
         "remove_old_staging": {"removed": 2, "still_active": 2, "recent": 0},
         "prune_data_docs": {"removed": 1, "kept": 1},
     }
@@ -372,12 +407,17 @@ def test_a_run_of_the_dag_removes_what_is_old_and_asks_airflow_which_runs_are_ac
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("airflow_db")
-@pytest.mark.parametrize("number", range(3), ids=TASKS)
+@pytest.mark.parametrize("number", range(4), ids=TASKS)
 def test_one_task_that_fails_stops_no_other_and_fails_the_run(
     house: House, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    variables = ("MEDFLEX_KEEP_BATCHES_DAYS", "MEDFLEX_KEEP_STAGING_DAYS", "MEDFLEX_KEEP_DATA_DOCS_DAYS")
-    monkeypatch.setenv(variables[number], "0")
+    wrong = (
+        ("MEDFLEX_KEEP_BATCHES_DAYS", "0"),
+        ("AIRFLOW_CONN_MEDLOCK_ACTIONS", f"postgresql://medlock_actions:x@127.0.0.1:{free_port()}/medlock"),
+        ("MEDFLEX_KEEP_STAGING_DAYS", "0"),
+        ("MEDFLEX_KEEP_DATA_DOCS_DAYS", "0"),
+    )
+    monkeypatch.setenv(*wrong[number])
     run = run_housekeeping()
     assert run.state == "failed"
     assert task_states(run) == {
@@ -387,6 +427,29 @@ def test_one_task_that_fails_stops_no_other_and_fails_the_run(
     assert [place for place, untouched in enumerate(house.is_as_it_was()) if untouched] == [number]
 
 
+def test_where_nobody_carries_out_partner_actions_there_is_no_journal_to_prune(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "get_current_context", context)
+    monkeypatch.delenv("AIRFLOW_CONN_MEDLOCK_ACTIONS")
+    with pytest.raises(AirflowSkipException, match="connection medlock_actions does not exist, so there is no journal"):
+        housekeeping.prune_journal()
+    assert housekeeping.prune_ledger()["actions"] == 2
+    assert house.journal() == 3
+    # One that is there and wrong is told.
+    monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_ACTIONS", "postgresql://medlock_actions:x@127.0.0.1")
+    with pytest.raises(AirflowFailException, match="medlock_actions names no database"):
+        housekeeping.prune_journal()
+
+
+def test_how_long_decisions_stay_cannot_be_shortened(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "get_current_context", lambda: context(dict.fromkeys(housekeeping.DAYS, 1)))
+    for name in ("ACTIONS", "RUNS", "BATCHES"):
+        monkeypatch.setenv(f"MEDFLEX_KEEP_{name}_DAYS", "1")
+    assert housekeeping.prune_ledger()["actions"] == 2
+    assert housekeeping.prune_journal() == {"decisions": 2}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_that_was_started_with_a_slip_removes_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch, task: str
@@ -394,10 +457,10 @@ def test_a_run_that_was_started_with_a_slip_removes_nothing(
     monkeypatch.setattr(housekeeping, "get_current_context", lambda: context(conf={"runs_days": 1, "docs_days": 1}))
     with pytest.raises(AirflowFailException, match="BadParameterError: This DAG has no parameter docs_days"):
         getattr(housekeeping, task)()
-    assert house.is_as_it_was() == (True, True, True)
+    assert house.is_as_it_was() == (True, True, True, True)
 
 
-def test_the_dag_wires_three_independent_tasks_and_reads_no_environment() -> None:
+def test_the_dag_wires_four_independent_tasks_and_reads_no_environment() -> None:
     os.environ["MEDFLEX_KEEP_RUNS_DAYS"] = "not a number"
     try:
         found = dag("medflex_housekeeping")

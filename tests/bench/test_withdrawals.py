@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from bench.document import DOCUMENT, HEAD, with_section
-from bench.withdrawals import LIMIT_SECONDS, STEPS, Trial, histogram, main, render, too_slow
+from bench.figures import histogram
+from bench.withdrawals import LIMIT_SECONDS, STEPS, Trial, main, render, too_slow
 
 
 def trials(*seconds: float) -> list[Trial]:

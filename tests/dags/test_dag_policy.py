@@ -16,10 +16,18 @@ from medflex.airflow.tasks.release import OPTIONS
 from medflex.airflow.triggers.consent import ConsentChangeTrigger
 from tests.airflow.dag_runs import ROOT, dag
 
-DAG_IDS = {"medflex_transfer", "medflex_withdraw", "medflex_release", "medflex_reconcile", "medflex_housekeeping"}
+DAG_IDS = {
+    "medflex_transfer",
+    "medflex_withdraw",
+    "medflex_partner_actions",
+    "medflex_release",
+    "medflex_reconcile",
+    "medflex_housekeeping",
+}
 SEVERAL_AT_ONCE = {"medflex_release": 16}
 """Its questions wait for days, and none may wait for another's answer."""
 SENDING = {"shard.load"}
+MAKERS = ("parts", "transfer", "withdraw", "release", "reconcile", "actions")
 MAY_SPEAK_TO_MEDFLEX = {
     "parts.open_medflex",
     "transfer.load",
@@ -27,6 +35,9 @@ MAY_SPEAK_TO_MEDFLEX = {
     "withdraw.withdraw_revoked_now",
     "release._withdraw",
     "reconcile.reconcile",
+    "actions.read_actions",
+    "actions.answer_actions",
+    "actions.share_changes",
 }
 
 
@@ -59,11 +70,17 @@ def test_each_dag_has_an_owner_tags_docs_and_no_catch_up(dag_id: str) -> None:
         assert setting(operator, "owner") == "data-engineering", operator.task_id
 
 
+RETRIES = {
+    # The next run waits for this one, and does the same two minutes later.
+    "medflex_partner_actions": 1,
+}
 EXCEPTIONS: dict[str, dict[str, object]] = {
     # They report: a second look at the same numbers tells nothing new.
     "medflex_transfer/settle_run": {"retries": 0},
     "medflex_withdraw/report_lateness": {"retries": 0},
     "medflex_reconcile/settle_comparison": {"retries": 0},
+    # Nobody's answer is to wait for what it sends.
+    "medflex_partner_actions/share_changes": {"retries": 0, "execution_timeout": timedelta(minutes=5)},
     # The gate may wait for a day; each of its looks is short. A person may take longer.
     "medflex_transfer/shard.wait_for_activation": {"execution_timeout": None},
     "medflex_release/hold.ask": {"execution_timeout": None},
@@ -71,6 +88,7 @@ EXCEPTIONS: dict[str, dict[str, object]] = {
 TIMEOUTS = {
     "medflex_transfer": timedelta(hours=3),
     "medflex_withdraw": timedelta(minutes=30),
+    "medflex_partner_actions": timedelta(minutes=20),
     "medflex_release": timedelta(hours=1),
     "medflex_reconcile": timedelta(hours=3),
     "medflex_housekeeping": timedelta(hours=1),
@@ -80,7 +98,7 @@ TIMEOUTS = {
 @pytest.mark.parametrize("dag_id", sorted(DAG_IDS))
 def test_each_task_retries_what_may_pass_and_ends_some_time(dag_id: str) -> None:
     for operator in dag(dag_id).tasks:
-        expected = {"retries": 2, "execution_timeout": TIMEOUTS[dag_id]}
+        expected = {"retries": RETRIES.get(dag_id, 2), "execution_timeout": TIMEOUTS[dag_id]}
         expected |= EXCEPTIONS.get(f"{dag_id}/{operator.task_id}", {})
         assert {name: setting(operator, name) for name in expected} == expected, operator.task_id
 
@@ -98,7 +116,9 @@ def test_consent_and_validation_are_upstream_of_every_task_that_sends() -> None:
 
 
 def test_only_these_tasks_use_the_connection_to_medflex() -> None:
-    """``load`` sends, the others withdraw or compare; nothing else of the product speaks to Medflex."""
+    """``load`` and ``share_changes`` send, the others withdraw, compare, or speak of partner actions; nothing else of
+    the product speaks to Medflex.
+    """
     found = set()
     for path in (ROOT / "plugins/medflex/airflow/tasks").glob("*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -114,7 +134,7 @@ def test_whoever_holds_a_client_of_medflex_was_given_it() -> None:
         for path in (ROOT / "plugins/medflex").rglob("*.py")
         if {"open_medflex", "MedflexClient"} & called(ast.parse(path.read_text()))
     }
-    assert makers == {f"airflow/tasks/{name}.py" for name in ("parts", "transfer", "withdraw", "release", "reconcile")}
+    assert makers == {f"airflow/tasks/{name}.py" for name in MAKERS}
     for path in (ROOT / "dags").glob("*.py"):
         assert not {"open_medflex", "MedflexClient"} & called(ast.parse(path.read_text())), path.name
 
@@ -207,9 +227,24 @@ def test_a_reconciliation_lets_the_transfer_send_and_a_shard_that_failed_keeps_n
     assert isinstance(found.timetable, CronTriggerTimetable)
 
 
-def test_housekeeping_is_three_tasks_of_which_none_waits_for_another() -> None:
+def test_partner_actions_go_on_with_what_is_there_and_no_answer_waits_for_what_is_shared() -> None:
+    found = dag("medflex_partner_actions")
+    assert isinstance(found.timetable, CronTriggerTimetable)
+    assert found.timetable.expression == "*/2 * * * *"
+    assert found.get_task("apply_actions").upstream_task_ids == {"read_actions"}
+    for task_id in ("answer_actions", "share_changes"):
+        assert found.get_task(task_id).upstream_task_ids == {"apply_actions"}
+    for task_id in ("apply_actions", "answer_actions", "share_changes"):
+        assert found.get_task(task_id).trigger_rule == TriggerRule.ALL_DONE
+    # Any one's failure fails the run, also where all that comes behind it goes well.
+    (leaf,) = (operator for operator in found.tasks if not operator.downstream_task_ids)
+    assert leaf.trigger_rule == TriggerRule.ALL_SUCCESS
+    assert leaf.upstream_task_ids == set(found.task_ids) - {leaf.task_id}
+
+
+def test_housekeeping_is_four_tasks_of_which_none_waits_for_another() -> None:
     found = dag("medflex_housekeeping")
-    assert set(found.task_ids) == {"prune_ledger", "remove_old_staging", "prune_data_docs"}
+    assert set(found.task_ids) == {"prune_ledger", "prune_journal", "remove_old_staging", "prune_data_docs"}
     assert not [operator for operator in found.tasks if operator.upstream_task_ids]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from medflex.airflow.loading import LOAD_COLUMNS, Loader
+from medflex.airflow.sharing import at_present_lpu, records_of
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
 from medflex.domain.changes import Change, plan_changes
 from medflex.domain.eligibility import judge
-from medflex.domain.payload import build_payload
 from medflex.domain.window import clinic_windows
 from medflex.errors import MedflexPipelineError
 from tests.faults.machine import Process
@@ -37,15 +37,10 @@ def transfer(process: Process, holder: str, *, resync: bool = False) -> str:
     rows = pd.concat(frames).sort_values(["clinic_id", "appointment_id"], ignore_index=True)
     clinic_ids = windows["clinic_id"].tolist()
     clinics = medlock.clinics(clinic_ids, clock.now())
-    eligible = rows[judge(rows, clinics).eligible]
-    payload = build_payload(eligible, clinics, DIGEST_KEY)
-    payload["patient_id"] = eligible["patient_id"].astype("int64")
-    lpu_ids = clinics.set_index("clinic_id")["lpu_id"]
-    payload["lpu_id"] = payload["clinic_id"].map(lpu_ids).astype("int64")
-    known = ledger.known(clinic_ids)
-    known = known[(known["lpu_id"] == known["clinic_id"].map(lpu_ids)).fillna(False).to_numpy(dtype=bool)]
-    changes = plan_changes(payload, known, resync=resync)
-    planned = payload.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
+    records = records_of(rows[judge(rows, clinics).eligible], clinics, DIGEST_KEY)
+    known = at_present_lpu(ledger.known(clinic_ids), clinics)
+    changes = plan_changes(records, known, resync=resync)
+    planned = records.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
     result = Loader(
         client=process.client,
         medlock=medlock,

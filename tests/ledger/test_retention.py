@@ -6,21 +6,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
+from medflex.domain.partner_actions import KEPT_DAYS, Action, ActionType, is_from_the_future, is_too_old
 from medflex.ledger import retention
-from medflex.ledger.retention import ANSWER_DAYS, KEPT_RUNS, LedgerRetention
+from medflex.ledger.retention import ACTION_DAYS, ANSWER_DAYS, KEPT_RUNS, LedgerRetention
 from medflex.ledger.store import BatchOutcome, Decision, Ledger, Run
 from medflex.sql import SQL_FOLDER
 from tests.ledger.times import NOW, Time
 
 CLINIC, LPU = 17, 40017
 DAY = timedelta(days=1)
-OF_A_RUN = ("run_shard", "run_clinic", "run_decision", "run_validation", "finding")
+OF_A_RUN = (
+    "run_shard",
+    "run_clinic",
+    "run_decision",
+    "run_validation",
+    "finding",
+    "message_look",
+    "message_warning",
+)
 
 
 @pytest.fixture
@@ -46,7 +56,7 @@ class Past:
         clinic_ids: list[int] | None = None,
         backfill_of: timedelta = timedelta(0),
     ) -> Run:
-        """A run with a shard, numbers, a decision, a validation and a finding, ``age`` before now."""
+        """A run with a shard, numbers, a decision, a validation, a finding and a warning, ``age`` before now."""
         self.number += 1
         at = NOW - age
         made = self.ledger.start_run(
@@ -63,6 +73,14 @@ class Past:
             "INSERT INTO ledger.finding (run_key, clinic_id, lpu_id, kind, appointment_ids)"
             " VALUES (%s, %s, %s, 'missing', '{1}')",
             [made.run_key, CLINIC, LPU],
+        )
+        self.write(
+            "INSERT INTO ledger.message_look (run_key, looked_at, since) VALUES (%s, %s, %s)", [made.run_key, at, at]
+        )
+        self.write(
+            "INSERT INTO ledger.message_warning (run_key, clinic_id, kind, scenario, partner_ids)"
+            " VALUES (%s, %s, 'overlap', 'greeting', '{5}')",
+            [made.run_key, CLINIC],
         )
         if settled:
             self.time.now = at
@@ -93,6 +111,24 @@ class Past:
             [clinic_id, NOW - age, state, None if state == "open" else NOW - age, run.run_key if run else None],
         )
         return int(key)
+
+    def action(self, decided: timedelta | None, answered: timedelta | None) -> UUID:
+        """A partner action, decided and answered so long ago, or not at all."""
+        action_id = uuid4()
+        at, told = (None if age is None else NOW - age for age in (decided, answered))
+        self.write(
+            "INSERT INTO ledger.partner_action (action_id, read_at, read_in, status_code, reason, is_effect,"
+            " decided_at, answer, answered_at) VALUES (%s, %s, 'run', %s, %s, %s, %s, %s, %s)",
+            [
+                action_id,
+                NOW - 1000 * DAY,
+                *((None,) * 3 if at is None else (204, "done", True)),
+                at,
+                None if told is None else "taken",
+                told,
+            ],
+        )
+        return action_id
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.uri) as connection:
@@ -275,6 +311,7 @@ def test_records_and_versions_outlive_everything(past: Past, forgetful: LedgerRe
     forgetful.prune_batches(1)
     forgetful.prune_holds(1)
     forgetful.prune_writers(1)
+    forgetful.prune_actions()
     assert past.read("SELECT * FROM ledger.record ORDER BY appointment_id") == before
     assert past.column("batch", "batch_id") == []
 
@@ -284,7 +321,13 @@ def test_no_query_of_housekeeping_removes_records_leases_or_the_rate() -> None:
     removed_from = {
         line.split("FROM ")[1].split()[0] for text in texts.values() for line in text.splitlines() if "DELETE" in line
     }
-    assert removed_from == {"ledger.run", "ledger.batch", "ledger.hold", "ledger.writer"}
+    assert removed_from == {
+        "ledger.run",
+        "ledger.batch",
+        "ledger.hold",
+        "ledger.writer",
+        "ledger.partner_action",
+    }
 
 
 # -- holds and writers
@@ -319,6 +362,35 @@ def test_marks_of_ended_attempts_go_after_thirty_days(past: Past, forgetful: Led
     mark("young", NOW - 29 * DAY)
     assert forgetful.prune_writers(chunk=2) == 5
     assert past.column("writer", "holder") == ["young"]
+
+
+# -- partner actions
+
+
+def test_actions_go_when_they_are_decided_and_answered_long_ago_and_waiting_ones_stay(
+    past: Past, forgetful: LedgerRetention
+) -> None:
+    age = ACTION_DAYS * DAY
+    for number in range(5):
+        past.action(age + timedelta(seconds=1 + number), DAY)
+    kept = {
+        past.action(age, age),
+        past.action(2 * age, None),  # Medflex has not taken the answer
+        past.action(None, None),
+    }
+    assert forgetful.prune_actions(chunk=2) == 5
+    assert set(past.column("partner_action", "action_id")) == kept
+    assert forgetful.prune_actions(chunk=2) == 0
+
+
+def test_an_action_that_is_forgotten_is_refused_for_its_age_should_it_come_again() -> None:
+    """Whatever was carried out was not asked for from the future; so much later it is too old, by any clock."""
+    assert ACTION_DAYS > KEPT_DAYS + 1
+    for ahead in (timedelta(0), DAY - timedelta(seconds=1)):
+        action = Action(uuid4(), 1, 1, 1, ActionType.CONFIRM, 1, None, None, None, created_at=NOW + ahead)
+        assert not is_from_the_future(action, NOW)
+        slow_clock = NOW + ACTION_DAYS * DAY - timedelta(hours=23)
+        assert is_too_old(action, slow_clock)
 
 
 # -- cost

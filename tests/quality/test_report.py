@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.domain.reasons import Reason
 from medflex.quality import report, suites, validation
 from medflex.quality.report import RunInfo
@@ -196,6 +197,75 @@ def test_a_hundred_shards_take_seconds(results: list[SuiteResult], tmp_path: Pat
     began = time.monotonic()
     report.publish_data_docs(many, RUN, tmp_path)
     assert time.monotonic() - began < 30
+
+
+# Messages
+
+LOOK = MessageLook(
+    frames.NOW,
+    (
+        MessageWarning(2, Twice.DOUBLED, "greeting", (17,), 1, (7,)),
+        MessageWarning(9, Twice.DOUBLED, "visit_reminder", (17, 20), 1234, tuple(range(100, 1100))),
+        MessageWarning(2, Twice.OVERLAP, "greeting", (17,)),
+        MessageWarning(1, Twice.OVERLAP, "other", (20,)),
+        MessageWarning(3, Twice.UNKNOWN, "", (5, 20)),
+    ),
+)
+
+
+def run_page(tmp_path: Path, look: MessageLook | None) -> list[list[str]]:
+    result = validation.validate_run(FUNNEL, [], None if look is None else look.by_clinic([1, 2, 3, 9]))
+    index = report.publish_data_docs([result], RUN, tmp_path, funnel=FUNNEL, messages=look)
+    verdict = "warnings in 1 of 1" if result.warnings else "passed"
+    assert Page(index).rows[1][-1] == verdict
+    return Page(tmp_path / "runs" / RUN.folder / "run.html").rows
+
+
+def test_r15_the_page_of_the_run_says_which_messages_patients_get_twice(tmp_path: Path) -> None:
+    rows = run_page(tmp_path, LOOK)
+    first_ids = ", ".join(map(str, range(100, 110)))
+    at = rows.index(["Clinic", "Scenario", "Partners", "Appointments", "First ids"])
+    assert rows[at + 1 : at + 3] == [
+        ["9", "visit_reminder", "17, 20", "1,234", f"{first_ids} …"],
+        ["2", "greeting", "17", "1", "7"],
+    ]
+    at = rows.index(["Clinic", "Scenario", "Partners"])
+    assert rows[at + 1 : at + 3] == [["1", "other", "20"], ["2", "greeting", "17"]]
+    at = rows.index(["Clinic", "Partners"])
+    assert rows[at + 1] == ["3", "5, 20"]
+    by_rule = {row[3]: row for row in rows if len(row) == 8}
+    assert by_rule["no_scenario_run_twice"][4:] == ["warning", "4", "2", "0"]
+    assert by_rule["no_appointment_told_twice"][4:] == ["warning", "4", "2", "0"]
+    text = (tmp_path / "runs" / RUN.folder / "run.html").read_text(encoding="utf-8")
+    for kind in Twice:
+        assert kind.description in text
+    assert "Messages that patients get twice" in text
+    assert f"Since {frames.NOW:%Y-%m-%d %H:%M} UTC." in text
+
+
+def test_the_page_tells_nothing_found_from_not_judged(tmp_path: Path) -> None:
+    rows = run_page(tmp_path, MessageLook(frames.NOW, ()))
+    assert rows.count(["none", "", ""]) == rows.count(["none", "", "", "", ""]) == rows.count(["none", ""]) == 1
+    rows = run_page(tmp_path, MessageLook(frames.NOW, (), "Medlock is <away>.", None))
+    assert rows.count(["none", "", "", "", ""]) == 1
+    assert rows.count(["Not judged: Medlock is <away>.", "", ""]) == 1
+    assert rows.count(["Not judged: Medlock is <away>.", ""]) == 1
+    by_rule = {row[3]: row for row in rows if len(row) == 8}
+    assert by_rule["no_scenario_run_twice"][5:] == ["0", "0", "4"]
+    assert by_rule["no_appointment_told_twice"][5:] == ["4", "0", "0"]
+    rows = run_page(tmp_path, None)
+    assert not any("none" in row for row in rows)
+
+
+def test_a_page_of_many_clinics_stays_one_that_a_browser_opens(tmp_path: Path) -> None:
+    many = tuple(MessageWarning(number, Twice.OVERLAP, "greeting", (17,)) for number in range(20_000))
+    began = time.monotonic()
+    rows = run_page(tmp_path, MessageLook(frames.NOW, many))
+    at = rows.index(["Clinic", "Scenario", "Partners"])
+    assert rows[at + 500] == ["499", "greeting", "17"]
+    assert rows[at + 501] == ["… and 19,500 more lines, in the ledger's table message_warning", "", ""]
+    assert (tmp_path / "runs" / RUN.folder / "run.html").stat().st_size < 1_000_000
+    assert time.monotonic() - began < 20
 
 
 # Canaries

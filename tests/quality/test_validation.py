@@ -683,6 +683,46 @@ def test_a_sudden_share_of_any_reason_is_a_warning() -> None:
     assert failed(validation.validate_run(sudden, history[:2])) == set(), "two runs are no history"
 
 
+# Messages
+
+
+def told(overlaps: list[int | None], doubled: list[int | None]) -> pd.DataFrame:
+    frame = pd.DataFrame({"clinic_id": np.arange(len(overlaps), dtype="int64")})
+    return frame.assign(
+        scenarios_run_twice=pd.array(overlaps, dtype="Int64"), appointments_told_twice=pd.array(doubled, dtype="Int64")
+    )
+
+
+MESSAGE_RULES = ("no_scenario_run_twice", "no_appointment_told_twice")
+
+
+def messages_judged(messages: pd.DataFrame | None) -> dict[str, tuple[bool, int, int, int]]:
+    """Whether each rule about messages holds, and how many clinics it looked at, failed and could not judge."""
+    result = validation.validate_run(FUNNEL, [], messages)
+    assert result.success, "a warning stops nothing"
+    return {
+        one.name: (one.success, one.evaluated, one.unexpected, one.missing)
+        for one in result.results
+        if one.name in MESSAGE_RULES
+    }
+
+
+def test_r15_clinics_whose_patients_get_messages_twice_are_a_warning() -> None:
+    overlapping, doubled = told([0, 2, 1], [0, 0, 0]), told([0, 0, 0], [0, 0, 40])
+    assert messages_judged(told([0, 0, 0], [0, 0, 0])) == dict.fromkeys(MESSAGE_RULES, (True, 3, 0, 0))
+    assert messages_judged(overlapping) == dict(zip(MESSAGE_RULES, [(False, 3, 2, 0), (True, 3, 0, 0)], strict=True))
+    assert messages_judged(doubled) == dict(zip(MESSAGE_RULES, [(True, 3, 0, 0), (False, 3, 1, 0)], strict=True))
+    assert {one.name for one in validation.validate_run(FUNNEL, [], told([1], [1])).warnings} == set(MESSAGE_RULES)
+
+
+def test_messages_that_could_not_be_looked_at_are_not_judged() -> None:
+    assert messages_judged(None) == dict.fromkeys(MESSAGE_RULES, (True, 0, 0, 0))
+    assert messages_judged(told([], [])) == dict.fromkeys(MESSAGE_RULES, (True, 0, 0, 0))
+    assert messages_judged(told([None, None], [0, 3])) == dict(
+        zip(MESSAGE_RULES, [(True, 2, 0, 2), (False, 2, 1, 0)], strict=True)
+    )
+
+
 # Adding up shards
 
 

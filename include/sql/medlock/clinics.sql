@@ -9,20 +9,18 @@ SELECT
     access_switch.enabled AS access_enabled,
     access_switch.changed_at AS access_changed_at,
     person.role AS access_changed_by_role,
-    coalesce(link.partner_ids, '{}'::bigint[]) AS partner_ids
+    -- By a look at the index per clinic: grouped for all, the links of 20,000 clinics would be read for one of them.
+    array(
+        SELECT clinic_partner.partner_id
+        FROM medlock.clinic_partner AS clinic_partner
+        INNER JOIN medlock.partner AS partner ON clinic_partner.partner_id = partner.id
+        WHERE clinic_partner.clinic_id = clinic.id AND clinic_partner.enabled IS TRUE
+        ORDER BY clinic_partner.partner_id
+    ) AS partner_ids
 FROM medlock.clinic AS clinic
 LEFT JOIN medlock.medflex_access AS access_switch ON clinic.id = access_switch.clinic_id
 -- A person of another clinic is an unknown person here (R2).
 LEFT JOIN medlock.staff AS person
     ON access_switch.changed_by = person.id AND clinic.id = person.clinic_id
-LEFT JOIN (
-    SELECT
-        clinic_partner.clinic_id,
-        array_agg(clinic_partner.partner_id ORDER BY clinic_partner.partner_id) AS partner_ids
-    FROM medlock.clinic_partner AS clinic_partner
-    INNER JOIN medlock.partner AS partner ON clinic_partner.partner_id = partner.id
-    WHERE clinic_partner.enabled IS TRUE
-    GROUP BY clinic_partner.clinic_id
-) AS link ON clinic.id = link.clinic_id
 WHERE %(clinic_ids)s::bigint[] IS NULL OR clinic.id = any(%(clinic_ids)s::bigint[])
 ORDER BY clinic.id

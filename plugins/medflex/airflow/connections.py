@@ -13,6 +13,7 @@ from medflex.errors import ConfigurationError
 
 MEDLOCK = "medlock_db"
 LEDGER = "medflex_ledger"
+MEDLOCK_ACTIONS = "medlock_actions"
 MEDFLEX = "medflex_api"
 
 # What of a connection's extra libpq understands; anything else there belongs to other tools.

@@ -1,7 +1,8 @@
-"""When the daily transfer runs, and which instant decides a run's day."""
+"""When DAGs run, and which instant decides the day of a run of the daily transfer."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -10,6 +11,8 @@ from zoneinfo import ZoneInfo
 from medflex.errors import BadParameterError
 
 CRON = "0 3 * * *"
+ACTIONS_CRON = os.environ.get("MEDFLEX_PARTNER_ACTIONS_CRON", "*/2 * * * *")
+"""How often partner actions are read; every two minutes unless the environment says otherwise."""
 TIMEZONE = "Europe/Moscow"
 """03:00 in Moscow: it is the same calendar day in all of Russia then, Kaliningrad (02:00) to Kamchatka (12:00)."""
 

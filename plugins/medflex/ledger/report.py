@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import psycopg
 
 from medflex.domain.funnel import Funnel
+from medflex.domain.messages import Twice
 from medflex.domain.reasons import REASONS
 from medflex.errors import RunIncompleteError
 from medflex.ledger.store import Ledger, translated_ledger_errors
 
 _WIDTH = 40
+_NAMED_CLINICS = 5
 
 
 def latest_run(conninfo: str, dag_id: str = "medflex_transfer") -> str | None:
@@ -36,6 +40,7 @@ def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex
         clinics = ledger.run_clinics(run.run_key)
         held = ledger.reasons(run.run_key)
         shards = ledger.shards(run.run_key)
+        messages = _messages(ledger, run.run_key)
     funnel = Funnel.of(clinics)
     states = clinics["access_state"].value_counts()
     lines = [
@@ -53,6 +58,7 @@ def funnel_text(conninfo: str, run_id: str | None = None, dag_id: str = "medflex
             lines.append(f"Shard {shard.label}: {shard.problem or shard.skipped_because}")
         if shard.withdraw_problem:
             lines.append(f"Shard {shard.label}, withdrawals: {shard.withdraw_problem}")
+    lines += messages
     return "\n".join(lines)
 
 
@@ -102,6 +108,38 @@ def _withdrawing(funnel: Funnel, reasons: _Reasons, mode: str) -> list[str]:
     if mode != "plan":
         lines.append(_bar("withdrawn", funnel.withdrawn, funnel.revoked))
     return lines
+
+
+def _messages(ledger: Ledger, run_key: int) -> list[str]:
+    """What patients get twice (R15); nothing if the run has not looked."""
+    found = ledger.message_totals(run_key, _NAMED_CLINICS)
+    if found is None:
+        return []
+    look, totals = found
+    since = f"{look.since:%Y-%m-%d}"
+    titles = {
+        Twice.DOUBLED: (f"Appointments that got two messages of one scenario since {since}", look.doubled_problem),
+        Twice.OVERLAP: ("Scenarios that Smart Care and a partner both run", look.overlaps_problem),
+        Twice.UNKNOWN: ("Partners beside Smart Care of which it is not known what they run", look.overlaps_problem),
+    }
+    lines = [""]
+    for kind, (title, problem) in titles.items():
+        mine = totals[totals["kind"] == kind.value]
+        if problem is not None:
+            # The two that one question answers have one line.
+            lines += [f"{title}: not judged. {problem}"] if kind is not Twice.UNKNOWN else []
+        elif mine.empty:
+            lines += [f"{title}: none"] if kind is not Twice.UNKNOWN else []
+        else:
+            lines += [f"{title}:", *(_of_scenario(row) for row in mine.itertuples(index=False))]
+    return lines
+
+
+def _of_scenario(row: Any) -> str:
+    more = " …" if row.clinics > len(row.clinic_ids) else ""
+    clinics = f"clinics {row.clinics:,} ({', '.join(map(str, row.clinic_ids))}{more})"
+    appointments = f"appointments {row.appointments:,}, " if row.kind == Twice.DOUBLED else ""
+    return f"      {row.scenario + ': ' if row.scenario else ''}{appointments}{clinics}"
 
 
 def print_funnel(conninfo: str, run_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the ledger forgets, and when: runs, batches, answered questions and the marks of ended attempts.
+"""What the ledger forgets, and when: runs, batches, answered questions, partner actions, the marks of ended attempts.
 
 Records are never forgotten: what is no longer there can no longer be withdrawn, and a version must never be given out
 twice. Neither is an intent without outcome, nor an open question. Each method works in small transactions, so that it
@@ -7,6 +7,7 @@ holds nobody up, can be stopped at any point, and goes on from there.
 
 from __future__ import annotations
 
+from medflex.domain.partner_actions import KEPT_DAYS
 from medflex.ledger.store import Ledger
 from medflex.sql import query
 
@@ -16,6 +17,10 @@ KEPT_RUNS = 10
 """Runs of each kind and DAG that stay however old they are; later runs are judged beside the last seven."""
 ANSWER_DAYS = 14
 """Answers stay at least so long, whatever is asked for: withdrawals go by those of the last seven days."""
+ACTION_DAYS = KEPT_DAYS + 2
+"""So long decisions about partner actions stay, here and in Medlock's journal: what is asked for anew behind that is
+refused for its age alone. One of the days is how far ahead of the clock an action may claim to be asked for, the other
+one is for clocks that differ."""
 WRITER_DAYS = 30
 """Far beyond any attempt of a task, whose time is limited to hours."""
 
@@ -65,6 +70,10 @@ class LedgerRetention(Ledger):
         Open ones stay.
         """
         return self._in_chunks("ledger/retention_delete_holds", max(days, ANSWER_DAYS), chunk)
+
+    def prune_actions(self, chunk: int = CHUNK) -> int:
+        """Remove partner actions that were decided more than ``ACTION_DAYS`` times 24 hours ago and are answered."""
+        return self._in_chunks("ledger/retention_delete_actions", ACTION_DAYS, chunk)
 
     def prune_writers(self, days: int = WRITER_DAYS, chunk: int = CHUNK) -> int:
         """Remove the marks of attempts that started more than ``days`` times 24 hours ago."""

@@ -30,6 +30,8 @@ from medflex.errors import (
     MedflexPipelineError,
     RunIncompleteError,
 )
+from medflex.ledger.actions import PartnerActions
+from medflex.ledger.messages import Messages
 from medflex.ledger.migrate import HEAD
 from medflex.ledger.reconciliation import Reconciliation
 from medflex.ledger.withdrawals import Withdrawals, bigints
@@ -99,7 +101,7 @@ class BatchOutcome:
     unknown: Sequence[int] = ()
 
 
-class Ledger(Reconciliation, Withdrawals):
+class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
     """Access to the ledger's database. Connections are per thread; every method is one transaction.
 
     Args:
@@ -201,7 +203,15 @@ class Ledger(Reconciliation, Withdrawals):
                 },
             )
             run_key = cursor.fetchone()["run_key"]  # type: ignore[index]
-            for table in ("run_shard", "run_clinic", "run_decision", "run_validation", "finding"):
+            for table in (
+                "run_shard",
+                "run_clinic",
+                "run_decision",
+                "run_validation",
+                "finding",
+                "message_warning",
+                "message_look",
+            ):
                 cursor.execute(f"DELETE FROM ledger.{table} WHERE run_key = %s", (run_key,))
             with cursor.copy("COPY ledger.run_shard (run_key, shard, label, kind, clinic_ids) FROM STDIN") as copy:
                 for index, shard in enumerate(shards):

@@ -18,6 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.domain.reasons import Reason
 from medflex.quality import suites
 from medflex.quality.results import ExpectationResult, SuiteResult
@@ -26,7 +27,10 @@ from medflex.quality.validation import Funnel, import_great_expectations, merge,
 _TEMPLATES = Path(__file__).with_name("templates")
 _TITLES = {"source": "Source", "outgoing": "Outgoing", "run": "Whole run"}
 _FUNNEL = tuple(one.name for one in fields(Funnel) if one.name != "reasons")
-_NOTE = "Counts only: no value of the data is kept here."
+_NOTE = "Counts, ids and names of scenarios only: nothing else of the data is kept here."
+_SHOWN_WARNINGS = 500
+"""Rows of a table of double messages: a page has to open in a browser; the ledger has them all."""
+_SHOWN_IDS = 10
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,19 @@ class RunInfo:
 
 
 def publish_data_docs(
-    results: Sequence[SuiteResult], run: RunInfo, target: Path, *, funnel: Funnel | None = None
+    results: Sequence[SuiteResult],
+    run: RunInfo,
+    target: Path,
+    *,
+    funnel: Funnel | None = None,
+    messages: MessageLook | None = None,
 ) -> Path:
     """Write the run's pages and the index over all runs under ``target``; return the index's path.
 
     ``results``: those of all shards, of any suites, in any order, and :func:`medflex.quality.validation.validate_run`'s
-    if there is one. ``target`` is a folder, also on an object store (``ObjectStoragePath``). Publishing the same run
-    again replaces its pages. Without results there is only the run's line in the index.
+    if there is one; ``funnel`` and ``messages`` are told on the page of the latter. ``target`` is a folder, also on an
+    object store (``ObjectStoragePath``). Publishing the same run again replaces its pages. Without results there is
+    only the run's line in the index.
     """
     import_great_expectations()
     home = target / "runs" / run.folder
@@ -64,7 +74,12 @@ def publish_data_docs(
     merged = {suite: merge(mine) for suite, mine in by_suite.items()}
     for suite, mine in by_suite.items():
         links = [{"href": f"{name}.html", "text": _TITLES[name], "current": name == suite} for name in by_suite]
-        page = _suite_page(merged[suite], mine, run, funnel if suite == "run" else None)
+        page = _suite_page(merged[suite], mine, run)
+        if suite == "run":
+            page.sections[1:1] = [
+                *([_funnel_section(funnel)] if funnel is not None else []),
+                *([_messages_section(messages)] if messages is not None else []),
+            ]
         title = f"{_TITLES[suite]}: {run.day.isoformat()}, {run.mode}, {run.run_id}"
         _write(home / f"{suite}.html", _render(page, title, "../../index.html", links))
     summary = {
@@ -96,7 +111,7 @@ def _verdict(results: Sequence[SuiteResult]) -> dict[str, int]:
 # --- Pages ------------------------------------------------------------------------------------------------------
 
 
-def _suite_page(merged: SuiteResult, shards: Sequence[SuiteResult], run: RunInfo, funnel: Funnel | None) -> Any:
+def _suite_page(merged: SuiteResult, shards: Sequence[SuiteResult], run: RunInfo) -> Any:
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 
@@ -126,8 +141,6 @@ def _suite_page(merged: SuiteResult, shards: Sequence[SuiteResult], run: RunInfo
         if findings:
             document.sections.insert(1, _shard_section("Shards with findings", findings))
         document.sections.append(_shard_section("All shards", shards))
-    if funnel is not None:
-        document.sections.insert(1, _funnel_section(funnel))
     return document
 
 
@@ -243,6 +256,46 @@ def _funnel_section(funnel: Funnel) -> Any:
         ),
     ]
     return RenderedSectionContent(section_name="Funnel", content_blocks=blocks)
+
+
+def _messages_section(look: MessageLook) -> Any:
+    from great_expectations.render.components import RenderedSectionContent
+
+    def partners(item: MessageWarning) -> str:
+        return ", ".join(map(str, item.partner_ids))
+
+    def ids(item: MessageWarning) -> str:
+        more = " …" if item.appointments > min(_SHOWN_IDS, len(item.appointment_ids)) else ""
+        return ", ".join(map(str, item.appointment_ids[:_SHOWN_IDS])) + more
+
+    def clinic(item: MessageWarning) -> str:
+        return str(item.clinic_id)
+
+    def scenario(item: MessageWarning) -> str:
+        return escape(item.scenario)
+
+    def appointments(item: MessageWarning) -> str:
+        return f"{item.appointments:,}"
+
+    columns: dict[str, Any] = {"Clinic": clinic, "Scenario": scenario, "Partners": partners}
+    of_kind = {
+        Twice.DOUBLED: {**columns, "Appointments": appointments, "First ids": ids},
+        Twice.OVERLAP: columns,
+        Twice.UNKNOWN: {"Clinic": clinic, "Partners": partners},
+    }
+    blocks = []
+    for kind, shown in of_kind.items():
+        since = f" Since {look.since:%Y-%m-%d %H:%M} UTC." if kind is Twice.DOUBLED else ""
+        problem = look.doubled_problem if kind is Twice.DOUBLED else look.overlaps_problem
+        found = sorted(look.of(kind), key=lambda item: -item.appointments)
+        rows = [[cell(item) for cell in shown.values()] for item in found[:_SHOWN_WARNINGS]]
+        if len(found) > _SHOWN_WARNINGS:
+            rest = f"… and {len(found) - _SHOWN_WARNINGS:,} more lines, in the ledger's table message_warning"
+            rows.append([rest, *[""] * (len(shown) - 1)])
+        if problem is not None:
+            rows = [[_text(f"Not judged: {problem}", "result-warning"), *[""] * (len(shown) - 1)]]
+        blocks.append(_table(rows or [["none", *[""] * (len(shown) - 1)]], list(shown), kind.description + since))
+    return RenderedSectionContent(section_name="Messages that patients get twice", content_blocks=blocks)
 
 
 def index_page(target: Any) -> str:

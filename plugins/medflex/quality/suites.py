@@ -20,8 +20,9 @@ from medflex.domain.reasons import Reason
 from medflex.quality.results import Severity
 
 #: Which frame a rule looks at: the rows (chunk by chunk), the keys of all rows, the clinics, the clinics' row counts
-#: beside their earlier runs, the run's numbers; ``contract`` is checked before any frame reaches Great Expectations.
-Part = Literal["contract", "rows", "keys", "clinics", "history", "run"]
+#: beside their earlier runs, the run's numbers, the messages of its clinics; ``contract`` is checked before any frame
+#: reaches Great Expectations.
+Part = Literal["contract", "rows", "keys", "clinics", "history", "run", "messages"]
 
 #: Shares are not judged on fewer rows: one odd row among five says nothing about a column.
 SHARE_FLOOR_ROWS = 50
@@ -575,7 +576,7 @@ EQUATIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def run_suite() -> list[Rule]:
-    """The run as a whole: conservation, and each reason's share of the rows beside the last runs."""
+    """The run as a whole: conservation, each reason's share of the rows beside the last runs, double messages."""
     rules = [
         _in_set(
             f"{total}_conserved",
@@ -599,6 +600,24 @@ def run_suite() -> list[Rule]:
             "run",
         )
         for reason in Reason
+    ]
+    rules += [
+        _in_set(
+            "no_scenario_run_twice",
+            "scenarios_run_twice",
+            (0,),
+            Severity.WARNING,
+            "No clinic's Smart Care runs a scenario that one of its partners runs as well (R15, by configuration).",
+            "messages",
+        ),
+        _in_set(
+            "no_appointment_told_twice",
+            "appointments_told_twice",
+            (0,),
+            Severity.WARNING,
+            "No appointment of a clinic got two messages of one scenario (R15, by record).",
+            "messages",
+        ),
     ]
     return rules
 

@@ -110,8 +110,12 @@ def failing_outgoing_ids(
     return _failing_ids(_outgoing_look(clinics, now), result, chunks, cap)
 
 
-def validate_run(funnel: Funnel, history: Sequence[Funnel]) -> SuiteResult:
-    """Judge the numbers of a whole run: conservation, and each reason's share beside the median of earlier runs."""
+def validate_run(funnel: Funnel, history: Sequence[Funnel], messages: pd.DataFrame | None = None) -> SuiteResult:
+    """Judge a whole run: conservation, each reason's share beside the median of earlier runs, double messages (R15).
+
+    ``messages``: ``clinic_id``, ``scenarios_run_twice``, ``appointments_told_twice`` (numbers, missing where they could
+    not be judged), one row per clinic; ``None`` where nobody has looked. What is missing is not judged.
+    """
     numbers: dict[str, float | None] = {}
     for total, parts in EQUATIONS.items():
         values = [getattr(funnel, name) for name in parts]
@@ -132,6 +136,8 @@ def validate_run(funnel: Funnel, history: Sequence[Funnel]) -> SuiteResult:
     tallies = _tallies(suites.run_suite())
     with _GreatExpectations() as look:
         look.add(tallies, frame, "run")
+        if messages is not None:
+            look.add(tallies, messages, "messages")
     return SuiteResult("run", "all", 1, tuple(tally.result() for tally in tallies.values()))
 
 

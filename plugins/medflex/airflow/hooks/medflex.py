@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from uuid import UUID
 
 import orjson
 import requests
@@ -28,6 +30,8 @@ SEND_PATH = "/appointments/batch/"
 WITHDRAW_PATH = "/appointments/withdraw/"
 MAX_BATCH = 500
 PAGE_SIZE = 1000
+ACTIONS_PATH = "/actions/"
+ACTION_PAGE_SIZE = 500
 MAX_PAUSE = 86_400.0
 """The longest pause in seconds that a Retry-After is taken for; a day later the next run asks anew."""
 
@@ -83,6 +87,31 @@ class BatchReply:
     rejected: Mapping[int, tuple[str, ...]]
     outdated: frozenset[int]
     unknown: frozenset[int]
+
+
+class CursorUnknownError(Exception):
+    """Medflex does not know the place in the queue of partner actions from which to read on."""
+
+
+@dataclass(frozen=True)
+class ActionPage:
+    """Partner actions, oldest first, as Medflex delivered them: not yet looked at.
+
+    items: whatever the list holds. cursor: from where to read on. is_last: there was no more.
+    """
+
+    items: list[Any]
+    cursor: str
+    is_last: bool
+
+
+class AnswerTaken(StrEnum):
+    """What Medflex says to our answer to a partner action."""
+
+    TAKEN = "taken"
+    CONTRADICTED = "contradicted"
+    """Another answer was given before, and stays."""
+    UNKNOWN_ACTION = "unknown_action"
 
 
 @dataclass(frozen=True)
@@ -179,6 +208,47 @@ class MedflexClient:
                 raise UnknownOutcomeError("empty pages without end", response.status_code)
             page += 1
 
+    def actions(self, after: str | None) -> ActionPage:
+        """Read one page of partner actions.
+
+        Args:
+            after: the cursor of the page before; ``None`` for the beginning.
+
+        Raises:
+            CursorUnknownError: Medflex does not know this cursor.
+        """
+        params: dict[str, Any] = {"size": ACTION_PAGE_SIZE} | ({} if after is None else {"after": after})
+        response = self._request("GET", ACTIONS_PATH, params=params, allowed=(200, 404))
+        if response.status_code == 404:
+            if after is not None:
+                raise CursorUnknownError
+            raise MedflexContractError(
+                "Medflex has no list of partner actions for this token (HTTP 404): have it enabled there."
+            )
+        body = _json(response)
+        body = body if isinstance(body, dict) else {}
+        items, cursor, links = body.get("data"), body.get("cursor"), body.get("links")
+        if not isinstance(items, list) or not isinstance(cursor, str) or not cursor or not isinstance(links, dict):
+            raise UnknownOutcomeError("an unreadable page of partner actions", response.status_code)
+        return ActionPage(items, cursor, is_last=not links.get("next"))
+
+    def answer(self, action_id: UUID, status_code: int, detail: str) -> AnswerTaken:
+        """Say what became of a partner action; saying the same again does no harm.
+
+        Args:
+            detail: for the partner's log; without personal data.
+        """
+        response = self._request(
+            "POST",
+            f"{ACTIONS_PATH}{action_id}/result/",
+            data=orjson.dumps({"status_code": status_code, "detail": detail}),
+            headers={"Content-Type": "application/json"},
+            allowed=(204, 404, 409),
+        )
+        return {404: AnswerTaken.UNKNOWN_ACTION, 409: AnswerTaken.CONTRADICTED}.get(
+            response.status_code, AnswerTaken.TAKEN
+        )
+
     def _session(self) -> requests.Session:
         session = getattr(self._local, "session", None)
         if session is None:
@@ -194,7 +264,9 @@ class MedflexClient:
             self._local.session = session
         return session
 
-    def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+    def _request(
+        self, method: str, path: str, *, allowed: tuple[int, ...] = (200,), **arguments: Any
+    ) -> requests.Response:
         settings = self.settings
         try:
             response = self._session().request(
@@ -227,14 +299,13 @@ class MedflexClient:
             ) from None
         except requests.exceptions.RequestException as error:
             raise UnknownOutcomeError(f"a broken reply ({type(error).__name__})") from None
-        _raise_for_status(response)
+        if response.status_code not in allowed:
+            _raise_for_status(response)
         return response
 
 
-def _raise_for_status(response: requests.Response) -> None:
+def _raise_for_status(response: requests.Response) -> NoReturn:
     status = response.status_code
-    if status == 200:
-        return
     wait = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
     if status in (401, 403):
         raise MedflexRefusedError(
@@ -246,7 +317,7 @@ def _raise_for_status(response: requests.Response) -> None:
     if status == 409:
         # The same key is still being worked on: its outcome will be known under that key.
         raise UnknownOutcomeError("a request still in flight", status, wait)
-    if status >= 500 or status == 408 or 200 < status < 300:
+    if status >= 500 or status == 408 or 200 <= status < 300:
         # Another 2xx is a success that the contract does not know: it may well have had its effect.
         raise UnknownOutcomeError(f"HTTP {status}", status, wait)
     if status == 404:

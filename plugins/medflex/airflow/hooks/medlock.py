@@ -51,7 +51,7 @@ APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
 }
 """The output columns of appointments.sql and their types (docs/data-contract.md)."""
 
-_CLINIC_TYPES = MappingProxyType(
+CLINIC_TYPES = MappingProxyType(
     {
         "clinic_id": "int64",
         "lpu_id": "Int64",
@@ -68,6 +68,10 @@ _CONSENT_TYPES = MappingProxyType(
 )
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
+)
+_OVERLAP_TYPES = MappingProxyType({"clinic_id": "int64", "scenario": "str", "partner_ids": "object"})
+_MESSAGE_TYPES = MappingProxyType(
+    {"clinic_id": "int64", "appointment_id": "int64", "scenario": "str", "messages": "int64"}
 )
 
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
@@ -103,7 +107,7 @@ class Medlock:
 
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
-        return judge_access(self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)}, _CLINIC_TYPES), now)
+        return judge_access(self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)}, CLINIC_TYPES), now)
 
     def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
         """Return the flags behind these appointments as they are committed now; a deleted one has no row."""
@@ -138,6 +142,23 @@ class Medlock:
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""
         return self._frame("medlock/patients_now", {"patient_ids": _list(patient_ids)}, _PATIENT_TYPES)
+
+    def scenario_overlaps(self, clinic_ids: Sequence[int] | None) -> pd.DataFrame:
+        """Return which scenarios a clinic's Smart Care and its partners both run (R15): ``clinic_id`` (int64),
+        ``scenario`` (str; missing: partners of which it is not known what they run), ``partner_ids`` (lists).
+
+        ``clinic_ids`` of ``None`` means all.
+        """
+        return self._frame("medlock/scenario_overlaps", {"clinic_ids": _list(clinic_ids)}, _OVERLAP_TYPES)
+
+    def smart_care_messages(
+        self, clinic_ids: Sequence[int], appointment_ids: Sequence[int], since: datetime
+    ) -> pd.DataFrame:
+        """Return what Smart Care has sent since then about appointments, each of the clinic at the same place:
+        ``clinic_id``, ``appointment_id`` (int64), ``scenario`` (str), ``messages`` (int64: how many).
+        """
+        parameters = {"clinic_ids": _list(clinic_ids), "appointment_ids": _list(appointment_ids), "since": since}
+        return self._frame("medlock/smart_care_messages", parameters, _MESSAGE_TYPES)
 
     def deleted_rows(self) -> str:
         """Return a stamp that changes when rows are deleted from the tables that stand behind a record."""
@@ -187,19 +208,28 @@ class Medlock:
                 cursor.execute(query(name), parameters)
                 columns = [column.name for column in cursor.description or ()]
                 rows = cursor.fetchall()
-        # Each column has its type at once: a missing id beside others would make them floats, which cannot hold every
-        # id, and turning the columns of a frame into others costs more than the query.
-        values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
-        if missing := types.keys() - values.keys():
-            raise KeyError(f"The query {name} returns no {', '.join(sorted(missing))}.")
-        return pd.DataFrame(
-            {
-                column: pd.array(list(items), dtype=types[column])
-                if column in types
-                else pd.Series(items, dtype=object, index=range(len(rows)))
-                for column, items in values.items()
-            }
-        )
+        return typed_frame(name, columns, rows, types)
+
+
+def typed_frame(
+    name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], types: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return rows of the query ``name`` as a frame; columns without a type in ``types`` are objects.
+
+    Each column has its type at once: a missing id beside others would make them floats, which cannot hold every id, and
+    turning the columns of a frame into others costs more than the query.
+    """
+    values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
+    if missing := types.keys() - values.keys():
+        raise KeyError(f"The query {name} returns no {', '.join(sorted(missing))}.")
+    return pd.DataFrame(
+        {
+            column: pd.array(list(items), dtype=types[column])
+            if column in types
+            else pd.Series(items, dtype=object, index=range(len(rows)))
+            for column, items in values.items()
+        }
+    )
 
 
 def windows_json(windows: pd.DataFrame) -> str:
@@ -250,13 +280,13 @@ def _translated() -> Iterator[None]:
         raise translated_error(error, getattr(error, "sqlstate", None)) from None
 
 
-def translated_error(error: Exception, sqlstate: str | None) -> MedflexPipelineError:
+def translated_error(error: Exception, sqlstate: str | None, conn_id: str = "medlock_db") -> MedflexPipelineError:
     """Return the product's error for a driver's, without the driver's text."""
     text = str(error)
     state = sqlstate or ""
     if state.startswith("28") or state == "3D000" or ((not state or state == "08001") and refused_login(error)):
         return MedlockRefusedError(
-            "Medlock's database refuses the log-in: check user, password and database of the connection medlock_db."
+            f"Medlock's database refuses the log-in: check user, password and database of the connection {conn_id}."
         )
     if state in ("42P01", "42703", "3F000") or (found := _IDENTIFIER.search(text)):
         found = _IDENTIFIER.search(text)
@@ -267,7 +297,7 @@ def translated_error(error: Exception, sqlstate: str | None) -> MedflexPipelineE
         )
     if state == "42501":
         return MedlockRefusedError(
-            "The user of the connection medlock_db may not read a table of Medlock: grant it SELECT on the schema"
+            f"The user of the connection {conn_id} may not read a table of Medlock: grant it SELECT on the schema"
             " medlock."
         )
     if state.startswith(("22", "42")) or "invalid input syntax" in text:
@@ -276,6 +306,6 @@ def translated_error(error: Exception, sqlstate: str | None) -> MedflexPipelineE
             " another type than the contract says, or a cast fails on some row (docs/data-contract.md)."
         )
     return MedlockUnavailableError(
-        "Medlock's database does not answer or broke off: check that the server of the connection medlock_db is up and"
+        f"Medlock's database does not answer or broke off: check that the server of the connection {conn_id} is up and"
         " reachable from the workers."
     )

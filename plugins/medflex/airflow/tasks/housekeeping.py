@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context, ObjectStoragePath, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
 
 from medflex.airflow import connections
 from medflex.airflow.tasks.parts import data_docs_url, logged, parameters_of, speaking
@@ -35,7 +36,9 @@ _DOCS_RUN = re.compile(r".*-[0-9a-f]{8}")
 
 @speaking
 def prune_ledger() -> dict[str, int]:
-    """Remove old runs, batches, answered questions and marks of ended attempts; return how many of each."""
+    """Remove old runs, batches, answered questions, partner actions and marks of ended attempts; return how many of
+    each.
+    """
     from medflex.ledger.retention import LedgerRetention
 
     context = get_current_context()
@@ -46,9 +49,30 @@ def prune_ledger() -> dict[str, int]:
             "runs": ledger.prune_runs(runs_days),
             "batches": ledger.prune_batches(batches_days),
             "holds": ledger.prune_holds(runs_days),
+            "actions": ledger.prune_actions(),
             "writers": ledger.prune_writers(),
         }
     return logged(removed)
+
+
+@speaking
+def prune_journal() -> dict[str, int]:
+    """Remove old decisions about partner actions from Medlock's journal; return how many.
+
+    How long they stay is not for a run to say: what is no longer there could take effect a second time.
+    """
+    from medflex.airflow.hooks.medlock_actions import MedlockActions
+    from medflex.ledger.retention import ACTION_DAYS
+
+    check_parameters(get_current_context())
+    try:
+        connections.connection(connections.MEDLOCK_ACTIONS)
+    except ConfigurationError:
+        raise AirflowSkipException(
+            "The connection medlock_actions does not exist, so there is no journal of partner actions to prune."
+        ) from None
+    with MedlockActions(connections.postgres_conninfo(connections.MEDLOCK_ACTIONS)) as medlock:
+        return logged({"decisions": medlock.forget(ACTION_DAYS)})
 
 
 @speaking
@@ -86,13 +110,7 @@ def days_of(context: Context, name: str) -> int:
             for here: a run that was started with a slip removes nothing at all.
         ConfigurationError: the environment variable has an unusable value.
     """
-    params = parameters_of(context, dict.fromkeys(DAYS, ""))
-    for parameter in DAYS:
-        value = params.get(parameter)
-        if value is not None and not (type(value) is int and 1 <= value <= MOST_DAYS):
-            raise BadParameterError(
-                f"The parameter {parameter} must be a whole number of days from 1 to {MOST_DAYS}, or empty."
-            )
+    params = check_parameters(context)
     if params.get(name) is not None:
         return int(params[name])
     variable = f"MEDFLEX_KEEP_{name.upper()}"
@@ -105,6 +123,22 @@ def days_of(context: Context, name: str) -> int:
             " all workers, or unset it."
         )
     return int(text)
+
+
+def check_parameters(context: Context) -> dict[str, Any]:
+    """Return the parameters of the run.
+
+    Raises:
+        BadParameterError: one of them is unknown or no whole number of days.
+    """
+    params = parameters_of(context, dict.fromkeys(DAYS, ""))
+    for parameter in DAYS:
+        value = params.get(parameter)
+        if value is not None and not (type(value) is int and 1 <= value <= MOST_DAYS):
+            raise BadParameterError(
+                f"The parameter {parameter} must be a whole number of days from 1 to {MOST_DAYS}, or empty."
+            )
+    return params
 
 
 # -- staging ---------------------------------------------------------------------------------------------------------

@@ -364,8 +364,8 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     import pandas as pd
     import pyarrow as pa
 
+    from medflex.airflow.sharing import JUDGED_COLUMNS, records_of
     from medflex.domain.eligibility import judge
-    from medflex.domain.payload import build_payload
     from medflex.domain.status import map_status
 
     context = _labelled(shard)
@@ -379,7 +379,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         clinics = medlock.clinics(clinic_ids, judged_at)
         staging = _staging(context)
         staging.clear(number, "eligible")
-        snapshot = pa.Table.from_pandas(clinics.drop(columns=_JUDGED), preserve_index=False)
+        snapshot = pa.Table.from_pandas(clinics.drop(columns=JUDGED_COLUMNS), preserve_index=False)
         staging.write(number, "clinics", 0, snapshot.replace_schema_metadata({"judged_at": judged_at.isoformat()}))
         decided: dict[tuple[int, str, tuple[str, ...]], list[int]] = {}
         counts = pd.DataFrame(
@@ -390,10 +390,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         for part, table in staging.read_all(number, "extract"):
             rows = to_frame(table)
             verdict = judge(rows, clinics)
-            eligible = rows[verdict.eligible]
-            payload = build_payload(eligible, clinics, key)
-            payload["patient_id"] = eligible["patient_id"].astype("int64")
-            payload["lpu_id"] = payload["clinic_id"].map(clinics.set_index("clinic_id")["lpu_id"]).astype("int64")
+            payload = records_of(rows[verdict.eligible], clinics, key)
             staging.write(number, "eligible", part, pa.Table.from_pandas(payload, preserve_index=False))
             _gather(decided, rows, verdict)
             flags = pd.DataFrame(
@@ -465,6 +462,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
 
     Returns how many expectations passed, warned and failed.
     """
+    from medflex.airflow.sharing import require_valid
     from medflex.quality.validation import validate_outgoing, validate_source
 
     context = _labelled(shard)
@@ -499,24 +497,14 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         ]
         for result in results:
             ledger.save_validation(run.run_key, number, result.suite, _as_json(result))
-        failures = [failure for result in results for failure in result.critical_failures]
-        warned = [warning for result in results for warning in result.warnings]
-        for item in (*failures, *warned):
-            log.warning("%s: %s, %d of %d.", item.severity, item.name, item.unexpected, item.evaluated)
-        if failures:
-            sentence = (
-                f"{len(failures)} critical expectations failed ({_listed([item.name for item in failures])}), so"
-                " nothing of this shard is sent; see the quality report of the run."
-            )
-            ledger.set_problem(run.run_key, number, sentence)
-            raise ValidationFailedError(sentence)
+        try:
+            warned = require_valid(results, "nothing of this shard is sent; see the quality report of the run.")
+        except ValidationFailedError as error:
+            ledger.set_problem(run.run_key, number, str(error))
+            raise
         ledger.set_stage(run.run_key, number, "validated")
         passed = sum(item.success for result in results for item in result.results)
-    return {"passed": passed, "warned": len(warned), "failed": 0}
-
-
-_JUDGED = ["state", "closed_reason", "opens_at"]
-"""What ``judge_access`` adds to CLINICS."""
+    return {"passed": passed, "warned": warned, "failed": 0}
 
 
 def _clinics_frame(table: Any) -> Any:
@@ -534,10 +522,6 @@ def _as_json(result: Any) -> dict[str, Any]:
 
     loaded: dict[str, Any] = json.loads(result.to_json())
     return loaded
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _saved_windows(ledger: Any, run_key: int, clinic_ids: Sequence[int]) -> Any:
@@ -564,17 +548,13 @@ def _source_chunks(staging: Any, number: int) -> Iterator[Any]:
 
 def _outgoing_chunks(staging: Any, number: int, windows: Any) -> Iterator[Any]:
     """The payload beside what the source says about the same appointments, read a second time and joined by id."""
+    from medflex.airflow.sharing import SOURCE_WITNESSES, with_witnesses
     from medflex.domain.payload import PAYLOAD_COLUMNS
-    from medflex.quality.suites import WITNESS_COLUMNS
-
-    of_source = [name for name in WITNESS_COLUMNS if name not in ("starts_from", "starts_before")]
 
     def pieces() -> Iterator[Any]:
         for part, table in staging.read_all(number, "eligible", list(PAYLOAD_COLUMNS)):
-            payload = to_frame(table)
-            source = to_frame(staging.read(number, "extract", part, ["clinic_id", "appointment_id", *of_source]))
-            joined = payload.merge(source.rename(columns={"appointment_id": "id"}), how="left", on=["clinic_id", "id"])
-            yield joined.merge(windows, how="left", on="clinic_id")
+            source = to_frame(staging.read(number, "extract", part, ["clinic_id", "appointment_id", *SOURCE_WITNESSES]))
+            yield with_witnesses(to_frame(table), source, windows)
 
     yield from _joined(pieces())
 
@@ -612,6 +592,7 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
     import pandas as pd
     import pyarrow as pa
 
+    from medflex.airflow.sharing import at_present_lpu
     from medflex.domain.changes import Change, plan_changes
 
     context = _labelled(shard)
@@ -621,7 +602,7 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
-        known = _at_present_lpu(ledger.known(clinic_ids), staging, number)
+        known = at_present_lpu(ledger.known(clinic_ids), _clinics_frame(staging.read(number, "clinics", 0)))
         if run.mode == "plan":
             # A run that is not only a plan has withdrawn these by now.
             revoked = ledger.revoked_ids(run.run_key, clinic_ids)
@@ -641,12 +622,6 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "compared")
     return logged({str(name): int(value) for name, value in counts.sum().items()})
-
-
-def _at_present_lpu(known: Any, staging: Any, number: int) -> Any:
-    """Only what is shown where the clinics are now: a clinic with another lpu_id than before has nothing there yet."""
-    lpu_ids = _clinics_frame(staging.read(number, "clinics", 0)).set_index("clinic_id")["lpu_id"]
-    return known[(known["lpu_id"] == known["clinic_id"].map(lpu_ids)).fillna(False).to_numpy(dtype=bool)]
 
 
 # -- load ------------------------------------------------------------------------------------------------------------
@@ -709,9 +684,13 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
 
 @speaking
 def publish_quality_report() -> str:
-    """Build the run's Data Docs, once, from all shards' reduced results; return where they lie."""
+    """Build the run's Data Docs, once, from all shards' reduced results; return where they lie.
+
+    Before that it looks for messages that patients get twice (R15), which the run's page and its report tell.
+    """
     import orjson
 
+    from medflex.airflow.messages import look_for_double_messages
     from medflex.quality.report import RunInfo, publish_data_docs
     from medflex.quality.results import SuiteResult
     from medflex.quality.validation import validate_run
@@ -722,9 +701,12 @@ def publish_quality_report() -> str:
         ledger.set_report(run.run_key, None)
         results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
         funnel, history = _quality_funnels(ledger, run)
-        results.append(validate_run(funnel, history))
+        messages = look_for_double_messages(ledger, run, CLOCK.now(), open_medlock)
+        clinic_ids = ledger.run_clinics(run.run_key)["clinic_id"].tolist()
+        results.append(validate_run(funnel, history, messages.by_clinic(clinic_ids)))
         info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
-        location = _publish(results, info, data_docs_url(), functools.partial(publish_data_docs, funnel=funnel))
+        publish = functools.partial(publish_data_docs, funnel=funnel, messages=messages)
+        location = _publish(results, info, data_docs_url(), publish)
         ledger.set_report(run.run_key, location)
     log.info("Quality report: %s", location)
     return location
