@@ -7,11 +7,12 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 BIN := .venv/bin
 LOCKS := requirements-uv.txt requirements.txt requirements-dev.txt
 SEEDS ?= 2000
+ACTIONS ?= 10000
 STAMP := .venv/.locks-installed
 # Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
 WORKERS ?= 2
 
-.PHONY: help demo stop env test test-long faults lint format lock docs bench clean
+.PHONY: help demo stop env test test-long faults storm lint format lock docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ test-long: $(STAMP) ## those that take minutes: long properties, a whole Airflow
 
 faults: $(STAMP) ## fault schedules: SEEDS=100000 of them, on both cores; prints the violations per invariant
 	@$(BIN)/python -m tests.faults $(SEEDS)
+
+storm: $(STAMP) ## play ACTIONS=… partner actions against an independent model
+	@$(BIN)/python -m tests.faults.actions --actions $(ACTIONS) --seed 0
 
 lint: $(STAMP) ## style, types, SQL, generated docs
 	@$(BIN)/python -m ruff check
@@ -56,6 +60,7 @@ docs: $(STAMP) ## generate the documents that are made from code
 bench: $(STAMP) ## compare speeds; takes minutes and a quiet machine
 	@$(BIN)/python -m bench
 	$(BIN)/python -m bench.withdrawals
+	$(BIN)/python -m bench.partner_actions
 
 clean: stop ## stop everything, and remove the environment and all the demo's data
 	rm -rf .venv .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis

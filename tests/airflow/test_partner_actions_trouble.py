@@ -53,7 +53,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "status": {"status": 503},
     "rate_limited": {"retry_after": 0},
 }
-NONSENSE = ("truncated", "wrong_type", "missing_data", "empty")
+NONSENSE = ("truncated", "wrong_type", "missing_data", "missing_items", "empty")
 FAST = {"timeout": 0.3, "attempts": 2, "backoff": 0.01}
 
 

@@ -230,6 +230,9 @@ class MedflexClient:
         items, cursor, links = body.get("data"), body.get("cursor"), body.get("links")
         if not isinstance(items, list) or not isinstance(cursor, str) or not cursor or not isinstance(links, dict):
             raise UnknownOutcomeError("an unreadable page of partner actions", response.status_code)
+        if body.get("count") != len(items) and len(items) < ACTION_PAGE_SIZE:
+            # The cursor goes on behind what is not on the page.
+            raise UnknownOutcomeError("a page of partner actions that leaves some out", response.status_code)
         return ActionPage(items, cursor, is_last=not links.get("next"))
 
     def answer(self, action_id: UUID, status_code: int, detail: str) -> AnswerTaken:
