@@ -9,6 +9,8 @@ LOCKS := requirements-uv.txt requirements.txt requirements-dev.txt
 SEEDS ?= 2000
 ACTIONS ?= 10000
 STAMP := .venv/.locks-installed
+# Where it is set, each process would compile all of Airflow anew: 8 seconds of work in every task.
+unexport PYTHONDONTWRITEBYTECODE
 # Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
 WORKERS ?= 2
 

@@ -439,6 +439,8 @@ class Stack:
 def stack_environment(stack: Stack) -> dict[str, str]:
     """The environment of Airflow's processes: settings, connections, secrets; nothing of the caller's Airflow."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "MEDFLEX_"))}
+    # Else each task's process would compile all that it imports anew, which takes longer than most tasks.
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
     home = stack.folder / "airflow"
     medflex = {
         "conn_type": "http",

@@ -189,14 +189,14 @@ def test_a_bad_parameter_is_refused_before_anything_happens(
 def test_an_error_that_nobody_foresaw_is_told_without_its_text(
     filled_world: World, monkeypatch: pytest.MonkeyPatch, log_text: Callable[[], str]
 ) -> None:
-    import medflex.domain.payload
+    import medflex.airflow.sharing
 
     canary = filled_world.read("SELECT first_name FROM medlock.patient WHERE first_name LIKE %s", ["Канарий%"])[0][0]
 
     def broken(*_: object) -> None:
         raise ValueError(f"cannot convert {canary}")
 
-    monkeypatch.setattr(medflex.domain.payload, "build_payload", broken)
+    monkeypatch.setattr(medflex.airflow.sharing, "build_payload", broken)
     assert run_transfer().state == "failed"
     text = log_text()
     assert "withhold failed with ValueError in" in text

@@ -55,6 +55,7 @@ def test_ten_thousand_actions(ground: Ground) -> None:
     assert set(outcome.reasons) == set(CODES)
 
 
+@pytest.mark.long
 def test_a_storm_replays_exactly(ground: Ground) -> None:
     first = rage(ground, 3, 120).trace
     # What raged in between must leave nothing behind.
@@ -63,6 +64,7 @@ def test_a_storm_replays_exactly(ground: Ground) -> None:
     assert len(first) > 1000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_storm_notices_a_guard_that_is_gone(ground: Ground, mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
