@@ -196,8 +196,7 @@ def work_off(stack: Stack, number: int, seed: int) -> Backlog:
     from medflex.clock import SystemClock
     from medflex.ledger.store import Ledger
 
-    stack.airflow().pause(DAG_ID)
-    _wait_until_idle(stack)
+    _pause_when_idle(stack)
     settings = MedflexSettings(base_url=stack.medflex_url, token=stack.token, rate_per_second=0)
     with (
         Control(stack.control_url) as control,
@@ -244,16 +243,27 @@ def work_off(stack: Stack, number: int, seed: int) -> Backlog:
     )
 
 
-def _wait_until_idle(stack: Stack) -> None:
-    deadline = time.monotonic() + GIVE_UP_SECONDS
-    while read(
-        stack.cluster.uri("airflow", "airflow"),
-        "SELECT 1 FROM dag_run WHERE dag_id = %s AND state IN ('queued', 'running')",
-        [DAG_ID],
-    ):
-        if time.monotonic() > deadline:
-            raise BenchError(f"A run of {DAG_ID} does not come to its end.")
+def _pause_when_idle(stack: Stack) -> None:
+    """Pause the DAG between two runs: the run of a paused DAG does not come to its end."""
+    airflow, deadline = stack.airflow(), time.monotonic() + GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        if not _is_running(stack):
+            airflow.pause(DAG_ID)
+            if not _is_running(stack):
+                return
+            airflow.unpause(DAG_ID)
         time.sleep(1)
+    raise BenchError(f"A run of {DAG_ID} does not come to its end.")
+
+
+def _is_running(stack: Stack) -> bool:
+    return bool(
+        read(
+            stack.cluster.uri("airflow", "airflow"),
+            "SELECT 1 FROM dag_run WHERE dag_id = %s AND state IN ('queued', 'running')",
+            [DAG_ID],
+        )
+    )
 
 
 def _bare_transactions(stack: Stack, number: int) -> float:
