@@ -21,7 +21,7 @@ def test_after_any_faults_medflex_shows_exactly_what_may_be_shown(stage: Stage, 
     """I1-I4 and I6; a failing seed is replayed by `python -m tests.faults --seed …` and cut down by `--shrink …`."""
     failed = {}
     for seed in range(block * BLOCK, (block + 1) * BLOCK):
-        outcome = play(stage, make_schedule(seed), thorough=seed % 10 == 0)
+        outcome = play(stage, make_schedule(seed), thorough=seed % 5 == 0)
         if outcome.violations:
             failed[seed] = [f"{item.invariant}: {item.text}" for item in outcome.violations[:5]]
     assert not failed

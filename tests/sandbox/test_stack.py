@@ -108,10 +108,10 @@ def test_stack_folder_follows_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 HOLDER = (
-    "import sys, time; from pathlib import Path; from sandbox.stack import Stack\n"
+    "import signal, sys; from pathlib import Path; from sandbox.stack import Stack\n"
     "with Stack(Path(sys.argv[1])).lock():\n"
     "    print('held', flush=True)\n"
-    "    time.sleep(600)\n"
+    "    signal.pause()\n"
 )
 
 
