@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -223,7 +223,7 @@ class Appraisal:
     digest: int | None = None
     digest_after: int | None = None
     new_times: tuple[datetime, datetime] | None = None
-    timezone: str | None = field(default=None)
+    timezone: str | None = None
 
 
 def rule(action: Action, standing: Standing | None, now_there: Appraisal, now: datetime) -> Ruling:
