@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -67,12 +68,8 @@ class Messages:
     def messages(self, run_key: int) -> MessageLook | None:
         """Return what a run found of messages that patients get twice; ``None`` if it has not looked."""
         with self._transaction() as cursor:
-            cursor.execute(
-                "SELECT since, overlaps_problem, doubled_problem FROM ledger.message_look WHERE run_key = %s",
-                (run_key,),
-            )
-            row = cursor.fetchone()
-            if row is None:
+            look = _look(cursor, run_key)
+            if look is None:
                 return None
             cursor.execute(
                 "SELECT clinic_id, kind, scenario, partner_ids, appointments, appointment_ids"
@@ -90,7 +87,7 @@ class Messages:
                 )
                 for item in cursor.fetchall()
             )
-        return MessageLook(row["since"], warnings, row["overlaps_problem"], row["doubled_problem"])
+        return replace(look, warnings=warnings)
 
     def message_totals(self, run_key: int, shown: int) -> tuple[MessageLook, pd.DataFrame] | None:
         """Return the same in short: the look without its warnings, and one row per kind and scenario.
@@ -100,13 +97,18 @@ class Messages:
         """
         columns = ["kind", "scenario", "clinics", "appointments", "clinic_ids"]
         with self._transaction() as cursor:
-            cursor.execute(
-                "SELECT since, overlaps_problem, doubled_problem FROM ledger.message_look WHERE run_key = %s",
-                (run_key,),
-            )
-            row = cursor.fetchone()
-            if row is None:
+            look = _look(cursor, run_key)
+            if look is None:
                 return None
             cursor.execute(query("ledger/message_totals"), {"run_key": run_key, "shown": shown})
             totals = pd.DataFrame(cursor.fetchall(), columns=columns)
-        return MessageLook(row["since"], (), row["overlaps_problem"], row["doubled_problem"]), totals
+        return look, totals
+
+
+def _look(cursor: psycopg.Cursor[Any], run_key: int) -> MessageLook | None:
+    """The look of a run, without what it found."""
+    cursor.execute(
+        "SELECT since, overlaps_problem, doubled_problem FROM ledger.message_look WHERE run_key = %s", (run_key,)
+    )
+    row = cursor.fetchone()
+    return MessageLook(row["since"], (), row["overlaps_problem"], row["doubled_problem"]) if row else None

@@ -56,9 +56,7 @@ def apply_actions() -> dict[str, int]:
             medlock=medlock, ledger=ledger, clock=CLOCK, digest_key=connections.digest_key(), run_id=_run_id()
         )
         result = actor.apply()
-    numbers = result.numbers()
-    for name, number in numbers.items():
-        log.info("%s: %d.", name, number)
+    numbers = logged(result.numbers())
     if result.waiting:
         log.warning("%d actions wait for the next run.", result.waiting)
     _raise_first(result.problems)
@@ -76,10 +74,9 @@ def answer_actions() -> dict[str, int]:
     with open_ledger() as ledger:
         ledger.check_schema()
         result = Answerer(client=open_medflex(), ledger=ledger, clock=CLOCK).answer(_run_id())
-    for name, number in result.answers.items():
-        log.info("%s: %d.", name, number)
+    numbers = logged(dict(result.answers))
     _raise_first(result.problems)
-    return dict(result.answers)
+    return numbers
 
 
 @speaking

@@ -190,7 +190,7 @@ def _gone_row(clinic_id: int) -> dict[str, Any]:
 
 def logged(counts: dict[str, int]) -> dict[str, int]:
     """Log a task's counts in one line and return them."""
-    log.info("%s", ", ".join(f"{name}: {number}" for name, number in counts.items()))
+    log.info("%s", ", ".join(f"{name}: {number}" for name, number in counts.items()) or "nothing")
     return counts
 
 
