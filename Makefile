@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
 WORKERS ?= 2
 
-.PHONY: help demo stop env test test-long faults storm lint format lock docs bench clean
+.PHONY: help demo stop env test test-long faults storm lint format lock docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,10 +59,14 @@ lock: $(STAMP) ## make the requirements' locks anew from their .in files
 docs: $(STAMP) ## generate the documents that are made from code
 	@$(BIN)/python scripts/generate_docs.py
 
+screenshots: $(STAMP) ## take the pictures of the documents from the running demo; wants Chromium
+	@PYTHONPATH=. $(BIN)/python scripts/screenshots.py
+
 bench: $(STAMP) ## compare speeds; takes minutes and a quiet machine
 	@$(BIN)/python -m bench
 	$(BIN)/python -m bench.withdrawals
 	$(BIN)/python -m bench.partner_actions
+	$(BIN)/python -m bench.pages
 
 clean: stop ## stop everything, and remove the environment and all the demo's data
 	rm -rf .venv .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ from bench.withdrawals import started
 from bench.world import BenchError
 from sandbox.medflex.control import Control
 from sandbox.partners import Partners
-from sandbox.stack import PROJECT, Stack
+from sandbox.stack import Stack
 
 TRIALS = 100
 ACTIONS = 10_000
@@ -189,7 +189,6 @@ def chosen(stack: Stack, number: int, chance: random.Random) -> list[Trial]:
 
 def work_off(stack: Stack, number: int, seed: int) -> Backlog:
     """Put a mix of actions into the queue and work it off, each step by itself; Airflow looks on."""
-    sys.path.insert(0, str(PROJECT / "plugins"))
     from medflex.airflow.acting import ActionReader, Actor, Answerer
     from medflex.airflow.hooks.medflex import MedflexClient, MedflexSettings
     from medflex.airflow.hooks.medlock_actions import MedlockActions

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.task import PROJECT, Figures
 from sandbox.medflex.process import MedflexProcess
+from sandbox.medlock import LOGINS
 from sandbox.medlock.generate import clinic_offsets, create_schema, generate
 from sandbox.postgres import Cluster
 
@@ -42,7 +43,7 @@ class World:
         """Generate at least ``rows`` appointments inside the window, all of open clinics."""
         self.cluster.drop_database("medlock")
         self.cluster.create_database("medlock", "medlock_owner")
-        for role in ("medlock_app", "medlock_actions"):
+        for role in LOGINS:
             self.cluster.allow("medlock", role)
         owner = self.cluster.uri("medlock", "medlock_owner")
         create_schema(owner)
@@ -86,7 +87,7 @@ def started(folder: Path) -> Iterator[World]:
     cluster = Cluster(folder / "postgres")
     try:
         cluster.start()
-        for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
+        for role in ("medlock_owner", *LOGINS, "ledger_owner"):
             cluster.create_role(role)
         with MedflexProcess(folder / "medflex") as medflex:
             yield World(cluster, medflex, folder, _environment(cluster, medflex, folder))

@@ -36,6 +36,7 @@ from datetime import timedelta
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
+from medflex.airflow import lineage
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import ACTIONS_CRON, TIMEZONE
 from medflex.airflow.tasks import actions
@@ -53,14 +54,24 @@ with DAG(
     default_args=task_defaults(timedelta(minutes=20), retry_delay=timedelta(seconds=10), backs_off=False)
     | {"retries": 1},
 ) as dag:
-    read_actions = task(actions.read_actions)()
+    read_actions = task(inlets=[lineage.ACTIONS], outlets=[lineage.DECISIONS])(actions.read_actions)()
     # Whatever became of reading: what is in the ledger is decided and answered.
-    apply_actions = task(trigger_rule="all_done")(actions.apply_actions)()
-    answer_actions = task(trigger_rule="all_done")(actions.answer_actions)()
-    # Beside the answers, so that none waits for it; tried once, and not for long, since those of the next run would.
-    share_changes = task(trigger_rule="all_done", retries=0, execution_timeout=timedelta(minutes=5))(
-        actions.share_changes
+    apply_actions = task(
+        trigger_rule="all_done",
+        inlets=[lineage.DECISIONS, lineage.RECORDS, lineage.SCHEDULE, *lineage.SOURCE],
+        outlets=lineage.ACTED_ON,
+    )(actions.apply_actions)()
+    answer_actions = task(trigger_rule="all_done", inlets=[lineage.DECISIONS], outlets=[lineage.ACTIONS])(
+        actions.answer_actions
     )()
+    # Beside the answers, so that none waits for it; tried once, and not for long, since those of the next run would.
+    share_changes = task(
+        trigger_rule="all_done",
+        retries=0,
+        execution_timeout=timedelta(minutes=5),
+        inlets=[lineage.DECISIONS, *lineage.SOURCE],
+        outlets=lineage.WRITTEN,
+    )(actions.share_changes)()
     # Takes no worker. Without it a run whose reading failed would be green, since its last task went well.
     acted = EmptyOperator(task_id="acted")
 

@@ -31,6 +31,7 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
+from medflex.airflow import lineage
 from medflex.airflow.assets import HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
 from medflex.airflow.schedule import TIMEZONE
@@ -53,9 +54,11 @@ with DAG(
     render_template_as_native_obj=False,
 ) as dag:
     plan = task(reconcile.plan_comparison)()
-    compared = task(map_index_template="{{ shard_label }}", outlets=[HELD_ALIAS])(reconcile.reconcile).expand(
-        shard=plan
-    )
+    compared = task(
+        map_index_template="{{ shard_label }}",
+        inlets=[lineage.SHOWN, *lineage.WITHDRAWING],
+        outlets=[HELD_ALIAS, lineage.FINDINGS, *lineage.WITHDRAWN],
+    )(reconcile.reconcile).expand(shard=plan)
     settle = task(trigger_rule="all_done", retries=0)(reconcile.settle_comparison)()
     # Also after a shard that failed: what the others found missing is sent.
     parameters: Any = task(trigger_rule="all_done")(reconcile.transfer_parameters)()

@@ -34,6 +34,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, task, task_group
 
+from medflex.airflow import lineage
 from medflex.airflow.assets import HELD, HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.tasks import release
@@ -65,6 +66,10 @@ with DAG(
             execution_timeout=None,
         )
         answer: Any = ask.output
-        task(map_index_template="{{ hold_label }}", outlets=[HELD_ALIAS])(release.carry_out)(hold_id, answer)
+        task(
+            map_index_template="{{ hold_label }}",
+            inlets=[lineage.HOLDS, *lineage.WITHDRAWING],
+            outlets=[HELD_ALIAS, *lineage.WITHDRAWN],
+        )(release.carry_out)(hold_id, answer)
 
-    settle_hold.expand_kwargs(task(release.list_holds)())
+    settle_hold.expand_kwargs(task(inlets=[lineage.HOLDS], outlets=[lineage.HOLDS])(release.list_holds)())

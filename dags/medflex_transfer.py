@@ -36,12 +36,16 @@ from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
+from medflex.airflow import lineage
 from medflex.airflow.assets import APPOINTMENTS, HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
-from medflex.airflow.schedule import CRON, TIMEZONE
+from medflex.airflow.schedule import CRON, TIMEZONE, daily_deadline
 from medflex.airflow.sensors.activation import ActivationSensor
 from medflex.airflow.tasks import transfer
+from medflex.airflow.tasks.alerts import note_missed_deadline
 
 LABEL = "{{ shard_label }}"
 
@@ -54,6 +58,12 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    # A run may rightly wait for a day, for a clinic whose 24 hours are not over: the callback looks what is missing.
+    deadline=DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=daily_deadline(),
+        callback=SyncCallback(note_missed_deadline),
+    ),
     default_args=task_defaults(timedelta(hours=3)),
     params={
         "mode": Param("transfer", enum=list(transfer.MODES), description="What to do with the changes."),
@@ -67,27 +77,57 @@ with DAG(
     },
     render_template_as_native_obj=False,
 ) as dag:
-    plan_shards = task(transfer.plan_shards)()
+    plan_shards = task(inlets=[*lineage.SOURCE, lineage.RECORDS], outlets=[lineage.RUN, lineage.NUMBERS])(
+        transfer.plan_shards
+    )()
 
     @task_group(group_id="shard")
     def work_on_shard(shard: dict[str, Any]) -> None:
         """Everything that happens to one shard, independent of the others."""
         gate = ActivationSensor(
-            task_id="wait_for_activation", shard=shard, map_index_template=LABEL, execution_timeout=None
+            task_id="wait_for_activation",
+            shard=shard,
+            map_index_template=LABEL,
+            execution_timeout=None,
+            inlets=lineage.PERMISSIONS,
         )
         # Whether it succeeds or not, in a lane of its own; the rest only comes behind it.
-        withdraw_revoked = task(map_index_template=LABEL, outlets=[HELD_ALIAS])(transfer.withdraw_revoked)(shard)
+        withdraw_revoked = task(
+            map_index_template=LABEL, inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN]
+        )(transfer.withdraw_revoked)(shard)
         withdrawals_ended = EmptyOperator(task_id="withdrawals_ended", trigger_rule="all_done")
-        extract = task(map_index_template=LABEL)(transfer.extract)(shard)
-        withhold = task(map_index_template=LABEL)(transfer.withhold)(shard)
-        validate = task(map_index_template=LABEL)(transfer.validate)(shard)
-        plan_changes = task(map_index_template=LABEL)(transfer.plan_changes)(shard)
-        load = task(map_index_template=LABEL)(transfer.load)(shard)
+        extract = task(map_index_template=LABEL, inlets=lineage.SOURCE, outlets=[lineage.STAGED_ROWS])(
+            transfer.extract
+        )(shard)
+        withhold = task(
+            map_index_template=LABEL,
+            inlets=[lineage.STAGED_ROWS, *lineage.PERMISSIONS],
+            outlets=[lineage.STAGED_PAYLOAD, lineage.NUMBERS],
+        )(transfer.withhold)(shard)
+        validate = task(
+            map_index_template=LABEL,
+            inlets=[lineage.STAGED_ROWS, lineage.STAGED_PAYLOAD],
+            outlets=[lineage.VALIDATIONS],
+        )(transfer.validate)(shard)
+        plan_changes = task(
+            map_index_template=LABEL,
+            inlets=[lineage.STAGED_PAYLOAD, lineage.RECORDS],
+            outlets=[lineage.STAGED_PLAN, lineage.NUMBERS],
+        )(transfer.plan_changes)(shard)
+        load = task(
+            map_index_template=LABEL,
+            inlets=[lineage.STAGED_PAYLOAD, lineage.STAGED_PLAN, *lineage.SOURCE],
+            outlets=[*lineage.WRITTEN, lineage.NUMBERS],
+        )(transfer.load)(shard)
         withdraw_revoked >> withdrawals_ended >> extract
         gate >> extract >> withhold >> validate >> plan_changes >> load
 
-    publish = task(trigger_rule="all_done")(transfer.publish_quality_report)()
-    settle = task(trigger_rule="all_done", outlets=[APPOINTMENTS], retries=0)(transfer.settle_run)()
+    publish = task(
+        trigger_rule="all_done", inlets=[lineage.VALIDATIONS, lineage.NUMBERS, *lineage.MESSAGES], outlets=[lineage.RUN]
+    )(transfer.publish_quality_report)()
+    settle = task(trigger_rule="all_done", inlets=[lineage.NUMBERS], outlets=[APPOINTMENTS, lineage.RUN], retries=0)(
+        transfer.settle_run
+    )()
     # Without a setup: clearing one shard would otherwise clear plan_shards as well, and with it everybody's numbers.
     remove = task(transfer.remove_staging)().as_teardown(on_failure_fail_dagrun=True)
 

@@ -33,6 +33,7 @@ from datetime import timedelta
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
 
+from medflex.airflow import lineage
 from medflex.airflow.assets import CONSENT, HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
@@ -52,9 +53,11 @@ with DAG(
     # Tried again briefly, because the next run waits for this one and does the same work.
     default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
 ) as dag:
-    withdraw_revoked_now = task(outlets=[HELD_ALIAS])(withdraw.withdraw_revoked_now)()
+    withdraw_revoked_now = task(inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN])(
+        withdraw.withdraw_revoked_now
+    )()
     # Also after a failed withdrawal: that is when something gets late.
-    report_lateness = task(trigger_rule="all_done", retries=0)(withdraw.report_lateness)()
+    report_lateness = task(trigger_rule="all_done", retries=0, inlets=[lineage.REVOCATIONS])(withdraw.report_lateness)()
     # Takes no worker. A leaf beside the report, or a failed withdrawal with nothing late would leave the run green.
     withdrawn = EmptyOperator(task_id="withdrawn")
 

@@ -133,6 +133,7 @@ def env(stack: Stack, options: argparse.Namespace) -> int:
         print(f"{database:<10} {stack.cluster.uri(database, role)}")
     print(f"{'medlock':<10} {stack.cluster.uri('medlock', 'medlock_app')}   (as the product sees it)")
     print(f"{'':<10} {stack.cluster.uri('medlock', 'medlock_actions')}   (as it does what partners ask for)")
+    print(f"{'':<10} {stack.cluster.uri('medlock', 'medlock_switch')}   (as it turns access switches)")
     print(f"{'Medflex':<10} {stack.medflex_url}   Authorization: Token {stack.token}")
     print(f"{'':<10} {stack.control_url}   (control port)")
     _print_address(stack)

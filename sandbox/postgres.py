@@ -172,21 +172,22 @@ class Cluster:
         with self.connect() as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 return False
+            # Copied files need no log where nothing has to be durable: half the time of Postgres' default.
+            strategy = "wal_log" if self.durable else "file_copy"
             connection.execute(
-                sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
-                    sql.Identifier(name), sql.Identifier(owner), sql.Identifier(template)
+                sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY {}").format(
+                    sql.Identifier(name), sql.Identifier(owner), sql.Identifier(template), sql.Identifier(strategy)
                 )
             )
             # Postgres lets everybody connect to every database by default.
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
             return True
 
-    def allow(self, database: str, role: str) -> None:
-        """Lets ``role`` connect to ``database``; what it may read there is for the database's own grants."""
+    def allow(self, database: str, *roles: str) -> None:
+        """Lets ``roles`` connect to ``database``; what they may read there is for the database's own grants."""
+        names = sql.SQL(", ").join(map(sql.Identifier, roles))
         with self.connect() as connection:
-            connection.execute(
-                sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(role))
-            )
+            connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), names))
 
     def drop_database(self, name: str) -> None:
         """Removes the database and ends the sessions in it."""
@@ -223,8 +224,9 @@ class Cluster:
             "log_error_verbosity": "terse",
         }
         if not self.durable:
+            # One round of hashing, not 4096, takes 2 ms off every connection; the passwords are random and soon gone.
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "wal_level": "minimal",
-                         "max_wal_senders": "0"}  # fmt: skip
+                         "max_wal_senders": "0", "scram_iterations": "1"}  # fmt: skip
         try:
             made = self._run(
                 "initdb", "-D", str(self.pgdata), f"--username={SUPERUSER}", f"--pwfile={password_file}",

@@ -34,6 +34,7 @@ import psutil
 from cryptography.fernet import Fernet
 
 from sandbox.airflow_api import Airflow
+from sandbox.medlock import LOGINS
 from sandbox.postgres import HOST, Cluster, _is_taken, _write_private, free_port
 from sandbox.services import ServiceError, Services
 
@@ -42,6 +43,7 @@ DAG_ID = "medflex_transfer"
 # What runs beside it, each in the file of its name: at an event in Medlock, for a question to a person, by the clock.
 OTHER_DAG_IDS = (
     "medflex_withdraw", "medflex_partner_actions", "medflex_release", "medflex_housekeeping", "medflex_reconcile",
+    "medflex_alerts",
 )  # fmt: skip
 RUN_ZONE, RUN_TIME = ZoneInfo("Europe/Moscow"), dt.time(3)
 # Log-ins of the demo's Airflow and their roles. The heads' names are their log-ins in the demo Medlock, too.
@@ -187,11 +189,11 @@ class Stack:
         self._free_ports()
         with self._step("Postgres"):
             self.cluster.start()
-            for role in ("airflow", "medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
+            for role in ("airflow", "medlock_owner", *LOGINS, "ledger_owner"):
                 self.cluster.create_role(role)
             for database, owner in (("airflow", "airflow"), ("medlock", "medlock_owner"), ("ledger", "ledger_owner")):
                 self.cluster.create_database(database, owner)
-            for role in ("medlock_app", "medlock_actions"):
+            for role in LOGINS:
                 self.cluster.allow("medlock", role)
         # Airflow takes longest by far, so all else happens beside it.
         pool = ThreadPoolExecutor()
@@ -481,6 +483,7 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "AIRFLOW_CONN_MEDLOCK_DB": stack.cluster.uri("medlock", "medlock_app"),
         "AIRFLOW_CONN_MEDLOCK_ACTIONS": stack.cluster.uri("medlock", "medlock_actions"),
+        "AIRFLOW_CONN_MEDLOCK_SWITCH": stack.cluster.uri("medlock", "medlock_switch"),
         "AIRFLOW_CONN_MEDFLEX_LEDGER": stack.ledger(),
         "AIRFLOW_CONN_MEDFLEX_API": json.dumps(medflex),
         "MEDFLEX_STAGING_URL": f"file://{stack.folder / 'staging'}",

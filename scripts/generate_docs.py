@@ -121,6 +121,8 @@ def _parameters(dag: Any) -> list[tuple[str, str, str, str]]:
 
 
 def _tasks(dag: Any) -> list[tuple[str, str, str, str, str]]:
+    from airflow.sdk import Asset, AssetAlias
+
     before = {task_id: set(task.upstream_task_ids) for task_id, task in dag.task_dict.items()}
     ordered = TopologicalSorter({task_id: sorted(before[task_id]) for task_id in sorted(before)}).static_order()
     rows = []
@@ -130,6 +132,8 @@ def _tasks(dag: Any) -> list[tuple[str, str, str, str, str]]:
             # An alias has no address of its own: the task decides whether there is an event.
             f" {'Adds' if hasattr(outlet, 'uri') else 'May add'} an event to the asset `{_asset(outlet)}`."
             for outlet in task.outlets
+            # Others are there for lineage and leave no event.
+            if isinstance(outlet, Asset | AssetAlias)
         )
         after = ", ".join(f"`{name}`" for name in _direct(before, task_id)) or "–"
         kind = "teardown" if task.is_teardown else str(task.trigger_rule.value)

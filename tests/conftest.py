@@ -7,6 +7,7 @@ Airflow and a Medflex of its own; nothing here may have a fixed place or port.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import ipaddress
 import itertools
@@ -23,10 +24,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster
 
 ROOT = Path(__file__).parent.parent
-SESSION_DIR = Path(tempfile.mkdtemp(prefix="medflex-tests-"))
+# In memory where it has room: for each test databases are made and removed, which is hundreds of small files each time.
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it
+_in_memory = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 * 1024**3
+SESSION_DIR = Path(tempfile.mkdtemp(prefix="medflex-tests-", dir=_MEMORY if _in_memory else None))
 CLUSTER = Cluster(SESSION_DIR / "postgres", durable=False)
 
 
@@ -59,6 +64,13 @@ os.environ.update(
 )
 for name in [name for name in os.environ if name.startswith(("AIRFLOW_CONN_", "AIRFLOW_VAR_", "MEDFLEX_"))]:
     del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: looking through it for garbage again and again takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 # Nothing but this machine
@@ -98,7 +110,7 @@ sys.addaudithook(_refuse_outside)
 def postgres() -> Iterator[Cluster]:
     """The session's Postgres server with the product's roles."""
     CLUSTER.start()
-    for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
+    for role in ("medlock_owner", *LOGINS, "ledger_owner"):
         CLUSTER.create_role(role)
     yield CLUSTER
     CLUSTER.stop()
@@ -137,9 +149,14 @@ def medlock_actions(postgres: Cluster, medlock_db: str) -> str:
     return postgres.uri(medlock_db.rsplit("/", 1)[1], "medlock_actions")
 
 
+@pytest.fixture
+def medlock_switch(postgres: Cluster, medlock_db: str) -> str:
+    """The URI by which the product turns access switches in that Medlock: as the role ``medlock_switch``."""
+    return postgres.uri(medlock_db.rsplit("/", 1)[1], "medlock_switch")
+
+
 def _allow_product(postgres: Cluster, name: str) -> None:
-    for role in ("medlock_app", "medlock_actions"):
-        postgres.allow(name, role)
+    postgres.allow(name, *LOGINS)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from airflow.sdk import Connection
 from medflex import errors
 from medflex.airflow.hooks.medflex import MedflexSettings, settings_of
 from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS
+from medflex.airflow.schedule import DAILY_DEADLINE_HOURS
 from medflex.airflow.tasks.housekeeping import DAYS
 from medflex.airflow.tasks.withdraw import DEADLINE_SECONDS
 from medflex.airflow.triggers.consent import LOOK_BACK
@@ -198,6 +199,7 @@ def test_every_environment_variable_of_the_product_is_named() -> None:
     for name, days in DAYS.items():
         assert re.search(rf"^\| `MEDFLEX_KEEP_{name.upper()}` \|.* default {days} \|$", ARCHITECTURE, re.MULTILINE)
     assert f"alerted; default {DEADLINE_SECONDS:.0f}," in ARCHITECTURE
+    assert f"alerted; default {DAILY_DEADLINE_HOURS:.0f}," in ARCHITECTURE
 
 
 def test_the_numbers_that_are_told_are_those_of_the_code() -> None:

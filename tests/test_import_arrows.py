@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "quality": ("medflex.quality", "medflex.domain"),
     "ledger": ("medflex.ledger", "medflex.domain", *SHARED),
     "airflow": ("medflex.airflow", "medflex.ledger", "medflex.quality", "medflex.domain", *SHARED, "airflow"),
+    "ui": (
+        "medflex.ui",
+        "medflex.airflow",
+        "medflex.ledger",
+        "medflex.quality",
+        "medflex.domain",
+        *SHARED,
+        "airflow",
+    ),
 }
 
 
@@ -56,6 +68,31 @@ def test_a_dag_file_is_wiring() -> None:
         for module in imported(path):
             assert module.split(".")[0] in ("__future__", "datetime", "typing", "airflow", "medflex"), module
             assert not module.startswith("medflex") or module.startswith("medflex.airflow"), module
+
+
+def test_the_pages_touch_airflow_s_internals_in_one_place() -> None:
+    """Airflow promises nothing about its api-server's modules; the type of a user is all that others name."""
+    for path in (PACKAGE / "ui").rglob("*.py"):
+        internal = {name for name in imported(path) if name.startswith("airflow.api_fastapi")}
+        assert path.name == "security.py" or internal <= {"airflow.api_fastapi.auth.managers.models.base_user"}, path
+
+
+def test_what_every_process_loads_as_a_plugin_is_light() -> None:
+    """Each task, the scheduler and the triggerer execute the plugin: nothing of the pages themselves may come along."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; import airflow.sdk; import airflow.plugins_manager; before = set(sys.modules)\n"
+            "import medflex_plugin\n"
+            "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))",
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "plugins")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(ast.literal_eval(done.stdout.splitlines()[-1])) - {"airflow"} == {"medflex", "medflex_plugin"}
 
 
 def test_the_loader_does_without_airflow() -> None:

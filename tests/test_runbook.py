@@ -14,8 +14,9 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from medflex import errors
-from medflex.airflow.tasks import release, withdraw
+from medflex.airflow.tasks import release
 from medflex.domain.access import AccessState, ClosedReason
+from medflex.domain.alerts import AlertKind, Failure, Limits, judge
 from medflex.domain.drift import Drift
 from medflex.domain.last_look import Turned
 from medflex.domain.packing import Shard
@@ -83,7 +84,7 @@ def test_each_error_says_whether_airflow_tries_again() -> None:
         ("Why a record is dropped at the last look", set(Turned)),
         ("Why a record is withdrawn", set(Revoked)),
         ("Findings of a reconciliation", set(Drift)),
-        ("Alerts", {withdraw.LATE}),
+        ("Alerts", set(AlertKind)),
     ],
 )
 def test_each_code_is_there_and_no_other(heading: str, codes: set[str]) -> None:
@@ -167,7 +168,8 @@ def busy_ledger(ledger_db: str) -> Iterator[psycopg.Connection[tuple[object, ...
         )
         ledger.save_revocations(revoked, now, watch={"consent": {}})
         ledger.save_hold(revoked, live=1, found_at=now, run_key=run_key)
-        ledger.set_alert(withdraw.LATE, "Late.")
+        ledger.note_contact(Failure.REFUSED)
+        ledger.turn_alerts(judge, Limits())
         ledger.reserve_slot("medflex", 0.05)
         asked = {"lpu_id": 7017, "appointment_id": APPOINTMENT, "partner_id": 3, "base_version": 1}
         said = [{**asked, "id": str(uuid4()), "type": "confirm", "created_at": now.isoformat()} for _ in range(2)]

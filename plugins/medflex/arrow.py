@@ -67,6 +67,12 @@ def to_pandas(table: pa.Table, nullable_ids: Sequence[str] = ()) -> pd.DataFrame
     return frame
 
 
+def of_types(frame: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
+    """Return a frame whose columns have these types; as it is where they have them, since pandas copies even then."""
+    others = {name: dtype for name, dtype in types.items() if frame[name].dtype != dtype}
+    return frame.astype(others) if others else frame
+
+
 def read_frame(
     conninfo: str, sql: str, *, settings: Mapping[str, str], nullable_ids: Sequence[str] = ("acked_digest",)
 ) -> pd.DataFrame:

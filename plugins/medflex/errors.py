@@ -109,3 +109,15 @@ class ActionsUnreadableError(MedflexPipelineError):
 
 class AnswerContradictedError(MedflexPipelineError):
     """Medflex has another answer to a partner action than the one that was decided."""
+
+
+class NotHeadError(MedflexPipelineError):
+    """Somebody who is not the head of the clinic wants to turn its access switch (R2)."""
+
+
+class SwitchTurnedError(MedflexPipelineError):
+    """The access switch was turned by somebody else between looking at it and turning it."""
+
+
+class AlertNotToldError(MedflexPipelineError):
+    """A notifier did not take an alert; the next run tells it again."""

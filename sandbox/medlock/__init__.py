@@ -2,4 +2,7 @@
 
 from sandbox.medlock.canary import canaries
 
-__all__ = ["canaries"]
+LOGINS = ("medlock_app", "medlock_actions", "medlock_switch")
+"""The product's log-ins in the demo Medlock: one reads, one does what partners ask for, one turns access switches."""
+
+__all__ = ["LOGINS", "canaries"]

@@ -1,6 +1,7 @@
 -- The demo Medlock: what the product reads of a clinic information system, and what it writes there for partners.
 -- Run by the database's owner, at every start of a stack: one that was made before gets what has been added since.
--- The product's log-ins must exist in the server: medlock_app reads; medlock_actions does what partners asked for.
+-- The product's log-ins must exist in the server: medlock_app reads; medlock_actions does what partners asked for;
+-- medlock_switch turns access switches for the heads of clinics.
 -- appointment.patient_id and appointment.doctor_id carry no foreign keys on purpose: like the real thing, this
 -- database may hold references to people who are gone or who belong to another clinic.
 CREATE SCHEMA IF NOT EXISTS medlock;
@@ -132,8 +133,10 @@ CREATE INDEX IF NOT EXISTS smart_care_message_appointment ON medlock.smart_care_
 CREATE INDEX IF NOT EXISTS partner_action_appointment ON medlock.partner_action (appointment_id);
 CREATE INDEX IF NOT EXISTS partner_action_decided ON medlock.partner_action (decided_at);
 
-GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_actions;
+GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_actions, medlock_switch;
 GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app, medlock_actions;
 -- All that a partner's action can change of an appointment.
 GRANT UPDATE (status, starts_at, ends_at, updated_at) ON medlock.appointment TO medlock_actions;
 GRANT INSERT, DELETE ON medlock.partner_action TO medlock_actions;
+GRANT SELECT ON medlock.clinic, medlock.staff, medlock.medflex_access TO medlock_switch;
+GRANT INSERT, UPDATE ON medlock.medflex_access TO medlock_switch;

@@ -398,7 +398,7 @@ def test_a_run_of_the_dag_removes_what_is_old_and_asks_airflow_which_runs_are_ac
         item.task_id: item.xcom_pull(task_ids=item.task_id, run_id=run.run_id) for item in run.get_task_instances()
     }
     assert counts == {
-        "prune_ledger": {"runs": 4, "batches": 0, "holds": 0, "actions": 2, "writers": 0},
+        "prune_ledger": {"runs": 4, "batches": 0, "holds": 0, "actions": 2, "alerts": 0, "writers": 0},
         "prune_journal": {"decisions": 2},
         "remove_old_staging": {"removed": 2, "still_active": 2, "recent": 0},
         "prune_data_docs": {"removed": 1, "kept": 1},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 
+from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster
 from tests.faults.events import make_schedule
 from tests.faults.play import Outcome, Stage, play
@@ -26,7 +27,7 @@ _stage: Stage
 
 def make_databases(cluster: Cluster) -> None:
     """Make the templates that every process copies: a Medlock without rows, a ledger without rows."""
-    for role in ("medlock_owner", "medlock_app", "medlock_actions", "ledger_owner"):
+    for role in ("medlock_owner", *LOGINS, "ledger_owner"):
         cluster.create_role(role)
     cluster.create_database("medlock", "medlock_owner")
     with psycopg.connect(cluster.uri("medlock", "medlock_owner")) as connection:

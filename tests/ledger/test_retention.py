@@ -17,6 +17,7 @@ from medflex.domain.partner_actions import KEPT_DAYS, Action, ActionType, is_fro
 from medflex.ledger import retention
 from medflex.ledger.retention import ACTION_DAYS, ANSWER_DAYS, KEPT_RUNS, LedgerRetention
 from medflex.ledger.store import BatchOutcome, Decision, Ledger, Run
+from medflex.ledger.sums import SUM_TABLES
 from medflex.sql import SQL_FOLDER
 from tests.ledger.times import NOW, Time
 
@@ -30,6 +31,7 @@ OF_A_RUN = (
     "finding",
     "message_look",
     "message_warning",
+    *SUM_TABLES,
 )
 
 
@@ -68,7 +70,10 @@ class Past:
         self.ledger.save_decisions(
             made.run_key, "withhold", [CLINIC], [Decision(CLINIC, "withheld", ("doctor_banned",), [1, 2])]
         )
-        self.ledger.save_validation(made.run_key, 0, "source", {"rows": 2})
+        result = {"name": "rows_present", "columns": [], "severity": "warning", "success": True, "evaluated": 2}
+        self.ledger.save_validation(
+            made.run_key, 0, "source", {"rows": 2, "results": [result | {"unexpected": 0, "missing": 0}]}
+        )
         self.write(
             "INSERT INTO ledger.finding (run_key, clinic_id, lpu_id, kind, appointment_ids)"
             " VALUES (%s, %s, %s, 'missing', '{1}')",
@@ -327,6 +332,8 @@ def test_no_query_of_housekeeping_removes_records_leases_or_the_rate() -> None:
         "ledger.hold",
         "ledger.writer",
         "ledger.partner_action",
+        "ledger.alert",
+        "ledger.missed_deadline",
     }
 
 

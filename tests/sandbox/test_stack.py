@@ -46,9 +46,10 @@ def test_environment_has_what_airflow_and_the_product_need(stack: Stack) -> None
     assert environment["AIRFLOW__CORE__PLUGINS_FOLDER"] == environment["PYTHONPATH"] == str(PROJECT / "plugins")
     assert environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] == "1"
     assert re.fullmatch(r"postgresql://medlock_app:.+@127\.0\.0\.1:\d+/medlock", environment["AIRFLOW_CONN_MEDLOCK_DB"])
-    assert re.fullmatch(
-        r"postgresql://medlock_actions:.+@127\.0\.0\.1:\d+/medlock", environment["AIRFLOW_CONN_MEDLOCK_ACTIONS"]
-    )
+    for login in ("medlock_actions", "medlock_switch"):
+        assert re.fullmatch(
+            rf"postgresql://{login}:.+@127\.0\.0\.1:\d+/medlock", environment[f"AIRFLOW_CONN_{login.upper()}"]
+        )
     assert re.fullmatch(
         r"postgresql://ledger_owner:.+@127\.0\.0\.1:\d+/ledger", environment["AIRFLOW_CONN_MEDFLEX_LEDGER"]
     )

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from sandbox.medflex.control import Control
+from sandbox.medlock import LOGINS
 from sandbox.postgres import HOST
 from sandbox.services import _session
 from sandbox.stack import PROJECT, SERVICES, Stack, stack_environment
@@ -36,7 +37,7 @@ def small():
 
     @task
     def connect(number):
-        for conn_id in ("medlock_db", "medlock_actions", "medflex_ledger", "medflex_api"):
+        for conn_id in ("medlock_db", "medlock_actions", "medlock_switch", "medflex_ledger", "medflex_api"):
             assert BaseHook.get_connection(conn_id).host == "127.0.0.1"
 
     connect.expand(number=numbers())
@@ -163,7 +164,7 @@ def _listed_actions(stack: Stack) -> list[object]:
 
 
 def test_no_secret_in_any_log_or_command_line(stack: Stack) -> None:
-    roles = ("medlock_app", "medlock_actions", "airflow")
+    roles = (*LOGINS, "airflow")
     secrets = [stack.token, *map(stack.cluster.password, roles), stack_environment(stack)["MEDFLEX_DIGEST_KEY"],
                *stack.passwords().values()]  # fmt: skip
     texts = {str(file): file.read_text(errors="replace") for file in stack.folder.rglob("*.log")}

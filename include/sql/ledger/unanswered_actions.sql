@@ -6,7 +6,8 @@ SELECT
     action.seq,
     action.action_id,
     action.status_code,
-    action.reason
+    action.reason,
+    action.read_at
 FROM ledger.partner_action AS action
 WHERE action.decided_at IS NOT NULL AND action.answered_at IS NULL AND action.seq > %(after_seq)s
 ORDER BY action.seq

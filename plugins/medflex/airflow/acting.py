@@ -464,9 +464,10 @@ def _after(action: Action, times: tuple[Any, Any] | None) -> dict[str, Any] | No
 
 @dataclass
 class Answered:
-    """What Medflex said to the answers, and what is wrong."""
+    """What Medflex said to the answers, how many seconds after reading each it was told, and what is wrong."""
 
     answers: Counter[str] = field(default_factory=Counter)
+    delays: list[float] = field(default_factory=list)
     problems: list[MedflexPipelineError] = field(default_factory=list)
 
 
@@ -495,6 +496,7 @@ class Answerer(Paced):
                         elif answer is not None:
                             told[item.action_id] = answer
                             result.answers[answer] += 1
+                            result.delays.append((self._clock.now() - item.read_at).total_seconds())
                 finally:
                     self._ledger.save_answered(told, run_id)
         if number := result.answers[AnswerTaken.CONTRADICTED]:

@@ -14,7 +14,9 @@ from medflex.errors import ConfigurationError
 MEDLOCK = "medlock_db"
 LEDGER = "medflex_ledger"
 MEDLOCK_ACTIONS = "medlock_actions"
+MEDLOCK_SWITCH = "medlock_switch"
 MEDFLEX = "medflex_api"
+ALERTS = "medflex_alerts"
 
 # What of a connection's extra libpq understands; anything else there belongs to other tools.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "options", "application_name", "target_session_attrs")

@@ -8,11 +8,15 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from medflex.errors import BadParameterError
+from medflex.errors import BadParameterError, ConfigurationError
 
 CRON = "0 3 * * *"
 ACTIONS_CRON = os.environ.get("MEDFLEX_PARTNER_ACTIONS_CRON", "*/2 * * * *")
 """How often partner actions are read; every two minutes unless the environment says otherwise."""
+ALERTS_CRON = os.environ.get("MEDFLEX_ALERTS_CRON", "*/2 * * * *")
+"""How often it is judged whether somebody has to be told something."""
+DAILY_DEADLINE_HOURS = 3.0
+"""So long may the daily run take before somebody is alerted; clinics that wait for their 24 hours do not count."""
 TIMEZONE = "Europe/Moscow"
 """03:00 in Moscow: it is the same calendar day in all of Russia then, Kaliningrad (02:00) to Kamchatka (12:00)."""
 
@@ -24,6 +28,20 @@ def next_slot(after: datetime) -> datetime:
 
     local = after.astimezone(ZoneInfo(TIMEZONE))
     return croniter(CRON, local).get_next(datetime).astimezone(UTC)
+
+
+def daily_deadline() -> timedelta:
+    """Return how long the daily run may take (``MEDFLEX_DAILY_DEADLINE_HOURS``, default 3 hours)."""
+    text = os.environ.get("MEDFLEX_DAILY_DEADLINE_HOURS", "")
+    try:
+        hours = float(text) if text else DAILY_DEADLINE_HOURS
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours <= 24:
+        raise ConfigurationError(
+            "MEDFLEX_DAILY_DEADLINE_HOURS is no number of hours up to a day: correct it or leave it out."
+        )
+    return timedelta(hours=hours)
 
 
 def resolve_anchor(context: Mapping[str, Any]) -> datetime:

@@ -56,12 +56,15 @@ _SWEEP_SHARE = 10
 class WithdrawResult(WriteResult):
     """What became of what may no longer be shared, by clinic.
 
-    revoked, held: (clinic, reason) → appointment ids. asked: how many questions were put to a person.
+    revoked, held: (clinic, reason) → appointment ids. asked: how many questions were put to a person. delays: of each
+    change that was acknowledged as withdrawn, whether it is an absence, and the seconds from the change on; records
+    that were revoked at the same instant and left in the same batch are one change.
     """
 
     revoked: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     held: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     asked: int = 0
+    delays: list[tuple[bool, float]] = field(default_factory=list)
 
     def frame(self, clinic_ids: Iterable[int]) -> pd.DataFrame:
         """Return ``clinic_id`` and NUMBERS, one row per clinic."""
@@ -412,6 +415,14 @@ class Withdrawer(Writer):
             withdraw_to_retry=len(reply.outdated) + len(reply.rejected),
             withdraw_unknown=len(reply.unknown),
         )
+        gone = delivery.records[delivery.records["id"].isin(reply.accepted).to_numpy()]
+        changes = {
+            (bool(by_absence), instant or self._found_at)
+            for by_absence, instant in zip(gone["by_absence"].tolist(), instants(gone["revoked_at"]), strict=True)
+        }
+        now = self._clock.now()
+        with self._lock:
+            self._result.delays += [(absence, (now - instant).total_seconds()) for absence, instant in changes]
         if reply.rejected:
             self._problem(
                 MedflexContractError(

@@ -164,7 +164,7 @@ def empty_revocations() -> pd.DataFrame:
     """Return REVOCATIONS without a row."""
     types = {"reason": "str", "by_absence": "bool", "revoked_at": "datetime64[us, UTC]"}
     return pd.DataFrame(
-        {name: pd.Series([], dtype=cast("Any", types.get(name, "int64"))) for name in REVOCATION_COLUMNS}
+        {name: pd.array([], dtype=cast("Any", types.get(name, "int64"))) for name in REVOCATION_COLUMNS}
     )
 
 

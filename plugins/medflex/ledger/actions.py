@@ -48,6 +48,7 @@ class Unanswered:
     action_id: UUID
     status_code: int
     reason: str
+    read_at: datetime
 
 
 @dataclass(frozen=True)

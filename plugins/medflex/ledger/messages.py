@@ -36,7 +36,7 @@ class Messages:
         Args:
             since: aware; what was recorded earlier is left out.
         """
-        from medflex.ledger.store import translated_ledger_errors
+        from medflex.ledger.connection import translated_ledger_errors
 
         settings = {"medflex.run_key": str(int(run_key)), "medflex.since": since.isoformat()}
         with (

@@ -11,7 +11,8 @@ from medflex.domain.funnel import Funnel
 from medflex.domain.messages import Twice
 from medflex.domain.reasons import REASONS
 from medflex.errors import RunIncompleteError
-from medflex.ledger.store import Ledger, translated_ledger_errors
+from medflex.ledger.connection import translated_ledger_errors
+from medflex.ledger.store import Ledger
 
 _WIDTH = 40
 _NAMED_CLINICS = 5

@@ -75,6 +75,13 @@ class LedgerRetention(Ledger):
         """Remove partner actions that were decided more than ``ACTION_DAYS`` times 24 hours ago and are answered."""
         return self._in_chunks("ledger/retention_delete_actions", ACTION_DAYS, chunk)
 
+    def prune_alerts(self, days: int, chunk: int = CHUNK) -> int:
+        """Remove alerts that were over, and told, more than ``days`` times 24 hours ago, and deadlines that were missed
+        as long ago; those that stand stay.
+        """
+        removed = self._in_chunks("ledger/retention_delete_alerts", days, chunk)
+        return removed + self._in_chunks("ledger/retention_delete_deadlines", days, chunk)
+
     def prune_writers(self, days: int = WRITER_DAYS, chunk: int = CHUNK) -> int:
         """Remove the marks of attempts that started more than ``days`` times 24 hours ago."""
         return self._in_chunks("ledger/retention_delete_writers", days, chunk)

@@ -8,32 +8,26 @@ first byte leaves.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import pandas as pd
-import psycopg
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from medflex.arrow import is_driver_error, read_frame
+from medflex.arrow import of_types, read_frame
 from medflex.domain.packing import Shard
-from medflex.errors import (
-    LeaseLostError,
-    LedgerRefusedError,
-    LedgerUnavailableError,
-    MedflexPipelineError,
-    RunIncompleteError,
-)
+from medflex.errors import LeaseLostError, RunIncompleteError
 from medflex.ledger.actions import PartnerActions
+from medflex.ledger.alerts import Alerts
+from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
+from medflex.ledger.gauges import Gauges
 from medflex.ledger.messages import Messages
-from medflex.ledger.migrate import HEAD
 from medflex.ledger.reconciliation import Reconciliation
+from medflex.ledger.sums import RUN_SUITE_SHARD, SUM_TABLES, keep_sums
+from medflex.ledger.switches import Switches
 from medflex.ledger.withdrawals import Withdrawals, bigints
 from medflex.sql import query
 
@@ -101,71 +95,8 @@ class BatchOutcome:
     unknown: Sequence[int] = ()
 
 
-class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
-    """Access to the ledger's database. Connections are per thread; every method is one transaction.
-
-    Args:
-        conninfo: libpq connection string or URI.
-        now: fixed source of the present for tests; ``None`` uses the database server's clock, which all workers share.
-
-    Raises (all methods):
-        LedgerUnavailableError: the database does not answer.
-        LedgerRefusedError: it refuses the log-in, or its schema is missing or old.
-    """
-
-    def __init__(self, conninfo: str, now: Any = None) -> None:
-        self._conninfo = conninfo
-        self._now = now
-        self._local = threading.local()
-        self._all: list[psycopg.Connection[Any]] = []
-        self._lock = threading.Lock()
-
-    # -- connections ------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Close the connections of all threads."""
-        with self._lock:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
-        self._local = threading.local()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
-        with translated_ledger_errors():
-            connection = getattr(self._local, "connection", None)
-            if connection is None or connection.closed:
-                connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
-                connection.execute("SET statement_timeout = '120s'")
-                self._local.connection = connection
-                with self._lock:
-                    self._all.append(connection)
-            with connection.transaction(), connection.cursor() as cursor:
-                yield cursor
-
-    def _present(self) -> datetime | None:
-        return self._now() if self._now else None
-
-    def check_schema(self) -> None:
-        """Raise :class:`LedgerRefusedError` unless the database has the schema version this code needs."""
-        with self._transaction() as cursor:
-            cursor.execute("SELECT to_regclass('ledger.schema_version') AS found")
-            version = None
-            if cursor.fetchone()["found"]:  # type: ignore[index]
-                cursor.execute("SELECT version_num FROM ledger.schema_version")
-                row = cursor.fetchone()
-                version = row["version_num"] if row else None
-        if version != HEAD:
-            raise LedgerRefusedError(
-                f"The ledger's schema is at version {version or 'none'}, this release needs {HEAD}:"
-                " run python -m medflex.ledger.migrate."
-            )
+class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
+    """Access to all of the ledger; arguments and errors as for :class:`LedgerConnection`."""
 
     # -- runs and their numbers -------------------------------------------------------------------------------------
 
@@ -211,6 +142,7 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
                 "finding",
                 "message_warning",
                 "message_look",
+                *SUM_TABLES,
             ):
                 cursor.execute(f"DELETE FROM ledger.{table} WHERE run_key = %s", (run_key,))
             with cursor.copy("COPY ledger.run_shard (run_key, shard, label, kind, clinic_ids) FROM STDIN") as copy:
@@ -254,7 +186,7 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
         """Note how far a shard has come; a problem of an earlier attempt is forgotten."""
         with self._transaction() as cursor:
             cursor.execute(
-                "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL"
+                "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL, critical = 0"
                 " WHERE run_key = %s AND shard = %s",
                 (stage, because, run_key, shard),
             )
@@ -276,11 +208,16 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
                 (extracted_at, run_key, shard),
             )
 
-    def set_problem(self, run_key: int, shard: int, problem: str) -> None:
-        """Note why a shard stopped, in one sentence without values."""
+    def set_problem(self, run_key: int, shard: int, problem: str, *, critical: int = 0) -> None:
+        """Note why a shard stopped, in one sentence without values.
+
+        Args:
+            critical: how many critical expectations have stopped it.
+        """
         with self._transaction() as cursor:
             cursor.execute(
-                "UPDATE ledger.run_shard SET problem = %s WHERE run_key = %s AND shard = %s", (problem, run_key, shard)
+                "UPDATE ledger.run_shard SET problem = %s, critical = %s WHERE run_key = %s AND shard = %s",
+                (problem, critical, run_key, shard),
             )
 
     def save_numbers(self, run_key: int, numbers: pd.DataFrame) -> None:
@@ -316,10 +253,11 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
             )
 
     def validations(self, run_key: int) -> list[dict[str, Any]]:
-        """Return the reduced results of a run, by shard and suite."""
+        """Return the reduced results of a run's shards, by shard and suite."""
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT result FROM ledger.run_validation WHERE run_key = %s ORDER BY shard, suite", (run_key,)
+                "SELECT result FROM ledger.run_validation WHERE run_key = %s AND shard <> %s ORDER BY shard, suite",
+                (run_key, RUN_SUITE_SHARD),
             )
             return [row["result"] for row in cursor.fetchall()]
 
@@ -386,14 +324,19 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
             row = cursor.fetchone()
         return row["report"] if row else None
 
-    def settle_run(self, run_key: int, problems: Sequence[str]) -> None:
-        """Close a run; ``problems`` are sentences, none means it succeeded."""
+    def settle_run(self, run_key: int, problems: Sequence[str], *, broken: int = 0) -> None:
+        """Close a run and keep its sums; ``problems`` are sentences, none means it succeeded.
+
+        Args:
+            broken: how many of them are conservation equations that do not hold.
+        """
         with self._transaction() as cursor:
             cursor.execute(
-                "UPDATE ledger.run SET outcome = %s, problems = %s,"
+                "UPDATE ledger.run SET outcome = %s, problems = %s, broken = %s,"
                 " settled_at = coalesce(%s::timestamptz, clock_timestamp()) WHERE run_key = %s",
-                ("failed" if problems else "succeeded", list(problems), self._present(), run_key),
+                ("failed" if problems else "succeeded", list(problems), broken, self._present(), run_key),
             )
+            keep_sums(cursor, run_key)
 
     def settle_interrupted(self, dag_id: str) -> int:
         """Close the runs of a DAG that were killed before they could say what became of them; return their number.
@@ -419,11 +362,12 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
         outcome counts as ``sending``.
         """
         with translated_ledger_errors():
-            return read_frame(
+            frame = read_frame(
                 self._conninfo,
                 query("ledger/known"),
                 settings={"medflex.clinic_ids": bigints(clinic_ids)},
-            ).astype(dict.fromkeys(("clinic_id", "appointment_id", "lpu_id", "version"), "int64"))
+            )
+        return of_types(frame, dict.fromkeys(("clinic_id", "appointment_id", "lpu_id", "version"), "int64"))
 
     def clinics_with_records(self) -> list[int]:
         """Return the clinics of which Medflex may show anything: something was sent, or may have been."""
@@ -622,53 +566,3 @@ class Ledger(Messages, PartnerActions, Reconciliation, Withdrawals):
         """Let nobody use the rate called ``name`` for ``seconds`` from now."""
         with self._transaction() as cursor:
             cursor.execute(query("ledger/pause_rate"), {"name": name, "seconds": seconds, "now": self._present()})
-
-
-@contextmanager
-def translated_ledger_errors() -> Iterator[None]:
-    """Turn driver errors into this product's errors, without the driver's text, which may quote data."""
-    try:
-        yield
-    except MedflexPipelineError:
-        raise
-    except (psycopg.errors.InvalidPassword, psycopg.errors.InvalidAuthorizationSpecification):
-        raise LedgerRefusedError(
-            "The ledger's database refuses the log-in: check user and password of the connection medflex_ledger."
-        ) from None
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
-        raise LedgerRefusedError(
-            "The ledger's tables are missing or old: run python -m medflex.ledger.migrate."
-        ) from None
-    except psycopg.OperationalError as error:
-        if refused_login(error):
-            raise LedgerRefusedError(
-                "The ledger's database refuses the log-in: check user, password and database of the connection"
-                " medflex_ledger."
-            ) from None
-        raise LedgerUnavailableError(
-            "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
-            " reachable from the workers."
-        ) from None
-    except psycopg.Error as error:
-        raise LedgerUnavailableError(
-            f"The ledger's database answered with SQLSTATE {error.sqlstate or 'none'} ({type(error).__name__})."
-        ) from None
-    except Exception as error:
-        if not is_driver_error(error):
-            raise
-        raise LedgerUnavailableError(
-            "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
-            " is up and reachable from the workers."
-        ) from None
-
-
-def refused_login(error: Exception) -> bool:
-    """Tell whether a failed connection attempt reached a server that said no (wrong user, password or database).
-
-    psycopg raises a plain OperationalError without SQLSTATE while connecting, so only libpq's text can tell.
-    """
-    text = str(error)
-    return any(
-        mark in text
-        for mark in ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
-    )

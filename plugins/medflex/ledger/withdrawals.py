@@ -14,7 +14,7 @@ import pandas as pd
 import psycopg
 from psycopg.types.json import Jsonb
 
-from medflex.arrow import read_frame
+from medflex.arrow import of_types, read_frame
 from medflex.domain.revocations import ABSENCE
 from medflex.errors import BadParameterError
 from medflex.sql import query
@@ -72,7 +72,7 @@ class Withdrawals:
         Args:
             appointment_ids: only these, each of the clinic at the same place in ``clinic_ids``; ``None`` for all.
         """
-        from medflex.ledger.store import translated_ledger_errors
+        from medflex.ledger.connection import translated_ledger_errors
 
         if not len(clinic_ids):
             return _empty_live()
@@ -86,7 +86,7 @@ class Withdrawals:
                 },
                 nullable_ids=("patient_id",),
             )
-        return frame.astype({**dict.fromkeys((*KEY, "version"), "int64"), "state": "str", "partner_ids": "str"})
+        return of_types(frame, {**dict.fromkeys((*KEY, "version"), "int64"), "state": "str", "partner_ids": "str"})
 
     def touched(self, appointment_ids: Sequence[int], patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return the records that may show these appointments or patients, under whichever clinic: ``clinic_id``,
@@ -126,7 +126,7 @@ class Withdrawals:
                 {"clinic_ids": None if clinic_ids is None else _list(clinic_ids)},
             )
             columns = [*KEY, "reason", "by_absence", "revoked_at", "found_at"]
-            return pd.DataFrame(cursor.fetchall(), columns=columns).astype(dict.fromkeys(KEY, "int64"))
+            return of_types(pd.DataFrame(cursor.fetchall(), columns=columns), dict.fromkeys(KEY, "int64"))
 
     def save_revocations(
         self,
@@ -291,26 +291,7 @@ class Withdrawals:
             )
             return cursor.rowcount == 1
 
-    # -- alerts and writers -----------------------------------------------------------------------------------------
-
-    def set_alert(self, name: str, sentence: str | None) -> bool:
-        """Raise an alert, or clear it (``None``); tell whether that is a change."""
-        with self._transaction() as cursor:
-            if sentence is None:
-                cursor.execute(
-                    "UPDATE ledger.alert SET cleared_at = coalesce(%s::timestamptz, clock_timestamp())"
-                    " WHERE name = %s AND cleared_at IS NULL",
-                    (self._present(), name),
-                )
-                return cursor.rowcount == 1
-            cursor.execute(
-                "INSERT INTO ledger.alert AS alert (name, raised_at, sentence)"
-                " VALUES (%s, coalesce(%s::timestamptz, clock_timestamp()), %s) ON CONFLICT (name) DO UPDATE"
-                " SET raised_at = excluded.raised_at, cleared_at = NULL, sentence = excluded.sentence"
-                " WHERE alert.cleared_at IS NOT NULL",
-                (name, self._present(), sentence),
-            )
-            return cursor.rowcount == 1
+    # -- writers ----------------------------------------------------------------------------------------------------
 
     def begin_writing(self, holder: str) -> uuid.UUID:
         """Become the living attempt of a task that writes.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster
 from tests.faults.play import Stage
 
@@ -57,7 +58,7 @@ def open_ground(cluster: Cluster, medlock_template: str, ledger_template: str, n
     medlock, ledger = f"{name}_medlock", f"{name}_ledger"
     cluster.create_database(medlock, "medlock_owner", template=medlock_template)
     cluster.create_database(ledger, "ledger_owner", template=ledger_template)
-    for role in ("medlock_app", "medlock_actions"):
+    for role in LOGINS:
         cluster.allow(medlock, role)
     owner = cluster.uri(medlock, "medlock_owner")
     with psycopg.connect(owner, autocommit=True) as connection:

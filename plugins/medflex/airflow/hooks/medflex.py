@@ -10,13 +10,14 @@ import gzip
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 import orjson
@@ -89,6 +90,43 @@ class BatchReply:
     unknown: frozenset[int]
 
 
+class Operation(StrEnum):
+    """What is asked of Medflex."""
+
+    SEND = "send"
+    WITHDRAW = "withdraw"
+    READ_VISIBLE = "read_visible"
+    READ_ACTIONS = "read_actions"
+    ANSWER_ACTION = "answer_action"
+
+
+_OPERATIONS = {SEND_PATH: Operation.SEND, WITHDRAW_PATH: Operation.WITHDRAW}
+
+
+class NoReply(StrEnum):
+    """How a request ended that was not answered."""
+
+    NOT_CONNECTED = "not_connected"
+    LOST_CONNECTION = "lost_connection"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    UNTRUSTED = "untrusted"
+    """The certificate is not trusted; nothing was sent."""
+    BROKEN_REPLY = "broken_reply"
+
+
+class Observer(Protocol):
+    """Is told how requests ended; from several threads, and must not raise."""
+
+    def requested(self, operation: Operation, ended: int | NoReply, seconds: float) -> None:
+        """Note one request: its HTTP status, or how it ended without one, and how long it took."""
+        ...
+
+    def judged(self, operation: Operation, verdicts: Mapping[int | None, int]) -> None:
+        """Note Medflex's verdicts on the records of a batch: status code (``None``: unknown) → records."""
+        ...
+
+
 class CursorUnknownError(Exception):
     """Medflex does not know the place in the queue of partner actions from which to read on."""
 
@@ -139,14 +177,18 @@ class MedflexSettings:
 class MedflexClient:
     """Speaks to Medflex. Sessions are per thread, so that connections are reused and never shared.
 
+    Args:
+        observer: is told how each request ended.
+
     Raises (all methods):
         NotProcessedError, UnknownOutcomeError: see there; the caller decides what to do about it.
         MedflexRefusedError: 401 or 403.
         MedflexContractError: any other refusal of the whole request.
     """
 
-    def __init__(self, settings: MedflexSettings) -> None:
+    def __init__(self, settings: MedflexSettings, observer: Observer | None = None) -> None:
         self.settings = settings
+        self._observer = observer
         self._local = threading.local()
 
     def encode(self, body: Mapping[str, Any]) -> bytes:
@@ -164,8 +206,13 @@ class MedflexClient:
         headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
         if self.settings.compress:
             headers["Content-Encoding"] = "gzip"
-        response = self._request("POST", path, data=body, headers=headers)
-        return _read_verdicts(response.status_code, _json(response), versions)
+        operation = _OPERATIONS[path]
+        response = self._request(operation, "POST", path, data=body, headers=headers)
+        reply = _read_verdicts(response.status_code, _json(response), versions)
+        if self._observer is not None:
+            verdicts = {204: reply.accepted, 400: reply.rejected, 409: reply.outdated, None: reply.unknown}
+            self._observer.judged(operation, {code: len(records) for code, records in verdicts.items()})
+        return reply
 
     def visible(self, lpu_id: int, pace: Callable[[], object] = lambda: None) -> Iterator[dict[str, Any]]:
         """Yield what partners of a clinic can see now: mappings with ``id``, ``version``, ``digest``, page by page.
@@ -178,7 +225,10 @@ class MedflexClient:
             pace()
             try:
                 response = self._request(
-                    "GET", "/appointments/", params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE}
+                    Operation.READ_VISIBLE,
+                    "GET",
+                    "/appointments/",
+                    params={"lpu_id": lpu_id, "page": page, "size": PAGE_SIZE},
                 )
             except MedflexContractError:
                 if page == 1:
@@ -218,7 +268,7 @@ class MedflexClient:
             CursorUnknownError: Medflex does not know this cursor.
         """
         params: dict[str, Any] = {"size": ACTION_PAGE_SIZE} | ({} if after is None else {"after": after})
-        response = self._request("GET", ACTIONS_PATH, params=params, allowed=(200, 404))
+        response = self._request(Operation.READ_ACTIONS, "GET", ACTIONS_PATH, params=params, allowed=(200, 404))
         if response.status_code == 404:
             if after is not None:
                 raise CursorUnknownError
@@ -242,6 +292,7 @@ class MedflexClient:
             detail: for the partner's log; without personal data.
         """
         response = self._request(
+            Operation.ANSWER_ACTION,
             "POST",
             f"{ACTIONS_PATH}{action_id}/result/",
             data=orjson.dumps({"status_code": status_code, "detail": detail}),
@@ -268,9 +319,11 @@ class MedflexClient:
         return session
 
     def _request(
-        self, method: str, path: str, *, allowed: tuple[int, ...] = (200,), **arguments: Any
+        self, operation: Operation, method: str, path: str, *, allowed: tuple[int, ...] = (200,), **arguments: Any
     ) -> requests.Response:
         settings = self.settings
+        begun = time.monotonic()
+        ended: int | NoReply = NoReply.BROKEN_REPLY
         try:
             response = self._session().request(
                 method,
@@ -279,9 +332,12 @@ class MedflexClient:
                 allow_redirects=False,
                 **arguments,
             )
+            ended = response.status_code
         except requests.exceptions.ConnectTimeout:
+            ended = NoReply.NOT_CONNECTED
             raise NotProcessedError(None) from None
         except requests.exceptions.SSLError as error:
+            ended = NoReply.UNTRUSTED if _not_trusted(error) else NoReply.TLS
             if not _not_trusted(error):
                 # The stream broke after the handshake: the body may have arrived.
                 raise UnknownOutcomeError("a broken TLS connection") from None
@@ -292,9 +348,12 @@ class MedflexClient:
         except requests.exceptions.ConnectionError as error:
             cause = error.args[0] if error.args else None
             if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
+                ended = NoReply.NOT_CONNECTED
                 raise NotProcessedError(None) from None
+            ended = NoReply.LOST_CONNECTION
             raise UnknownOutcomeError("a lost connection") from None
         except requests.exceptions.Timeout:
+            ended = NoReply.TIMEOUT
             raise UnknownOutcomeError("a time-out") from None
         except requests.exceptions.InvalidURL:
             raise ConfigurationError(
@@ -302,6 +361,9 @@ class MedflexClient:
             ) from None
         except requests.exceptions.RequestException as error:
             raise UnknownOutcomeError(f"a broken reply ({type(error).__name__})") from None
+        finally:
+            if self._observer is not None:
+                self._observer.requested(operation, ended, time.monotonic() - begun)
         if response.status_code not in allowed:
             _raise_for_status(response)
         return response

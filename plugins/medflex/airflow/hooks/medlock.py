@@ -23,7 +23,7 @@ from medflex.errors import (
     MedlockSchemaError,
     MedlockUnavailableError,
 )
-from medflex.ledger.store import refused_login
+from medflex.ledger.connection import refused_login
 from medflex.ledger.withdrawals import bigints
 from medflex.sql import query
 
@@ -108,6 +108,20 @@ class Medlock:
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
         return judge_access(self._frame("medlock/clinics", {"clinic_ids": _list(clinic_ids)}, CLINIC_TYPES), now)
+
+    def clinic_labels(self, clinic_ids: Sequence[int] | None) -> dict[int, tuple[str, int | None]]:
+        """Return each clinic's name and the id of the person who turned its switch last, by the clinic's id."""
+        frame = self._frame("medlock/clinic_labels", {"clinic_ids": _list(clinic_ids)})
+        return {int(key): (str(name or ""), staff_id) for key, name, staff_id in frame.itertuples(index=False)}
+
+    def partners(self) -> dict[int, tuple[str, str]]:
+        """Return each partner's name and kind by its id."""
+        frame = self._frame("medlock/partners", {})
+        return {int(key): (str(name or ""), str(kind or "")) for key, name, kind in frame.itertuples(index=False)}
+
+    def headed_clinics(self, login: str) -> set[int]:
+        """Return the clinics that a log-in's owner is the head of (R2)."""
+        return {int(item) for item in self._frame("medlock/headed_clinics", {"login": login})["clinic_id"]}
 
     def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
         """Return the flags behind these appointments as they are committed now; a deleted one has no row."""

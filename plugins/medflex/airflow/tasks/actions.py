@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -27,12 +26,14 @@ def read_actions() -> dict[str, int]:
 
     Returns the numbers of entries read, and of actions that were new.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.acting import ActionReader
 
     with open_ledger() as ledger:
         ledger.check_schema()
-        result = ActionReader(client=open_medflex(), ledger=ledger, clock=CLOCK).read(_run_id())
+        result = ActionReader(client=open_medflex(ledger), ledger=ledger, clock=CLOCK).read(_run_id())
     log.info("Read %d entries, %d of them new.", result.entries, result.new)
+    metrics.actions_read(result.new)
     if result.problem is not None:
         raise result.problem
     return {"entries": result.entries, "new": result.new}
@@ -44,6 +45,7 @@ def apply_actions() -> dict[str, int]:
 
     Returns how many actions of which type were decided in which way.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.acting import Actor
     from medflex.airflow.hooks.medlock_actions import MedlockActions
 
@@ -57,6 +59,7 @@ def apply_actions() -> dict[str, int]:
         )
         result = actor.apply()
     numbers = logged(result.numbers())
+    metrics.actions_decided(result.rulings)
     if result.waiting:
         log.warning("%d actions wait for the next run.", result.waiting)
     _raise_first(result.problems)
@@ -69,12 +72,14 @@ def answer_actions() -> dict[str, int]:
 
     Returns how many answers Medflex took, contradicted, or had no action for.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.acting import Answerer
 
     with open_ledger() as ledger:
         ledger.check_schema()
-        result = Answerer(client=open_medflex(), ledger=ledger, clock=CLOCK).answer(_run_id())
+        result = Answerer(client=open_medflex(ledger), ledger=ledger, clock=CLOCK).answer(_run_id())
     numbers = logged(dict(result.answers))
+    metrics.actions_answered(result.answers, result.delays)
     _raise_first(result.problems)
     return numbers
 
@@ -85,19 +90,13 @@ def share_changes() -> dict[str, int]:
 
     Returns how many were looked at, sent, rejected, unchanged, not to be shared, and left for the next run.
     """
-    from medflex.airflow.hooks.medflex import MedflexClient
+    from medflex.airflow import metrics
     from medflex.airflow.sharing import ChangeSharer
 
-    settings = open_medflex().settings
-    hurried = dataclasses.replace(
-        settings,
-        attempts=min(settings.attempts, SHARE_ATTEMPTS),
-        retry_budget=min(settings.retry_budget, SHARE_BUDGET_SECONDS),
-    )
     with open_ledger() as ledger, open_medlock() as medlock:
         ledger.check_schema()
         result = ChangeSharer(
-            client=MedflexClient(hurried),
+            client=open_medflex(ledger, attempts=SHARE_ATTEMPTS, retry_budget=SHARE_BUDGET_SECONDS),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -108,6 +107,7 @@ def share_changes() -> dict[str, int]:
         log.info("Nothing has changed that Medflex was not told.")
         return {}
     numbers = logged(dict(result.numbers))
+    metrics.actions_shared(result.numbers)
     for name, number in result.rejected_fields.most_common():
         log.warning("Rejected by Medflex for the field %s: %d.", name, number)
     _raise_first(result.problems)

@@ -36,8 +36,8 @@ _DOCS_RUN = re.compile(r".*-[0-9a-f]{8}")
 
 @speaking
 def prune_ledger() -> dict[str, int]:
-    """Remove old runs, batches, answered questions, partner actions and marks of ended attempts; return how many of
-    each.
+    """Remove old runs, batches, answered questions, partner actions, alerts that are over and marks of ended attempts;
+    return how many of each.
     """
     from medflex.ledger.retention import LedgerRetention
 
@@ -50,6 +50,7 @@ def prune_ledger() -> dict[str, int]:
             "batches": ledger.prune_batches(batches_days),
             "holds": ledger.prune_holds(runs_days),
             "actions": ledger.prune_actions(),
+            "alerts": ledger.prune_alerts(runs_days),
             "writers": ledger.prune_writers(),
         }
     return logged(removed)

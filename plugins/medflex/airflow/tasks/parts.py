@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -70,11 +71,20 @@ def open_medlock() -> Any:
     return Medlock(connections.postgres_conninfo(connections.MEDLOCK))
 
 
-def open_medflex() -> Any:
-    """Return a client of Medflex as its connection says."""
-    from medflex.airflow.hooks.medflex import MedflexClient, settings_of
+def open_medflex(ledger: Any, **hurry: float) -> Any:
+    """Return a client of Medflex as its connection says.
 
-    return MedflexClient(settings_of(connections.connection(connections.MEDFLEX)))
+    Args:
+        ledger: where it is noted whether Medflex answers.
+        hurry: settings that are lowered to these where they are higher.
+    """
+    from medflex.airflow.contacts import ContactNotes
+    from medflex.airflow.hooks.medflex import MedflexClient, settings_of
+    from medflex.airflow.metrics import RequestMetrics
+
+    settings = settings_of(connections.connection(connections.MEDFLEX))
+    lowered: dict[str, Any] = {name: min(getattr(settings, name), most) for name, most in hurry.items()}
+    return MedflexClient(dataclasses.replace(settings, **lowered), ContactNotes(ledger, RequestMetrics()))
 
 
 def data_docs_url() -> str:
@@ -137,6 +147,7 @@ def start_run(context: Context, ledger: Any, clinics: Any, gone: Iterable[int], 
         gone: clinics that have disappeared from Medlock.
         run: the other arguments of the ledger's ``start_run``.
     """
+    ledger.note_switches(switches_of(clinics))
     return ledger.start_run(
         dag_id=context["dag_run"].dag_id,
         run_id=context["dag_run"].run_id,
@@ -167,6 +178,20 @@ def access_rows(clinics: Any) -> Iterator[dict[str, Any]]:
             "closed_reason": None if _absent(row.closed_reason) else str(row.closed_reason),
             "opens_at": None if _absent(row.opens_at) else row.opens_at.to_pydatetime(),
         }
+
+
+def switches_of(clinics: Any) -> Iterator[Any]:
+    """Yield how the switches of CLINICS stand, as the ledger's :class:`Switch`."""
+    from medflex.ledger.switches import Switch
+
+    columns = ["clinic_id", "access_enabled", "access_changed_at", "access_changed_by_role"]
+    for row in clinics[columns].itertuples(index=False):
+        yield Switch(
+            clinic_id=int(row.clinic_id),
+            enabled=None if _absent(row.access_enabled) else bool(row.access_enabled),
+            changed_at=None if _absent(row.access_changed_at) else row.access_changed_at.to_pydatetime(),
+            role=None if _absent(row.access_changed_by_role) else str(row.access_changed_by_role),
+        )
 
 
 def _absent(value: Any) -> bool:
@@ -200,9 +225,11 @@ def told(result: Any, context: Context, ledger: Any) -> dict[str, int]:
     Raises:
         MedflexPipelineError: the problem that may pass, if any may; another attempt brings over what it concerns.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.assets import HELD, HELD_ALIAS
     from medflex.airflow.withdrawing import NUMBERS
 
+    metrics.withdrawn(result.delays)
     totals = logged({name: result.total(name) for name in NUMBERS})
     for what, found in (("Revoked", result.revoked), ("Held", result.held)):
         by_reason: dict[str, int] = {}

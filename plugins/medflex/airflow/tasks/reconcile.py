@@ -101,6 +101,7 @@ def reconcile(shard: Mapping[str, Any]) -> dict[str, int]:
 
     Returns the number of records of each kind of difference.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.reconciling import Reconciler
     from medflex.domain.drift import Drift
 
@@ -111,7 +112,7 @@ def reconcile(shard: Mapping[str, Any]) -> dict[str, int]:
         run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         reconciler = Reconciler(
-            client=open_medflex(),
+            client=open_medflex(ledger),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -122,6 +123,7 @@ def reconcile(shard: Mapping[str, Any]) -> dict[str, int]:
         result = reconciler.reconcile(clinic_ids, repair=run.mode == "reconcile")
         ledger.save_findings(run.run_key, result.findings)
         log.info("%d records compared.", result.compared)
+        metrics.reconciled(result.compared, {drift: result.total(drift) for drift in Drift})
         for drift in Drift:
             if result.total(drift):
                 log.warning("%s: %d. %s", drift.value, result.total(drift), drift.description)

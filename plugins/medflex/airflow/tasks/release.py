@@ -104,7 +104,7 @@ def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
             return {}
         # Judged anew: what has come back meanwhile stays.
         withdrawer = Withdrawer(
-            client=open_medflex(),
+            client=open_medflex(ledger),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,

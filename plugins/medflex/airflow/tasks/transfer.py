@@ -170,7 +170,7 @@ def withdraw_revoked(shard: Mapping[str, Any]) -> dict[str, int]:
         run = run_of(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         withdrawer = Withdrawer(
-            client=open_medflex(),
+            client=open_medflex(ledger),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -462,6 +462,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
 
     Returns how many expectations passed, warned and failed.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.sharing import require_valid
     from medflex.quality.validation import validate_outgoing, validate_source
 
@@ -495,12 +496,14 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
                 _outgoing_chunks(staging, number, windows), clinics=clinics, now=judged_at, shard=str(shard["label"])
             ),
         ]
+        metrics.validated(results)
         for result in results:
             ledger.save_validation(run.run_key, number, result.suite, _as_json(result))
         try:
             warned = require_valid(results, "nothing of this shard is sent; see the quality report of the run.")
         except ValidationFailedError as error:
-            ledger.set_problem(run.run_key, number, str(error))
+            failed = sum(len(item.critical_failures) for item in results)
+            ledger.set_problem(run.run_key, number, str(error), critical=failed)
             raise
         ledger.set_stage(run.run_key, number, "validated")
         passed = sum(item.success for result in results for item in result.results)
@@ -654,7 +657,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
                     yield to_frame(staging.read(number, "eligible", part, LOAD_COLUMNS).filter(mask))
 
         loader = Loader(
-            client=open_medflex(),
+            client=open_medflex(ledger),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -690,7 +693,9 @@ def publish_quality_report() -> str:
     """
     import orjson
 
+    from medflex.airflow import metrics
     from medflex.airflow.messages import look_for_double_messages
+    from medflex.ledger.sums import RUN_SUITE_SHARD
     from medflex.quality.report import RunInfo, publish_data_docs
     from medflex.quality.results import SuiteResult
     from medflex.quality.validation import validate_run
@@ -703,7 +708,10 @@ def publish_quality_report() -> str:
         funnel, history = _quality_funnels(ledger, run)
         messages = look_for_double_messages(ledger, run, CLOCK.now(), open_medlock)
         clinic_ids = ledger.run_clinics(run.run_key)["clinic_id"].tolist()
-        results.append(validate_run(funnel, history, messages.by_clinic(clinic_ids)))
+        judged = validate_run(funnel, history, messages.by_clinic(clinic_ids))
+        ledger.save_validation(run.run_key, RUN_SUITE_SHARD, judged.suite, _as_json(judged))
+        results.append(judged)
+        metrics.validated(results[-1:])
         info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
         publish = functools.partial(publish_data_docs, funnel=funnel, messages=messages)
         location = _publish(results, info, data_docs_url(), publish)
@@ -718,6 +726,7 @@ def settle_run() -> dict[str, int]:
 
     Returns the run's funnel; the same numbers go out with the asset event.
     """
+    from medflex.airflow import metrics
     from medflex.airflow.assets import APPOINTMENTS
     from medflex.domain.funnel import Funnel
 
@@ -734,7 +743,9 @@ def settle_run() -> dict[str, int]:
         if ledger.report(run.run_key) is None:
             problems.append("The quality report was not published, see the log of publish_quality_report.")
         funnel = Funnel.of(clinics)
-        ledger.settle_run(run.run_key, [*broken, *problems])
+        ledger.settle_run(run.run_key, [*broken, *problems], broken=len(broken))
+        states = clinics["access_state"].value_counts().to_dict()
+        metrics.run_settled(ledger, run, funnel=vars(funnel), states=states, problems=[*broken, *problems])
     if funnel.held:
         log.warning(
             "%d records whose rows have vanished are held; medflex_release asks a person about them.", funnel.held

@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 CLOCK = SystemClock()
 DEADLINE_SECONDS = 900.0
 """So long may it take from a change in Medlock to Medflex's acknowledgement before somebody is alerted."""
-LATE = "late_withdrawals"
-"""The name of the alert in the ledger."""
 
 
 @speaking
@@ -42,7 +40,7 @@ def withdraw_revoked_now() -> dict[str, int]:
             return runs[-1]
 
         withdrawer = Withdrawer(
-            client=open_medflex(),
+            client=open_medflex(ledger),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
@@ -85,13 +83,16 @@ def _begin_run(context: Context, ledger: Any, medlock: Any, clinic_ids: Sequence
 
 @speaking
 def report_lateness() -> None:
-    """Fail, and alert once, while something has waited for its withdrawal for longer than it may.
+    """Fail while something has waited for its withdrawal for longer than it may; ``medflex_alerts`` tells it, once.
 
     Raises:
         WithdrawalsLateError: a revocation is open for too long, or nobody has looked for any for as long.
     """
+    from medflex.airflow import metrics
+
     deadline = deadline_seconds()
     with open_ledger() as ledger:
+        metrics.standing(ledger, deadline)
         late = ledger.late_revocations(deadline)
         watch = ledger.watch("consent")
         sentence = None
@@ -107,11 +108,6 @@ def report_lateness() -> None:
                 f"Nobody has looked {since} for what may no longer be shared, more than {deadline:.0f} seconds: see why"
                 " withdraw_revoked_now fails."
             )
-        if ledger.set_alert(LATE, sentence):
-            if sentence is None:
-                log.warning("Alert over: withdrawals are in time again.")
-            else:
-                log.error("Alert: %s", sentence)
         if sentence:
             raise WithdrawalsLateError(sentence)
         log.info("Nothing is late.")

@@ -1,0 +1,49 @@
+"""
+### Alerts: telling somebody that something is wrong, and that it is over
+
+**Purpose.** Tells once when something begins to matter and once when it is over: Medflex does not answer or refuses the
+token, withdrawals are late or nobody looks for them, partner actions wait, the daily transfer is missing, a critical
+expectation has failed, vanished records wait for a person, the numbers of a run do not add up. It does not talk to
+Medflex or Medlock, and depends on no other DAG: also one that is paused or fails is noticed.
+
+**Schedule.** Every two minutes (`MEDFLEX_ALERTS_CRON`), one run at a time.
+
+**Input and output.** Connection `medflex_ledger`: what is wrong is judged from counts and times there, and each alert
+stays there. Messages go to the notifiers of `MEDFLEX_ALERT_NOTIFIERS`, else to the connection `medflex_alerts`, else
+to the log only.
+
+**Parameters.** None.
+
+**When it fails.** *ConfigurationError* or *AlertNotToldError*: what is wrong is known and written down, and a channel
+has not taken the message; each run tries again, so mend the channel. Any other error: the ledger is away, and **nobody
+is told anything** meanwhile, so let Airflow's own monitoring watch this DAG.
+
+**Running again.** Safe at any time: what was told is not told again. A crash between a delivery and its note repeats
+that one message. It cannot be backfilled: it judges the present.
+
+**Never** pause it to be left in peace: the alerts of the runbook say how each one ends.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, CronTriggerTimetable, task
+
+from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.schedule import ALERTS_CRON, TIMEZONE
+from medflex.airflow.tasks import alerts
+
+with DAG(
+    dag_id="medflex_alerts",
+    description="Tell somebody, once each, when something begins to matter and when it is over.",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable(ALERTS_CRON, timezone=TIMEZONE, run_immediately=False),
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    tags=TAGS,
+    # The next run comes as soon as another attempt would.
+    default_args=task_defaults(timedelta(minutes=5), backs_off=False) | {"retries": 0},
+) as dag:
+    task(alerts.tell_alerts)()

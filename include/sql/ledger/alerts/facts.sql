@@ -1,0 +1,186 @@
+-- Purpose:    what the alerts are judged by, in one look.
+-- Grain:      one row. Times are NULL where there is nothing.
+-- Parameters: deadline_seconds float8, now timestamptz or NULL for the server's clock
+-- Personal:   none.
+WITH present AS (
+    SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+),
+
+-- The last runs that were to bring over everything.
+daily AS (
+    SELECT
+        run.run_id,
+        run.started_at,
+        run.outcome,
+        run.is_complete
+    FROM ledger.daily_run AS run
+    WHERE run.dag_id = 'medflex_transfer'
+    ORDER BY run.started_at DESC
+    LIMIT 8
+),
+
+total AS (
+    SELECT
+        max(daily.started_at) FILTER (WHERE daily.is_complete) AS complete_at,
+        min(daily.started_at) AS first_run_at
+    FROM daily
+),
+
+newest AS (
+    SELECT
+        daily.started_at,
+        daily.outcome,
+        daily.is_complete
+    FROM daily
+    ORDER BY daily.started_at DESC
+    LIMIT 1
+),
+
+failed AS (
+    SELECT max(newest.started_at) AS started_at
+    FROM newest
+    WHERE NOT newest.is_complete AND newest.outcome = 'failed'
+),
+
+missed AS (
+    SELECT min(deadline.missed_at) AS missed_at
+    FROM ledger.missed_deadline AS deadline
+    WHERE
+        NOT EXISTS (
+            SELECT 1
+            FROM daily
+            WHERE daily.is_complete AND (daily.run_id = deadline.run_id OR daily.started_at > deadline.missed_at)
+        )
+),
+
+-- Clinics of shards that the validation has stopped, and which have not come through it since.
+critical AS (
+    SELECT
+        count(DISTINCT clinic.clinic_id) AS clinics,
+        min(run.started_at) AS since
+    FROM ledger.run_shard AS shard
+    INNER JOIN ledger.run AS run ON shard.run_key = run.run_key
+    CROSS JOIN unnest(shard.clinic_ids) AS clinic (clinic_id)
+    WHERE
+        shard.critical > 0
+        AND run.mode IN ('transfer', 'resync')
+        AND NOT EXISTS (
+            SELECT 1
+            FROM ledger.run_clinic AS later
+            INNER JOIN ledger.run AS later_run ON later.run_key = later_run.run_key
+            LEFT JOIN ledger.run_shard AS later_shard
+                ON later.run_key = later_shard.run_key AND later.shard = later_shard.shard
+            WHERE
+                later.clinic_id = clinic.clinic_id
+                AND later.run_key > shard.run_key
+                AND later_run.mode IN ('transfer', 'resync')
+                AND (
+                    later.shard IS NULL
+                    OR later_shard.stage IN ('skipped', 'validated', 'compared', 'loaded')
+                )
+        )
+),
+
+broken AS (
+    SELECT
+        count(*) AS runs,
+        min(run.settled_at) AS since
+    FROM ledger.run AS run
+    WHERE
+        run.broken > 0
+        AND NOT EXISTS (
+            SELECT 1
+            FROM ledger.run AS later
+            WHERE
+                later.dag_id = run.dag_id
+                AND later.clinic_ids IS NULL
+                AND later.started_at > run.started_at
+                AND later.settled_at > run.settled_at
+                AND later.broken = 0
+        )
+),
+
+revoked AS (
+    SELECT
+        count(*) AS records,
+        min(revocation.revoked_at) AS oldest,
+        count(*) FILTER (WHERE late.is_late) AS late_records,
+        count(DISTINCT revocation.clinic_id) FILTER (WHERE late.is_late) AS late_clinics
+    FROM ledger.revocation AS revocation
+    CROSS JOIN present
+    CROSS JOIN
+        LATERAL (
+            SELECT revocation.revoked_at < present.now - make_interval(secs => %(deadline_seconds)s) AS is_late
+        ) AS late
+),
+
+held AS (
+    SELECT
+        count(*) AS questions,
+        coalesce(sum(cardinality(hold.appointment_ids)), 0)::bigint AS records,
+        min(hold.found_at) AS since
+    FROM ledger.hold AS hold
+    WHERE hold.state = 'open'
+),
+
+-- Two looks, each of which has an index of its own.
+undecided AS (
+    SELECT
+        count(*) AS actions,
+        min(action.read_at) AS since
+    FROM ledger.partner_action AS action
+    WHERE action.decided_at IS NULL
+),
+
+unanswered AS (
+    SELECT
+        count(*) AS actions,
+        min(action.decided_at) AS since
+    FROM ledger.partner_action AS action
+    WHERE action.decided_at IS NOT NULL AND action.answered_at IS NULL
+),
+
+watched AS (
+    SELECT max(watch.looked_at) AS looked_at
+    FROM ledger.watch AS watch
+    WHERE watch.name = 'consent'
+)
+
+SELECT
+    present.now,
+    contact.good_since,
+    contact.failing_since,
+    contact.failed_at,
+    contact.failure,
+    revoked.records AS revoked,
+    revoked.oldest AS revoked_since,
+    revoked.late_records,
+    revoked.late_clinics,
+    watched.looked_at,
+    total.complete_at,
+    total.first_run_at,
+    failed.started_at AS failed_run_at,
+    missed.missed_at,
+    critical.clinics AS critical_clinics,
+    critical.since AS critical_since,
+    broken.runs AS broken_runs,
+    broken.since AS broken_since,
+    held.questions,
+    held.records AS held_records,
+    held.since AS held_since,
+    undecided.actions AS undecided,
+    undecided.since AS undecided_since,
+    unanswered.actions AS unanswered,
+    unanswered.since AS unanswered_since
+FROM present
+CROSS JOIN total
+CROSS JOIN failed
+CROSS JOIN missed
+CROSS JOIN critical
+CROSS JOIN broken
+CROSS JOIN revoked
+CROSS JOIN held
+CROSS JOIN undecided
+CROSS JOIN unanswered
+CROSS JOIN watched
+LEFT JOIN ledger.contact AS contact ON contact.name = 'medflex'

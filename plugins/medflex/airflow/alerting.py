@@ -1,0 +1,235 @@
+"""Telling somebody: alerts go to Airflow's notifiers, and to which ones is configuration.
+
+A message is noted as told behind its delivery, for each channel. What a channel did not take is told again by the next
+run; a crash between delivery and note repeats it: at least once, never silent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from airflow.sdk import BaseNotifier
+from airflow.sdk.configuration import conf
+
+from medflex.airflow import connections
+from medflex.domain.alerts import TITLES, AlertKind
+from medflex.errors import AlertNotToldError, ConfigurationError
+from medflex.ledger.alerts import Alerts, Message
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "MEDFLEX_ALERT_NOTIFIERS"
+TIMEOUT_SECONDS = 20
+"""How long the default channel may take."""
+DEFAULT_BODY = {
+    # What chat programs show of a webhook's body.
+    "text": "{{ alert.title }}\n{{ alert.text }}",
+    **{name: f"{{{{ alert.{name} }}}}" for name in ("id", "kind", "state", "title", "since", "at", "link")},
+}
+"""What the connection medflex_alerts is sent, as JSON."""
+_DAGS = {
+    AlertKind.LATE_WITHDRAWALS: "medflex_withdraw",
+    AlertKind.WITHDRAWALS_STOPPED: "medflex_withdraw",
+    AlertKind.ACTIONS_WAITING: "medflex_partner_actions",
+    AlertKind.HELD_ABSENCES: "medflex_release",
+    AlertKind.MEDFLEX_AWAY: "medflex_withdraw",
+    AlertKind.TOKEN_REFUSED: "medflex_withdraw",
+}
+"""Where to look first; the others are matters of the transfer."""
+
+
+@dataclass(frozen=True)
+class AlertText:
+    """What templates of notifiers know as ``alert``: text throughout, without personal data.
+
+    id: the same for both messages of one alert. state: ``raised`` or ``cleared``. since, at: ISO 8601 in UTC, since
+    when it has been so and when this state began. link: the DAG to look at in Airflow; empty where its base_url is not
+    set.
+    """
+
+    id: str
+    kind: str
+    state: str
+    title: str
+    text: str
+    since: str
+    at: str
+    link: str
+
+    @classmethod
+    def of(cls, message: Message) -> AlertText:
+        """Put a message of the ledger into words."""
+        kind = AlertKind(message.kind)
+        base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
+        dag = _DAGS.get(kind, "medflex_transfer")
+        link = f"{base}/dags/{dag}" if base else ""
+        over = "Over: " if message.state == "cleared" else ""
+        return cls(
+            id=str(message.alert_id),
+            kind=kind.value,
+            state=message.state,
+            title=f"Medlock → Medflex: {over}{TITLES[kind]}",
+            text=f"{message.sentence} See {link or f'{dag} in Airflow'} and docs/runbook.md#alerts, {kind.value}.",
+            since=_iso(message.since),
+            at=_iso(message.at),
+            link=link,
+        )
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A notifier and what it is made with. ``kwargs`` may hold secrets and are told nowhere."""
+
+    name: str
+    notifier: Callable[..., BaseNotifier] = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
+
+
+def channels() -> list[Channel]:
+    """Return where alerts go: what ``MEDFLEX_ALERT_NOTIFIERS`` says, else the connection ``medflex_alerts``, else
+    nowhere.
+
+    Raises:
+        ConfigurationError: the variable cannot be used; without its content, which may hold secrets.
+    """
+    text = os.environ.get(VARIABLE, "")
+    if text:
+        return [_channel(number, entry) for number, entry in enumerate(_entries(text), 1)]
+    try:
+        connections.connection(connections.ALERTS)
+    except ConfigurationError:
+        return []
+    from airflow.providers.http.notifications import HttpNotifier
+
+    kwargs = {
+        "http_conn_id": connections.ALERTS,
+        "json": DEFAULT_BODY,
+        "headers": {"Content-Type": "application/json"},
+        "extra_options": {"timeout": TIMEOUT_SECONDS},
+    }
+    return [Channel(f"{connections.ALERTS} HttpNotifier", HttpNotifier, kwargs)]
+
+
+def _entries(text: str) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        entries = None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("notifier"), str)
+        and isinstance(entry.get("kwargs", {}), dict)
+        and set(entry) <= {"notifier", "kwargs"}
+        for entry in entries
+    ):
+        raise ConfigurationError(
+            f'{VARIABLE} is no JSON list of {{"notifier": "<import path>", "kwargs": {{…}}}}: correct it.'
+        )
+    return entries
+
+
+def _channel(number: int, entry: Mapping[str, Any]) -> Channel:
+    try:
+        found = pkgutil.resolve_name(entry["notifier"])
+    except Exception:  # Whatever the module does when it is imported; its text may quote what was pasted here.
+        found = None
+    if not (isinstance(found, type) and issubclass(found, BaseNotifier)):
+        raise ConfigurationError(
+            f"Entry {number} of {VARIABLE} names no notifier that can be imported here: give the import path of a class"
+            " that is a BaseNotifier, and install its provider on every worker."
+        )
+    return Channel(f"{number} {found.__name__}", found, entry.get("kwargs", {}))
+
+
+def tell(ledger: Alerts, targets: Sequence[Channel], context: Mapping[str, Any]) -> int:
+    """Tell each channel what it has not been told, in order; return how many messages have reached all of them.
+
+    Args:
+        context: what templates may use beside ``alert``, as Airflow gives it to a task.
+
+    Raises:
+        AlertNotToldError: a channel did not take a message; the others had theirs.
+        ConfigurationError: a notifier cannot be made, or its templates cannot be filled; likewise.
+    """
+    told = 0
+    failed: dict[str, Exception] = {}
+    for message in ledger.untold():
+        alert = AlertText.of(message)
+        for channel in targets:
+            # What comes later must not come before what it could not be told.
+            if channel.name in failed or channel.name in message.told_to:
+                continue
+            problem = _deliver(channel, alert, context)
+            if problem is None:
+                ledger.note_told(message, channel.name)
+                message.told_to.append(channel.name)
+                log.info("Told %s: alert %s, %s %s.", channel.name, alert.id, alert.kind, alert.state)
+            else:
+                failed[channel.name] = problem
+        if {channel.name for channel in targets} <= set(message.told_to):
+            ledger.note_all_told(message)
+            told += 1
+    if failed:
+        # What stays wrong is told before what may pass.
+        raise min(failed.values(), key=lambda error: not isinstance(error, ConfigurationError))
+    return told
+
+
+def _deliver(channel: Channel, alert: AlertText, context: Mapping[str, Any]) -> Exception | None:
+    """Give one message to one notifier; return what went wrong, without the notifier's words."""
+    given: Any = {**context, "alert": alert}
+    # Not by calling the notifier: that logs the exception's text, in which an address with its secret may stand.
+    with _silence():
+        try:
+            notifier = channel.notifier(**channel.kwargs)
+        except Exception:
+            return ConfigurationError(
+                f"The notifier {channel.name} cannot be made with its kwargs: correct them in {VARIABLE}."
+            )
+        try:
+            notifier.render_template_fields(given)
+        except Exception:
+            names = ", ".join(f"alert.{name}" for name in AlertText.__dataclass_fields__)
+            return ConfigurationError(
+                f"A template of the notifier {channel.name} cannot be filled: there are {names}; correct {VARIABLE}."
+            )
+        try:
+            notifier.notify(given)
+        except Exception as error:
+            return AlertNotToldError(
+                f"The notifier {channel.name} failed with {type(error).__name__}; its text is withheld, since it could"
+                " quote an address with a secret. The message is told again by the next run."
+            )
+    return None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing be logged: hooks log addresses and replies, which may hold secrets."""
+    processors: list[Any] = structlog.get_config()["processors"]
+    before, disabled = processors.copy(), logging.root.manager.disable
+    # In place, since loggers that were used before keep this list.
+    processors[:] = [_drop]
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        processors[:] = before
+
+
+def _drop(_logger: object, _method: str, _event: object) -> Any:
+    raise structlog.DropEvent
+
+
+def _iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds")

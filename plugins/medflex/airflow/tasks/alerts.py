@@ -1,0 +1,80 @@
+"""What the task of ``medflex_alerts`` does, and what Airflow calls when the deadline of a daily run has passed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import get_current_context
+
+from medflex.airflow import connections
+from medflex.airflow.schedule import daily_deadline
+from medflex.airflow.tasks.parts import speaking
+from medflex.airflow.tasks.withdraw import deadline_seconds
+from medflex.domain.alerts import Limits, Raise, judge
+from medflex.ledger.alerts import AlertLedger
+
+log = logging.getLogger(__name__)
+
+DAILY = "scheduled"
+"""Airflow's name of the kind of run that is the day's; whoever starts another one looks at it."""
+
+
+@speaking
+def tell_alerts() -> dict[str, int]:
+    """Judge what is wrong, write down what has changed, and tell it.
+
+    Returns how many alerts were raised and cleared, and how many messages have reached everybody.
+    """
+    from medflex.airflow import alerting
+
+    with _ledger() as ledger:
+        ledger.check_schema()
+        changes = ledger.turn_alerts(judge, limits())
+        raised = [change for change in changes if isinstance(change, Raise)]
+        for change in changes:
+            if isinstance(change, Raise):
+                log.error("Alert %s: %s", change.kind, change.sentence)
+            else:
+                log.warning("Alert %s is over: %s", change.kind, change.sentence)
+        targets = alerting.channels()
+        if not targets:
+            log.warning(
+                "No channel is configured, so alerts are in this log only: set %s or define the connection %s.",
+                alerting.VARIABLE,
+                connections.ALERTS,
+            )
+        told = alerting.tell(ledger, targets, get_current_context())
+    log.info("Raised: %d, cleared: %d, told: %d.", len(raised), len(changes) - len(raised), told)
+    return {"raised": len(raised), "cleared": len(changes) - len(raised), "told": told}
+
+
+def limits() -> Limits:
+    """Return for how long what may wait, as the environment says."""
+    return Limits(withdraw=timedelta(seconds=deadline_seconds()), daily=daily_deadline())
+
+
+@speaking
+def note_missed_deadline(context: Mapping[str, Any]) -> None:
+    """Note that a daily run is not done, if more is missing than clinics that wait for their 24 hours.
+
+    ``medflex_alerts`` tells it: here nothing is known of what else is wrong.
+
+    Args:
+        context: as Airflow gives it to the callback of a deadline: ``dag_run`` is a mapping.
+    """
+    dag_run = context["dag_run"]
+    if dag_run["run_type"] != DAILY:
+        log.info("Run %s is not the daily one: nobody is told.", dag_run["dag_run_id"])
+        return
+    with _ledger() as ledger:
+        if ledger.note_missed_deadline(dag_run["dag_id"], dag_run["dag_run_id"]):
+            log.error("Run %s is not done; medflex_alerts tells it.", dag_run["dag_run_id"])
+        else:
+            log.info("Run %s is done, but for clinics that wait.", dag_run["dag_run_id"])
+
+
+def _ledger() -> AlertLedger:
+    return AlertLedger(connections.postgres_conninfo(connections.LEDGER))

@@ -1,0 +1,385 @@
+"""When somebody is to be told that something is wrong, and when that it is over. Pure: what is known goes in, what
+changes comes out.
+
+An alert is *raised* when a state begins to matter and *cleared* when it has been over for some minutes (``CALM``), once
+each. Whether Medflex can be reached is a *cause*: what waits because of it is folded into that one alert, and told in
+its own right only where it still holds some time after the cause is over (``GRACE``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class AlertKind(StrEnum):
+    """What can be wrong."""
+
+    MEDFLEX_AWAY = "medflex_away"
+    TOKEN_REFUSED = "token_refused"  # noqa: S105 - no secret
+    LATE_WITHDRAWALS = "late_withdrawals"
+    WITHDRAWALS_STOPPED = "withdrawals_stopped"
+    ACTIONS_WAITING = "actions_waiting"
+    DAILY_RUN_MISSED = "daily_run_missed"
+    CRITICAL_VALIDATION = "critical_validation"
+    HELD_ABSENCES = "held_absences"
+    CONSERVATION_BROKEN = "conservation_broken"
+
+
+TITLES = {
+    AlertKind.MEDFLEX_AWAY: "Medflex does not answer",
+    AlertKind.TOKEN_REFUSED: "Medflex refuses us",
+    AlertKind.LATE_WITHDRAWALS: "Withdrawals are late",
+    AlertKind.WITHDRAWALS_STOPPED: "Nobody looks for what may no longer be shared",
+    AlertKind.ACTIONS_WAITING: "Partner actions wait",
+    AlertKind.DAILY_RUN_MISSED: "The daily transfer is missing",
+    AlertKind.CRITICAL_VALIDATION: "Validation has stopped the sending for clinics",
+    AlertKind.HELD_ABSENCES: "Vanished records wait for an answer",
+    AlertKind.CONSERVATION_BROKEN: "The numbers of a run do not add up",
+}
+
+CAUSES = (AlertKind.MEDFLEX_AWAY, AlertKind.TOKEN_REFUSED)
+
+
+class Failure(StrEnum):
+    """Why a contact with Medflex was not a good one."""
+
+    AWAY = "away"
+    """Not reached, no reply in time, or 5xx."""
+    REFUSED = "refused"
+    """401, 403, or a certificate that is not trusted."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """For how long what may wait before somebody is told.
+
+    withdraw: a withdrawal, and the look for what is to be withdrawn. away: Medflex, while something is known to wait
+    for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
+    daily: a daily run after its start.
+    """
+
+    withdraw: timedelta = timedelta(minutes=15)
+    away: timedelta = timedelta(minutes=10)
+    silent: timedelta = timedelta(minutes=30)
+    actions: timedelta = timedelta(minutes=30)
+    daily: timedelta = timedelta(hours=3)
+
+    def grace(self, kind: AlertKind) -> timedelta:
+        """For how long a consequence may still hold after its cause is over."""
+        return self.daily if kind is AlertKind.DAILY_RUN_MISSED else GRACE
+
+
+CALM = timedelta(minutes=5)
+"""So long has something to be over before it counts as over: what comes and goes is one alert."""
+GRACE = timedelta(minutes=15)
+"""So long may what a cause has held up take to be made up for: three runs of ``medflex_withdraw``."""
+DAY = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the ledger knows at one moment. Instants are aware; ``None``: there is nothing, or it never happened.
+
+    good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
+    for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
+    its end. complete_at: start of the last daily run that brought everything over; failed_run_at: of the last one, if
+    it has failed. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
+    validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
+    not told.
+    """
+
+    now: datetime
+    good_since: datetime | None = None
+    failing_since: datetime | None = None
+    failed_at: datetime | None = None
+    failure: str | None = None
+    revoked: int = 0
+    revoked_since: datetime | None = None
+    late_records: int = 0
+    late_clinics: int = 0
+    looked_at: datetime | None = None
+    complete_at: datetime | None = None
+    first_run_at: datetime | None = None
+    failed_run_at: datetime | None = None
+    missed_at: datetime | None = None
+    critical_clinics: int = 0
+    critical_since: datetime | None = None
+    broken_runs: int = 0
+    broken_since: datetime | None = None
+    questions: int = 0
+    held_records: int = 0
+    held_since: datetime | None = None
+    undecided: int = 0
+    undecided_since: datetime | None = None
+    unanswered: int = 0
+    unanswered_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Open:
+    """An alert that was raised and not cleared. held_up: what it has held up, each number at its highest."""
+
+    kind: AlertKind
+    since: datetime
+    raised_at: datetime
+    sentence: str
+    calm_since: datetime | None = None
+    held_up: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Raise:
+    """Somebody is to be told that something is wrong."""
+
+    kind: AlertKind
+    since: datetime
+    sentence: str
+    facts: Mapping[str, int]
+    held_up: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """It stands, or is not over for long enough: nobody is told."""
+
+    kind: AlertKind
+    calm_since: datetime | None
+    facts: Mapping[str, int]
+    held_up: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Somebody is to be told that it is over."""
+
+    kind: AlertKind
+    sentence: str
+    held_up: Mapping[str, int]
+
+
+Change = Raise | Keep | Clear
+
+
+@dataclass(frozen=True)
+class _Condition:
+    since: datetime
+    sentence: str
+    facts: Mapping[str, int]
+
+
+def judge(
+    facts: Facts, standing: Mapping[AlertKind, Open], cause_over_at: datetime | None, limits: Limits
+) -> list[Change]:
+    """Return what becomes of each alert: those that stand are kept or cleared, others may be raised.
+
+    Args:
+        standing: the alerts that were raised and not cleared.
+        cause_over_at: when a cause was last cleared.
+    """
+    held_up = _held_up(facts)
+    late = _consequences(facts, limits)
+    changes: list[Change] = []
+    is_caused = False
+    for kind in CAUSES:
+        if kind in standing:
+            change = _stand_by(kind, standing[kind], facts, held_up)
+            changes.append(change)
+            if isinstance(change, Clear):
+                cause_over_at = facts.now
+            else:
+                is_caused = True
+    if not is_caused and (cause := _cause(facts, late, limits)) is not None:
+        kind, condition = cause
+        if kind not in standing:
+            is_caused = True
+            changes.append(Raise(kind, condition.since, condition.sentence, condition.facts, held_up))
+    others = _others(facts, limits)
+    conditions = late | others
+    for kind in AlertKind:
+        if kind in CAUSES:
+            continue
+        found = conditions.get(kind)
+        if kind in standing:
+            changes.append(_keep_or_clear(kind, standing[kind], found, facts))
+        elif found is not None:
+            excused = kind not in others and (
+                is_caused or (cause_over_at is not None and facts.now - cause_over_at < limits.grace(kind))
+            )
+            if not excused:
+                changes.append(Raise(kind, found.since, found.sentence, found.facts))
+    return changes
+
+
+# -- what holds ------------------------------------------------------------------------------------------------------
+
+
+def _cause(facts: Facts, late: Mapping[AlertKind, _Condition], limits: Limits) -> tuple[AlertKind, _Condition] | None:
+    """Tell whether it matters that Medflex cannot be spoken to.
+
+    A refusal does at once: it does not pass by itself. Silence does when something that must not wait has waited for
+    too long, or when it lasts: the time that counts is that between the first and the last attempt, so that one
+    failure after which nobody has tried is none.
+    """
+    since, last = facts.failing_since, facts.failed_at
+    if since is None or last is None:
+        return None
+    numbers = _held_up(facts)
+    waits = ", ".join(_told(numbers)) or "nothing is known to wait, but what partners ask for cannot be read"
+    if facts.failure == Failure.REFUSED:
+        return AlertKind.TOKEN_REFUSED, _Condition(
+            since,
+            f"Medflex refuses our token or shows a certificate that is not trusted, since {_at(since)}; nothing is sent"
+            f" and nothing withdrawn. Waiting: {waits}. Put a valid token into the connection medflex_api.",
+            numbers,
+        )
+    lasts = last - since
+    if not (late or lasts >= limits.silent or (lasts >= limits.away and any(numbers.values()))):
+        return None
+    return AlertKind.MEDFLEX_AWAY, _Condition(
+        since,
+        f"Medflex has not answered since {_at(since)} (no connection, no reply in time, or HTTP 5xx). Waiting: {waits}."
+        " Nothing is lost and everything is tried again by itself: ask whoever runs Medflex.",
+        numbers,
+    )
+
+
+def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
+    """Return what waits for longer than it may, and would also do so because Medflex cannot be spoken to."""
+    found = {}
+    if facts.late_records and facts.revoked_since is not None:
+        found[AlertKind.LATE_WITHDRAWALS] = _Condition(
+            facts.revoked_since,
+            f"{facts.late_records} records of {facts.late_clinics} clinics may no longer be shared since"
+            f" {_at(facts.revoked_since)} or later and are still shown, for more than {_long(limits.withdraw)}: see why"
+            " withdraw_revoked_now fails.",
+            {"records": facts.late_records, "clinics": facts.late_clinics},
+        )
+    if facts.unanswered and facts.unanswered_since and facts.now - facts.unanswered_since > limits.actions:
+        found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.unanswered_since)
+    if (daily := _daily(facts, limits)) is not None:
+        found[AlertKind.DAILY_RUN_MISSED] = daily
+    return found
+
+
+def _others(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
+    """Return what holds whether Medflex answers or not."""
+    found = {}
+    begun = facts.looked_at or facts.first_run_at
+    if begun is not None and facts.now - begun > limits.withdraw:
+        found[AlertKind.WITHDRAWALS_STOPPED] = _Condition(
+            begun,
+            f"Nobody has looked since {_at(begun)} for what may no longer be shared: see whether medflex_withdraw is"
+            " paused or why withdraw_revoked_now fails.",
+            {"minutes": int((facts.now - begun).total_seconds() // 60)},
+        )
+    if facts.critical_clinics and facts.critical_since is not None:
+        found[AlertKind.CRITICAL_VALIDATION] = _Condition(
+            facts.critical_since,
+            f"A critical expectation has failed in the transfer of {_at(facts.critical_since)}: nothing is sent for"
+            f" {facts.critical_clinics} clinics. Read the run's quality report, mend the source, and clear the shard"
+            " from extract on.",
+            {"clinics": facts.critical_clinics},
+        )
+    if facts.questions and facts.held_since is not None:
+        found[AlertKind.HELD_ABSENCES] = _Condition(
+            facts.held_since,
+            f"{facts.held_records} records of {facts.questions} clinics have vanished from Medlock since"
+            f" {_at(facts.held_since)}; partners still see them until a person answers under Required Actions.",
+            {"records": facts.held_records, "clinics": facts.questions},
+        )
+    if facts.broken_runs and facts.broken_since is not None:
+        found[AlertKind.CONSERVATION_BROKEN] = _Condition(
+            facts.broken_since,
+            f"The numbers of {facts.broken_runs} runs do not add up, the first of {_at(facts.broken_since)}:"
+            " a fault of the program. Keep the run and its logs, tell the developers, and reconcile its clinics.",
+            {"runs": facts.broken_runs},
+        )
+    # Whatever Medflex does: that nothing was decided is not its fault.
+    if facts.undecided and facts.undecided_since and facts.now - facts.undecided_since > limits.actions:
+        found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.undecided_since)
+    return found
+
+
+def _waiting(facts: Facts, since: datetime) -> _Condition:
+    return _Condition(
+        since,
+        f"{facts.undecided} partner actions wait for a decision and {facts.unanswered} for Medflex to take the answer,"
+        f" the first since {_at(since)}: see which task of medflex_partner_actions fails, or whether it is paused.",
+        {"undecided": facts.undecided, "unanswered": facts.unanswered},
+    )
+
+
+def _daily(facts: Facts, limits: Limits) -> _Condition | None:
+    """The last daily run that brought everything over began too long ago, or Airflow's deadline for one has passed."""
+    last = facts.complete_at or (facts.first_run_at - DAY if facts.first_run_at is not None else None)
+    overdue = last is not None and facts.now - last > DAY + limits.daily
+    if not overdue and facts.missed_at is None:
+        return None
+    failed = f" The one of {_at(facts.failed_run_at)} has failed." if facts.failed_run_at is not None else ""
+    done = f"since the run of {_at(facts.complete_at)}" if facts.complete_at is not None else "yet"
+    since = facts.missed_at if facts.missed_at is not None else (last or facts.now) + DAY + limits.daily
+    return _Condition(
+        since,
+        f"No daily transfer has brought everything over {done}.{failed} See what its settle_run says, whether the DAG"
+        " is paused and the scheduler up; then clear the failed tasks or trigger medflex_transfer.",
+        {"hours": int((facts.now - last).total_seconds() // 3600) if last is not None else 0},
+    )
+
+
+def _held_up(facts: Facts) -> dict[str, int]:
+    """Return how much waits for Medflex."""
+    since = facts.failing_since
+    # A daily run that failed while Medflex was failing, or just before that was noticed.
+    run = facts.failed_run_at is not None and since is not None and facts.failed_run_at > since - timedelta(hours=1)
+    return {"withdrawals": facts.revoked, "answers": facts.unanswered, "daily_runs": int(run)}
+
+
+# -- what becomes of an alert that stands ----------------------------------------------------------------------------
+
+
+def _stand_by(kind: AlertKind, alert: Open, facts: Facts, numbers: Mapping[str, int]) -> Change:
+    """A cause stands until a contact is good and all are for some minutes."""
+    names = sorted({*alert.held_up, *numbers})
+    held_up = {name: max(alert.held_up.get(name, 0), numbers.get(name, 0)) for name in names}
+    if facts.failing_since is not None:
+        return Keep(kind, None, numbers, held_up)
+    calm_since = facts.good_since or alert.calm_since or facts.now
+    if facts.now - calm_since < CALM:
+        return Keep(kind, calm_since, numbers, held_up)
+    text = f"Medflex answers again since {_at(calm_since)}, after {_long(calm_since - alert.since)}."
+    if held := _told(held_up):
+        text += f" It held up: {', '.join(held)}."
+    if left := _told({**numbers, "daily_runs": 0}):
+        text += f" Still waiting: {', '.join(left)}; it is made up for by itself."
+    if held_up.get("daily_runs"):
+        text += " What the daily transfer could not send goes out with the next one, or now if you trigger it."
+    return Clear(kind, text, held_up)
+
+
+def _keep_or_clear(kind: AlertKind, alert: Open, found: _Condition | None, facts: Facts) -> Change:
+    if found is not None:
+        return Keep(kind, None, found.facts, alert.held_up)
+    calm_since = alert.calm_since or facts.now
+    if facts.now - calm_since < CALM:
+        return Keep(kind, calm_since, {}, alert.held_up)
+    return Clear(kind, f"It is over since {_at(calm_since)}, after {_long(calm_since - alert.since)}.", alert.held_up)
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _told(numbers: Mapping[str, int]) -> Sequence[str]:
+    words = {"withdrawals": "withdrawals", "answers": "answers to partners", "daily_runs": "daily transfer"}
+    return [f"{numbers[name]} {word}" for name, word in words.items() if numbers.get(name)]
+
+
+def _at(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M} UTC"
+
+
+def _long(span: timedelta) -> str:
+    minutes = max(0, round(span.total_seconds() / 60))
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

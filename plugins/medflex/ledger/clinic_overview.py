@@ -1,0 +1,113 @@
+"""What the pages read about clinics. Mixed into :class:`medflex.ledger.overview.LedgerOverview`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from medflex.sql import query
+
+TRANSFER = "medflex_transfer"
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """What the newest transfer did with a clinic; numbers are ``None`` where it did not come to them."""
+
+    clinic_id: int
+    run_id: str
+    mode: str
+    started_at: datetime
+    outcome: str
+    extracted: int | None
+    withheld: int | None
+    quarantined: int | None
+    accepted: int | None
+
+    @property
+    def held_back_share(self) -> float | None:
+        """The share of what was extracted that was withheld or quarantined, from 0 to 1; ``None`` of nothing."""
+        if not self.extracted:
+            return None
+        return ((self.withheld or 0) + (self.quarantined or 0)) / self.extracted
+
+
+@dataclass(frozen=True)
+class SwitchEvent:
+    """One turn of an access switch, as it was seen."""
+
+    enabled: bool | None
+    changed_at: datetime | None
+    role: str | None
+    via: str
+    seen_at: datetime
+
+
+class ClinicOverview:
+    """Reads about single clinics, and about all of them in short; and what is wrong right now."""
+
+    def _rows(self, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of a query as mappings."""
+        raise NotImplementedError
+
+    def open_alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts that stand: ``kind``, ``since``, ``sentence``, the newest first."""
+        return self._rows(
+            "SELECT kind, since, sentence FROM ledger.alert WHERE cleared_at IS NULL ORDER BY since DESC", {}
+        )
+
+    def last_runs(self, clinic_id: int | None = None) -> dict[int, LastRun]:
+        """Return what the newest transfers did with each clinic, or with one, by its id."""
+        rows = self._rows(query("ledger/pages/clinic_last_runs"), {"dag_id": TRANSFER, "clinic_id": clinic_id})
+        return {row["clinic_id"]: LastRun(**row) for row in rows}
+
+    def switch_events(self, clinic_id: int, shown: int = 20) -> list[SwitchEvent]:
+        """Return how a clinic's switch was turned, the newest first."""
+        rows = self._rows(
+            "SELECT enabled, changed_at, role, via, seen_at FROM ledger.switch_event WHERE clinic_id = %(clinic_id)s"
+            " ORDER BY coalesce(changed_at, seen_at) DESC, event_id DESC LIMIT %(shown)s",
+            {"clinic_id": clinic_id, "shown": shown},
+        )
+        return [SwitchEvent(**row) for row in rows]
+
+    def clinic_runs(self, clinic_id: int, since: datetime) -> list[dict[str, Any]]:
+        """Return the clinic's funnel in each transfer since then, the newest first (clinic_runs.sql)."""
+        return self._rows(
+            query("ledger/pages/clinic_runs"), {"dag_id": TRANSFER, "clinic_id": clinic_id, "since": since}
+        )
+
+    def clinic_reasons(self, clinic_id: int, since: datetime) -> list[dict[str, Any]]:
+        """Return for how many of the clinic's records each reason held in each transfer (clinic_reasons.sql)."""
+        return self._rows(
+            query("ledger/pages/clinic_reasons"), {"dag_id": TRANSFER, "clinic_id": clinic_id, "since": since}
+        )
+
+    def clinic_held_back(self, run_key: int, clinic_id: int) -> list[dict[str, Any]]:
+        """Return what a run quarantined of the clinic, by reasons, with the first ids."""
+        return self._rows(query("ledger/pages/clinic_held_back"), {"run_key": run_key, "clinic_id": clinic_id})
+
+    def clinic_rejected(self, clinic_id: int) -> list[dict[str, Any]]:
+        """Return what Medflex rejects of the clinic, by fields, with the first ids."""
+        return self._rows(query("ledger/pages/clinic_rejected"), {"clinic_id": clinic_id})
+
+    def clinic_states(self, clinic_id: int) -> dict[str, int]:
+        """Return how many of the clinic's records are in each state."""
+        rows = self._rows(query("ledger/pages/clinic_states"), {"clinic_id": clinic_id})
+        return {row["state"]: row["records"] for row in rows}
+
+    def clinic_withdrawals(self, clinic_id: int, shown: int = 20) -> list[dict[str, Any]]:
+        """Return the clinic's newest withdrawals by batch and reason (clinic_withdrawals.sql)."""
+        return self._rows(query("ledger/pages/clinic_withdrawals"), {"clinic_id": clinic_id, "shown": shown})
+
+    def clinic_open_revocations(self, clinic_id: int) -> list[dict[str, Any]]:
+        """Return what of the clinic waits for its withdrawal: ``reason``, ``records``, ``oldest``."""
+        return self._rows(
+            "SELECT reason, count(*) AS records, min(revoked_at) AS oldest FROM ledger.revocation"
+            " WHERE clinic_id = %(clinic_id)s GROUP BY reason ORDER BY oldest",
+            {"clinic_id": clinic_id},
+        )
+
+    def clinic_actions(self, clinic_id: int, shown: int = 20) -> list[dict[str, Any]]:
+        """Return the newest decisions about partner actions of the clinic (clinic_actions.sql)."""
+        return self._rows(query("ledger/pages/clinic_actions"), {"clinic_id": clinic_id, "shown": shown})

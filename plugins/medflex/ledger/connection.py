@@ -1,0 +1,134 @@
+"""Connections to the ledger's database, and its errors in this product's words. Imports nothing heavy: a task that only
+asks a few numbers need not load pandas.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Self
+
+import psycopg
+from psycopg.rows import dict_row
+
+from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
+from medflex.ledger.migrate import HEAD
+
+
+class LedgerConnection:
+    """Access to the ledger's database. Connections are per thread; every method is one transaction.
+
+    Args:
+        conninfo: libpq connection string or URI.
+        now: fixed source of the present for tests; ``None`` uses the database server's clock, which all workers share.
+
+    Raises (all methods):
+        LedgerUnavailableError: the database does not answer.
+        LedgerRefusedError: it refuses the log-in, or its schema is missing or old.
+    """
+
+    def __init__(self, conninfo: str, now: Any = None) -> None:
+        self._conninfo = conninfo
+        self._now = now
+        self._local = threading.local()
+        self._all: list[psycopg.Connection[Any]] = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
+        with translated_ledger_errors():
+            connection = getattr(self._local, "connection", None)
+            if connection is None or connection.closed:
+                connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
+                connection.execute("SET statement_timeout = '120s'")
+                self._local.connection = connection
+                with self._lock:
+                    self._all.append(connection)
+            with connection.transaction(), connection.cursor() as cursor:
+                yield cursor
+
+    def _present(self) -> datetime | None:
+        return self._now() if self._now else None
+
+    def check_schema(self) -> None:
+        """Raise :class:`LedgerRefusedError` unless the database has the schema version this code needs."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT to_regclass('ledger.schema_version') AS found")
+            version = None
+            if cursor.fetchone()["found"]:  # type: ignore[index]
+                cursor.execute("SELECT version_num FROM ledger.schema_version")
+                row = cursor.fetchone()
+                version = row["version_num"] if row else None
+        if version != HEAD:
+            raise LedgerRefusedError(
+                f"The ledger's schema is at version {version or 'none'}, this release needs {HEAD}:"
+                " run python -m medflex.ledger.migrate."
+            )
+
+
+@contextmanager
+def translated_ledger_errors() -> Iterator[None]:
+    """Turn driver errors into this product's errors, without the driver's text, which may quote data."""
+    try:
+        yield
+    except MedflexPipelineError:
+        raise
+    except (psycopg.errors.InvalidPassword, psycopg.errors.InvalidAuthorizationSpecification):
+        raise LedgerRefusedError(
+            "The ledger's database refuses the log-in: check user and password of the connection medflex_ledger."
+        ) from None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
+        raise LedgerRefusedError(
+            "The ledger's tables are missing or old: run python -m medflex.ledger.migrate."
+        ) from None
+    except psycopg.OperationalError as error:
+        if refused_login(error):
+            raise LedgerRefusedError(
+                "The ledger's database refuses the log-in: check user, password and database of the connection"
+                " medflex_ledger."
+            ) from None
+        raise LedgerUnavailableError(
+            "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
+            " reachable from the workers."
+        ) from None
+    except psycopg.Error as error:
+        raise LedgerUnavailableError(
+            f"The ledger's database answered with SQLSTATE {error.sqlstate or 'none'} ({type(error).__name__})."
+        ) from None
+    except Exception as error:
+        from medflex.arrow import is_driver_error
+
+        if not is_driver_error(error):
+            raise
+        raise LedgerUnavailableError(
+            "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
+            " is up and reachable from the workers."
+        ) from None
+
+
+def refused_login(error: Exception) -> bool:
+    """Tell whether a failed connection attempt reached a server that said no (wrong user, password or database).
+
+    psycopg raises a plain OperationalError without SQLSTATE while connecting, so only libpq's text can tell.
+    """
+    text = str(error)
+    return any(
+        mark in text
+        for mark in ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+    )

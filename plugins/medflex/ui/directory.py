@@ -1,0 +1,170 @@
+"""All clinics as the list shows them: Medlock's clinics joined with what the newest transfers did with them.
+
+Reading all of them costs some tenths of a second for 20,000 clinics, so the list is kept for a few seconds; a page
+about one clinic, and whoever turns a switch, reads afresh.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+from cachetools import TTLCache
+
+from medflex.airflow.hooks.medlock import Medlock
+from medflex.domain.access import AccessState, ClosedReason
+from medflex.ledger.clinic_overview import LastRun
+
+KEPT_SECONDS = 5
+PAGE_SIZE = 50
+ATTENTION = frozenset(
+    reason.value
+    for reason in ClosedReason
+    if reason not in (ClosedReason.NEVER_CONFIGURED, ClosedReason.SWITCHED_OFF, ClosedReason.CLINIC_GONE)
+)
+"""Why a clinic is closed although somebody seems to want it open."""
+
+
+@dataclass(frozen=True)
+class Clinic:
+    """One clinic. ``overlaps``: scenarios that Smart Care and a partner both run (R15), "" where it is not known."""
+
+    clinic_id: int
+    lpu_id: int | None
+    name: str
+    timezone: str | None
+    enabled: bool | None
+    changed_at: datetime | None
+    changed_by: int | None
+    role: str | None
+    state: str
+    closed_reason: str | None
+    opens_at: datetime | None
+    partners: tuple[tuple[int, str, str], ...]
+    overlaps: tuple[str, ...]
+    last_run: LastRun | None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the switch counts as on."""
+        return self.state != AccessState.CLOSED
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether it is closed although the switch was meant to be on, or open without any partner (R4)."""
+        return self.closed_reason in ATTENTION or (self.is_on and not self.partners)
+
+    @property
+    def held_back_share(self) -> float | None:
+        """The share of the last run's records that was not sent because of what they or their patients say."""
+        return self.last_run.held_back_share if self.last_run else None
+
+
+def read_clinics(
+    medlock: Medlock, last_runs: Mapping[int, LastRun], now: datetime, clinic_ids: Sequence[int] | None = None
+) -> list[Clinic]:
+    """Return clinics as they are now, in the order of their ids; ``clinic_ids`` of ``None`` means all."""
+    frame = medlock.clinics(clinic_ids, now)
+    labels, partners = medlock.clinic_labels(clinic_ids), medlock.partners()
+    overlaps: dict[int, list[str]] = {}
+    for row in medlock.scenario_overlaps(clinic_ids).to_dict("records"):
+        overlaps.setdefault(row["clinic_id"], []).append(_known(row["scenario"], str) or "")
+    return [
+        Clinic(
+            clinic_id=row["clinic_id"],
+            lpu_id=_known(row["lpu_id"], int),
+            name=labels.get(row["clinic_id"], _NO_LABEL)[0],
+            timezone=_known(row["timezone"], str),
+            enabled=_known(row["access_enabled"], bool),
+            changed_at=_known(row["access_changed_at"], pd.Timestamp.to_pydatetime),
+            changed_by=labels.get(row["clinic_id"], _NO_LABEL)[1],
+            role=_known(row["access_changed_by_role"], str),
+            state=row["state"],
+            closed_reason=_known(row["closed_reason"], str),
+            opens_at=_known(row["opens_at"], pd.Timestamp.to_pydatetime),
+            partners=tuple((key, *partners.get(key, ("", ""))) for key in row["partner_ids"]),
+            overlaps=tuple(overlaps.get(row["clinic_id"], ())),
+            last_run=last_runs.get(row["clinic_id"]),
+        )
+        for row in frame.to_dict("records")
+    ]
+
+
+# Of a clinic that came between the two looks.
+_NO_LABEL: tuple[str, None] = ("", None)
+
+
+def _known(value: Any, convert: Callable[[Any], Any]) -> Any:
+    return None if pd.isna(value) else convert(value)
+
+
+class Directory:
+    """All clinics, read again when the last look is older than :data:`KEPT_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._kept: TTLCache[str, list[Clinic]] = TTLCache(1, KEPT_SECONDS)
+        self._lock = threading.Lock()
+
+    def clinics(self, read: Callable[[], list[Clinic]]) -> list[Clinic]:
+        """Return all clinics; one request reads them, and those that come meanwhile wait for it."""
+        with self._lock:
+            if "all" not in self._kept:
+                self._kept["all"] = read()
+            return self._kept["all"]
+
+    def forget(self) -> None:
+        """Read anew at the next request."""
+        with self._lock:
+            self._kept.clear()
+
+
+DIRECTORY = Directory()
+
+_STATE_ORDER = {AccessState.OPEN.value: 0, AccessState.WAITING.value: 1, AccessState.CLOSED.value: 2}
+STATES = ("open", "waiting", "closed", "attention")
+SORTS: dict[str, Callable[[Clinic], Any]] = {
+    "name": lambda clinic: (clinic.name.casefold(), clinic.clinic_id),
+    "id": lambda clinic: clinic.clinic_id,
+    "state": lambda clinic: (_STATE_ORDER.get(clinic.state, 9), clinic.closed_reason or ""),
+    "changed": lambda clinic: clinic.changed_at.timestamp() if clinic.changed_at else None,
+    "opens": lambda clinic: clinic.opens_at.timestamp() if clinic.opens_at else None,
+    "partners": lambda clinic: len(clinic.partners),
+    "run": lambda clinic: clinic.last_run.started_at.timestamp() if clinic.last_run else None,
+    "withheld": lambda clinic: clinic.held_back_share,
+    "overlap": lambda clinic: len(clinic.overlaps),
+}
+
+
+def chosen(
+    clinics: Iterable[Clinic],
+    *,
+    text: str = "",
+    state: str = "",
+    overlap: bool = False,
+    sort: str = "name",
+    descending: bool = False,
+) -> list[Clinic]:
+    """Return the clinics that fit, in order; those without the value that is sorted by come last.
+
+    Args:
+        text: part of the name, in any case, or a whole id or lpu_id.
+        state: one of :data:`STATES`, or empty for all.
+        overlap: only those whose Smart Care and partners overlap.
+        sort: one of :data:`SORTS`.
+    """
+    wanted = text.strip().casefold()
+    found = [
+        clinic
+        for clinic in clinics
+        if (not wanted or wanted in clinic.name.casefold() or wanted in (str(clinic.clinic_id), str(clinic.lpu_id)))
+        and (not state or (clinic.needs_attention if state == "attention" else clinic.state == state))
+        and (not overlap or clinic.overlaps)
+    ]
+    keys = {id(clinic): SORTS[sort](clinic) for clinic in found}
+    known = [clinic for clinic in found if keys[id(clinic)] is not None]
+    known.sort(key=lambda clinic: keys[id(clinic)], reverse=descending)
+    return known + [clinic for clinic in found if keys[id(clinic)] is None]

@@ -1,0 +1,248 @@
+"""The pages *Clinics* and *One clinic*, and the access switch, which the head of the clinic alone can turn (R2)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from airflow.models.log import Log
+from airflow.utils.session import create_session
+from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from markupsafe import Markup
+
+from medflex.airflow import connections
+from medflex.airflow.hooks.medlock_switch import turn_switch
+from medflex.domain.access import HOLD
+from medflex.errors import ConfigurationError, MedflexPipelineError, NotHeadError, SwitchTurnedError
+from medflex.ledger.store import Ledger
+from medflex.ledger.switches import Switch
+from medflex.ui.charts import stacked_days
+from medflex.ui.directory import DIRECTORY, PAGE_SIZE, SORTS, STATES, Clinic, chosen, read_clinics
+from medflex.ui.security import check_form_token, form_token, require_same_site
+from medflex.ui.view import View, view_of
+
+log = logging.getLogger(__name__)
+
+router = APIRouter()
+
+Reader = Annotated[View, Depends(view_of)]
+Target = Literal["on", "off"]
+HISTORY_DAYS = 30
+
+
+# -- pages ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/")
+def home(view: Reader) -> Response:
+    """Lead to the clinics."""
+    return RedirectResponse(view.url("clinics_page"))
+
+
+@router.get("/clinics")
+def clinics_page(
+    view: Reader,
+    q: Annotated[str, Query(max_length=200)] = "",
+    state: Annotated[str, Query(pattern=f"^({'|'.join(STATES)})?$")] = "",
+    overlap: bool = False,
+    sort: Annotated[str, Query(pattern=f"^({'|'.join(SORTS)})$")] = "name",
+    order: Literal["asc", "desc"] = "asc",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> Response:
+    """All clinics: search, filter, sort, one page of them."""
+    everyone = DIRECTORY.clinics(lambda: _read(view))
+    with view.overview() as ledger:
+        alerts = ledger.open_alerts()
+    found = chosen(everyone, text=q, state=state, overlap=overlap, sort=sort, descending=order == "desc")
+    pages = max(1, -(-len(found) // PAGE_SIZE))
+    page = min(page, pages)
+    counts = {name: sum(clinic.state == name for clinic in everyone) for name in STATES[:3]}
+    counts["attention"] = sum(clinic.needs_attention for clinic in everyone)
+    asked = {"q": q or None, "state": state or None, "overlap": "true" if overlap else None}
+    return view.page(
+        "clinics.html",
+        section="clinics_page",
+        alerts=alerts,
+        clinics=found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE],
+        counts=counts,
+        total=len(everyone),
+        found=len(found),
+        asked=asked,
+        states=STATES,
+        sort=sort,
+        order=order,
+        page=page,
+        pages=pages,
+        first=(page - 1) * PAGE_SIZE + 1,
+    )
+
+
+@router.get("/clinics/{clinic_id}")
+def clinic_page(clinic_id: int, view: Reader, turned: Target | None = None) -> Response:
+    """One clinic: its switch and history, funnel, reasons, records to mend, withdrawals, partner actions."""
+    clinic = _clinic(view, clinic_id)
+    since = view.now - timedelta(days=HISTORY_DAYS)
+    with view.overview() as ledger:
+        runs = ledger.clinic_runs(clinic_id, since)
+        newest = next((run for run in runs if run["extracted"] is not None), None)
+        context: dict[str, Any] = {
+            "runs": runs,
+            "newest": newest,
+            "reasons": ledger.clinic_reasons(clinic_id, since),
+            "quarantined": ledger.clinic_held_back(newest["run_key"], clinic_id) if newest else [],
+            "rejected": ledger.clinic_rejected(clinic_id),
+            "record_states": ledger.clinic_states(clinic_id),
+            "withdrawals": ledger.clinic_withdrawals(clinic_id),
+            "revocations": ledger.clinic_open_revocations(clinic_id),
+            "actions": ledger.clinic_actions(clinic_id),
+            "events": ledger.switch_events(clinic_id),
+        }
+    return view.page(
+        "clinic.html",
+        section="clinics_page",
+        clinic=clinic,
+        is_head=_is_head(view, clinic_id),
+        days=HISTORY_DAYS,
+        reasons_chart=_reasons_chart(view, context["reasons"]),
+        turned=turned,
+        **context,
+    )
+
+
+def _reasons_chart(view: View, rows: list[dict[str, Any]]) -> Markup | None:
+    """Return a picture of reasons over days, by the newest run of each day; ``None`` without any."""
+    days: dict[Any, tuple[datetime, dict[str, int]]] = {}
+    for row in rows:  # the newest run first
+        started, counts = days.setdefault(row["started_at"].date(), (row["started_at"], {}))
+        if started == row["started_at"]:
+            counts[row["code"]] = row["records"]
+    names = {code: str(view.reason(code)) for _, counts in days.values() for code in counts}
+    shown = [(view.speech.day(started), counts) for _, (started, counts) in sorted(days.items())]
+    return stacked_days(view.speech, str(view.speech.text("clinic.why_caption")), shown, names) if shown else None
+
+
+# -- the switch ------------------------------------------------------------------------------------------------------
+
+
+@router.get("/clinics/{clinic_id}/switch")
+def switch_page(clinic_id: int, to: Target, view: Reader) -> Response:
+    """Ask the head whether the switch is to be turned, and say what that does: what goes to whom, and from when on."""
+    clinic = _clinic(view, clinic_id)
+    _require_head(view, clinic_id)
+    return _confirmation(view, clinic, to)
+
+
+def _confirmation(
+    view: View, clinic: Clinic, to: Target, problem: str | None = None, status_code: int = 200
+) -> Response:
+    with view.overview() as ledger:
+        states = ledger.clinic_states(clinic.clinic_id)
+    return view.page(
+        "switch.html",
+        status_code,
+        section="clinics_page",
+        clinic=clinic,
+        to=to,
+        possible=_changes(clinic, to),
+        problem=problem,
+        shown=sum(states.get(state, 0) for state in ("sending", "sent", "withdrawing", "aged_out")),
+        starts_at=view.now + HOLD,
+        token=form_token(view.user, **_decision(clinic, to)),
+    )
+
+
+@router.post("/clinics/{clinic_id}/switch", dependencies=[Depends(require_same_site)])
+def turn(
+    clinic_id: int, request: Request, view: Reader, to: Annotated[Target, Form()], token: Annotated[str, Form()]
+) -> Response:
+    """Turn the switch for the head of the clinic, write it down, and lead back to the clinic."""
+    clinic = _clinic(view, clinic_id)
+    _require_head(view, clinic_id)
+    if not _changes(clinic, to):
+        return _confirmation(view, clinic, to, status_code=409)
+    check_form_token(token, view.user, **_decision(clinic, to))
+    try:
+        turned = turn_switch(
+            _switch_connection(),
+            clinic_id=clinic_id,
+            login=view.user.get_name(),
+            enabled=to == "on",
+            seen_enabled=clinic.enabled,
+            seen_changed_at=clinic.changed_at,
+        )
+    except SwitchTurnedError as error:
+        return _confirmation(view, _clinic(view, clinic_id), to, str(error), 409)
+    DIRECTORY.forget()
+    _write_down(view, clinic_id, to, turned.changed_at, turned.role)
+    return RedirectResponse(view.url("clinic_page", clinic_id=clinic_id, turned=to), 303)
+
+
+def _decision(clinic: Clinic, to: Target) -> dict[str, Any]:
+    """What a form's token is for: turning this switch from how it stood when the form was shown."""
+    stood = [clinic.enabled, clinic.changed_at.isoformat() if clinic.changed_at else None]
+    return {"clinic_id": clinic.clinic_id, "to": to, "stood": stood}
+
+
+def _changes(clinic: Clinic, to: Target) -> bool:
+    """Tell whether turning does anything. On again where it counts as on would start the 24 hours anew (R3)."""
+    return not clinic.is_on if to == "on" else clinic.enabled is not False
+
+
+def _write_down(view: View, clinic_id: int, to: Target, changed_at: datetime, role: str) -> None:
+    """Note in the ledger and in Airflow's audit log that the switch was turned.
+
+    It is turned by then: a note that fails is told in the log, and the next run notes the turn in the ledger as well.
+    """
+    try:
+        with Ledger(connections.postgres_conninfo(connections.LEDGER)) as ledger:
+            ledger.note_switches([Switch(clinic_id, to == "on", changed_at, role)], via="page")
+    except MedflexPipelineError as error:
+        log.warning("The switch of clinic %d was turned %s, but not noted in the ledger: %s", clinic_id, to, error)
+    extra = json.dumps({"clinic_id": clinic_id, "to": to, "changed_at": changed_at.isoformat()})
+    with create_session() as session:
+        session.add(Log(event=f"medflex_switch_{to}", owner=view.user.get_name(), extra=extra))
+
+
+def _require_head(view: View, clinic_id: int) -> None:
+    if not _is_head(view, clinic_id):
+        raise NotHeadError(str(view.speech.text("switch.not_head")))
+
+
+def _is_head(view: View, clinic_id: int) -> bool:
+    with view.medlock() as medlock:
+        return clinic_id in medlock.headed_clinics(view.user.get_name())
+
+
+def _switch_connection() -> str:
+    try:
+        return connections.postgres_conninfo(connections.MEDLOCK_SWITCH)
+    except ConfigurationError:
+        raise ConfigurationError(
+            "The Airflow connection medlock_switch does not exist, so switches can be turned in Medlock only."
+        ) from None
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(view: View) -> list[Clinic]:
+    with view.overview() as ledger:
+        last_runs = ledger.last_runs()
+    with view.medlock() as medlock:
+        return read_clinics(medlock, last_runs, view.now)
+
+
+def _clinic(view: View, clinic_id: int) -> Clinic:
+    """Return one clinic as it is now; 404 when there is none."""
+    if not 0 < clinic_id < 2**63:
+        raise view.not_found("clinic.unknown", id=str(clinic_id))
+    with view.overview() as ledger:
+        last_runs = ledger.last_runs(clinic_id)
+    with view.medlock() as medlock:
+        found = read_clinics(medlock, last_runs, view.now, [clinic_id])
+    if not found:
+        raise view.not_found("clinic.unknown", id=str(clinic_id))
+    return found[0]

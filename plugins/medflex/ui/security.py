@@ -1,0 +1,81 @@
+"""Who may see the pages and who may turn a switch. The only module that touches Airflow's internal security code.
+
+Airflow protects nothing of a mounted app, so every route has :func:`signed_in` by the app itself (``medflex.ui.app``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import get_user
+from airflow.configuration import conf
+from fastapi import Depends, HTTPException, Request
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+
+from medflex.ui.mount import DAG_ID
+
+FORM_SECONDS = 15 * 60
+"""So long may somebody think about a form before it has to be opened again."""
+
+
+def signed_in(request: Request, user: Annotated[BaseUser, Depends(get_user)]) -> BaseUser:
+    """Return the user; 401 without a log-in, 403 for one who may not read the runs of the daily transfer."""
+    require_dag(user, DAG_ID)
+    return user
+
+
+def require_dag(user: BaseUser, dag_id: str) -> None:
+    """Raise 403 unless the user may read the runs of a DAG."""
+    allowed = get_auth_manager().is_authorized_dag(
+        method="GET", access_entity=DagAccessEntity.RUN, details=DagDetails(id=dag_id), user=user
+    )
+    if not allowed:
+        raise HTTPException(403, "Your Airflow user may not read the runs of this DAG.")
+
+
+def login_url(next_url: str) -> str:
+    """Return the address of Airflow's log-in, which leads back to ``next_url``."""
+    return str(get_auth_manager().get_url_login(next_url=next_url))
+
+
+def require_same_site(request: Request) -> None:
+    """Raise 403 for a request that a page of another site has made the browser send.
+
+    Browsers say where a request comes from: ``Sec-Fetch-Site`` on secure origins, ``Origin`` with each POST. One that
+    says neither is no browser's; it still needs the form's signed token.
+    """
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    known = {f"{request.url.scheme}://{request.url.netloc}", _origin(str(conf.get("api", "base_url", fallback="")))}
+    if (site is not None and site != "same-origin") or (origin is not None and origin not in known):
+        raise HTTPException(403, "This request comes from another site and was not carried out.")
+
+
+def _origin(url: str) -> str | None:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+
+
+def form_token(user: BaseUser, **what: Any) -> str:
+    """Return what a form carries to show that this user opened it, for exactly this."""
+    return _serializer().dumps({"user": user.get_id(), **what})
+
+
+def check_form_token(token: str, user: BaseUser, **what: Any) -> None:
+    """Raise 403 unless ``token`` is this user's, for exactly this, and not too old."""
+    try:
+        said = _serializer().loads(token, max_age=FORM_SECONDS)
+    except BadSignature:
+        said = None
+    if said != {"user": user.get_id(), **what}:
+        raise HTTPException(403, "This form is too old or not yours: open the page again.")
+
+
+def _serializer() -> URLSafeTimedSerializer:
+    """Signed with a secret that all api-servers of this Airflow share."""
+    secret = conf.get("api_auth", "jwt_secret", fallback="") or conf.get("api", "secret_key")
+    return URLSafeTimedSerializer(secret, salt="medflex-form")

@@ -1,0 +1,334 @@
+"""Alerts are raised once and cleared once, and what has one cause is one alert."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medflex.domain.alerts import (
+    CALM,
+    CAUSES,
+    GRACE,
+    TITLES,
+    AlertKind,
+    Clear,
+    Facts,
+    Failure,
+    Keep,
+    Limits,
+    Open,
+    Raise,
+    judge,
+)
+
+START = datetime(2026, 11, 23, 1, tzinfo=UTC)
+LIMITS = Limits()
+HEALTHY: dict[str, Any] = {"complete_at": START - timedelta(hours=1), "first_run_at": START - timedelta(days=9)}
+
+
+def minutes(number: float) -> timedelta:
+    return timedelta(minutes=number)
+
+
+def at(number: float) -> datetime:
+    """Return the instant so many minutes after the start."""
+    return START + minutes(number)
+
+
+class Book:
+    """What the ledger keeps between two rounds, and what was told: (minute, kind, state)."""
+
+    def __init__(self) -> None:
+        self.standing: dict[AlertKind, Open] = {}
+        self.cause_over_at: datetime | None = None
+        self.told: list[tuple[float, AlertKind, str]] = []
+        self.sentences: list[str] = []
+
+    def round(self, minute: float, **facts: Any) -> list[tuple[AlertKind, str]]:
+        """Judge once; return what is to be told."""
+        now = at(minute)
+        given = {**HEALTHY, "looked_at": now, "good_since": START, **facts}
+        if given.get("failing_since") is not None:
+            given = {"failed_at": now, "failure": Failure.AWAY, **given, "good_since": None}
+        told = []
+        for change in judge(Facts(now=now, **given), self.standing, self.cause_over_at, LIMITS):
+            if isinstance(change, Raise):
+                assert change.kind not in self.standing
+                self.standing[change.kind] = Open(
+                    change.kind, change.since, now, change.sentence, None, dict(change.held_up)
+                )
+            elif isinstance(change, Clear):
+                del self.standing[change.kind]
+                if change.kind in CAUSES:
+                    self.cause_over_at = now
+            else:
+                self.standing[change.kind] = replace(
+                    self.standing[change.kind], calm_since=change.calm_since, held_up=change.held_up
+                )
+            if not isinstance(change, Keep):
+                told.append((change.kind, "raised" if isinstance(change, Raise) else "cleared"))
+                self.sentences.append(change.sentence)
+        self.told += [(minute, *item) for item in told]
+        return told
+
+
+LATE = {"revoked": 12, "late_records": 12, "late_clinics": 1, "revoked_since": at(-20)}
+WRONG: dict[AlertKind, dict[str, Any]] = {
+    AlertKind.MEDFLEX_AWAY: {"failing_since": at(-10), "revoked": 1},
+    AlertKind.TOKEN_REFUSED: {"failing_since": at(0), "failure": Failure.REFUSED},
+    AlertKind.LATE_WITHDRAWALS: LATE,
+    AlertKind.WITHDRAWALS_STOPPED: {"looked_at": at(-16)},
+    AlertKind.ACTIONS_WAITING: {"undecided": 3, "undecided_since": at(-31)},
+    AlertKind.DAILY_RUN_MISSED: {"complete_at": START - timedelta(hours=27, minutes=1)},
+    AlertKind.CRITICAL_VALIDATION: {"critical_clinics": 2, "critical_since": at(-5)},
+    AlertKind.HELD_ABSENCES: {"questions": 1, "held_records": 30, "held_since": at(-1)},
+    AlertKind.CONSERVATION_BROKEN: {"broken_runs": 1, "broken_since": at(-1)},
+}
+
+
+def test_nothing_is_told_where_nothing_is_wrong() -> None:
+    book = Book()
+    for minute in range(0, 60, 2):
+        book.round(minute)
+    # Nor in a ledger in which nothing has happened yet.
+    book.round(60, looked_at=None, complete_at=None, first_run_at=None, good_since=None)
+    assert book.told == []
+
+
+@pytest.mark.parametrize("kind", AlertKind)
+def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
+    book = Book()
+    for minute in range(0, 10, 2):
+        book.round(minute, **WRONG[kind])
+    for minute in range(10, 40, 2):
+        book.round(minute, good_since=at(9.5))
+    assert book.told == [(0, kind, "raised"), (16, kind, "cleared")]
+    assert set(WRONG) == set(AlertKind) == set(TITLES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        (AlertKind.MEDFLEX_AWAY, {"failing_since": at(-9.9), "revoked": 1}),
+        (AlertKind.MEDFLEX_AWAY, {"failing_since": at(-29.9)}),
+        # Nobody has tried since: it may be there again.
+        (AlertKind.MEDFLEX_AWAY, {"failing_since": at(-90), "failed_at": at(-85), "revoked": 1}),
+        (AlertKind.LATE_WITHDRAWALS, {"revoked": 5, "revoked_since": at(-14)}),
+        (AlertKind.WITHDRAWALS_STOPPED, {"looked_at": at(-15)}),
+        (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
+        (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
+        (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
+        (AlertKind.DAILY_RUN_MISSED, {"complete_at": None, "first_run_at": START - timedelta(hours=3)}),
+    ],
+)
+def test_what_does_not_matter_yet_is_not_told(kind: AlertKind, facts: dict[str, Any]) -> None:
+    assert Book().round(0, **facts) == [], kind
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"failing_since": at(-10), "revoked": 1},
+        {"failing_since": at(-10), "unanswered": 1, "unanswered_since": at(-11)},
+        {"failing_since": at(-10), "failed_run_at": at(-30)},
+        {"failing_since": at(-30)},
+        # What must not wait has waited for too long: whatever else would be waited for.
+        {"failing_since": at(-1), **LATE},
+        {"failing_since": at(-1), "unanswered": 1, "unanswered_since": at(-31)},
+        {"failing_since": at(-1), "complete_at": START - timedelta(hours=28)},
+    ],
+)
+def test_that_medflex_is_away_begins_to_matter(facts: dict[str, Any]) -> None:
+    assert Book().round(0, **facts) == [(AlertKind.MEDFLEX_AWAY, "raised")]
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_an_outage_of_an_hour_is_two_messages_whatever_waits_for_it(failure: Failure) -> None:
+    book = Book()
+    for minute in range(0, 62, 2):
+        late = minute > 15
+        book.round(
+            minute,
+            failing_since=at(0),
+            failure=failure,
+            revoked=7,
+            revoked_since=at(0),
+            late_records=7 * late,
+            late_clinics=int(late),
+            unanswered=3,
+            unanswered_since=at(1),
+            failed_run_at=at(20) if minute > 20 else None,
+            complete_at=START - timedelta(hours=26, minutes=30),
+        )
+    assert len(book.told) == 1
+    for minute in range(62, 120, 2):
+        # What waited is made up for some minutes later; the daily run is nobody's yet.
+        waits = minute < 70
+        book.round(
+            minute,
+            good_since=at(61),
+            revoked=7 * waits,
+            revoked_since=at(0),
+            late_records=7 * waits,
+            late_clinics=1,
+            unanswered=3 * waits,
+            unanswered_since=at(1),
+            failed_run_at=at(20),
+            complete_at=START - timedelta(hours=26, minutes=30),
+        )
+    kind = AlertKind.MEDFLEX_AWAY if failure is Failure.AWAY else AlertKind.TOKEN_REFUSED
+    assert book.told == [(10 if failure is Failure.AWAY else 0, kind, "raised"), (66, kind, "cleared")]
+    assert "after 1 h 01 min" in book.sentences[1]
+    assert "It held up: 7 withdrawals, 3 answers to partners, 1 daily transfer." in book.sentences[1]
+    assert "Still waiting: 7 withdrawals, 3 answers to partners;" in book.sentences[1]
+
+
+def test_what_still_holds_some_time_after_its_cause_is_told_in_its_own_right() -> None:
+    book = Book()
+    book.round(0, failing_since=at(-20), **LATE)
+    daily = {"complete_at": START - timedelta(hours=30)}
+    for minute in range(2, 300, 2):
+        book.round(minute, good_since=at(1), **LATE, **daily)
+    over = 6
+    grace = GRACE.total_seconds() / 60
+    assert book.told == [
+        (0, AlertKind.MEDFLEX_AWAY, "raised"),
+        (over, AlertKind.MEDFLEX_AWAY, "cleared"),
+        (over + grace + 1, AlertKind.LATE_WITHDRAWALS, "raised"),
+        (over + 180, AlertKind.DAILY_RUN_MISSED, "raised"),
+    ]
+
+
+def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
+    book = Book()
+    others = [
+        AlertKind.WITHDRAWALS_STOPPED,
+        AlertKind.ACTIONS_WAITING,
+        AlertKind.CRITICAL_VALIDATION,
+        AlertKind.HELD_ABSENCES,
+        AlertKind.CONSERVATION_BROKEN,
+    ]
+    facts = {name: value for kind in others for name, value in WRONG[kind].items()}
+    told = book.round(0, failing_since=at(-11), revoked=1, unanswered=1, unanswered_since=at(-40), **facts)
+    assert told == [(AlertKind.MEDFLEX_AWAY, "raised"), *((kind, "raised") for kind in others)]
+
+
+def test_there_is_one_cause_at_a_time() -> None:
+    book = Book()
+    book.round(0, failing_since=at(-11), revoked=1)
+    book.round(2, failing_since=at(-11), revoked=1, failure=Failure.REFUSED)
+    book.round(4, failing_since=at(-11), revoked=1)
+    assert [item[1:] for item in book.told] == [(AlertKind.MEDFLEX_AWAY, "raised")]
+
+
+def test_a_medflex_that_comes_and_goes_is_one_outage() -> None:
+    book = Book()
+    book.round(0, failing_since=at(-11), revoked=1)
+    for minute in range(2, 60, 4):
+        book.round(minute, good_since=at(minute))
+        book.round(minute + 2, failing_since=at(minute + 1), revoked=1)
+    assert len(book.told) == 1
+    for minute in range(62, 70, 2):
+        book.round(minute, good_since=at(61))
+    assert [item[2] for item in book.told] == ["raised", "cleared"]
+
+
+@pytest.mark.parametrize("kind", set(AlertKind) - set(CAUSES))
+def test_what_comes_and_goes_is_one_alert(kind: AlertKind) -> None:
+    book = Book()
+    for minute in range(0, 60, 4):
+        book.round(minute, **WRONG[kind])
+        book.round(minute + 2)
+    assert len(book.told) == 1
+
+
+def test_a_missed_deadline_of_airflow_is_told_also_where_the_clock_would_not_say_so_yet() -> None:
+    book = Book()
+    assert book.round(0, missed_at=at(-1), failed_run_at=at(-180)) == [(AlertKind.DAILY_RUN_MISSED, "raised")]
+    assert "The one of 2026-11-22 22:00 UTC has failed." in book.sentences[0]
+
+
+MOMENTS = st.sampled_from([None, -2000.0, -100.0, -31.0, -16.0, -6.0, -1.0])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Rounds two minutes apart; what is known in each is drawn freely, times as minutes before the round."""
+    one = st.fixed_dictionaries(
+        {
+            "failing": MOMENTS,
+            "failed": MOMENTS,
+            "failure": st.sampled_from(Failure),
+            "revoked": st.integers(0, 2),
+            "late": st.booleans(),
+            "looked": MOMENTS,
+            "complete": MOMENTS,
+            "missed": MOMENTS,
+            "critical": MOMENTS,
+            "broken": MOMENTS,
+            "held": MOMENTS,
+            "undecided": MOMENTS,
+            "unanswered": MOMENTS,
+        }
+    )
+    # Each state lasts for some rounds, or nothing would ever be over.
+    return [
+        state
+        for state, rounds in draw(st.lists(st.tuples(one, st.integers(1, 12)), max_size=12))
+        for _ in range(rounds)
+    ]
+
+
+def ago(now: datetime, drawn: float | None) -> datetime | None:
+    return None if drawn is None else now + minutes(drawn)
+
+
+@given(histories())
+def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[dict[str, Any]]) -> None:
+    book = Book()
+    for number, item in enumerate(history):
+        now = at(2 * number)
+        failing = ago(now, item["failing"])
+        failed = ago(now, item["failed"])
+        before = set(book.standing)
+        book.round(
+            2 * number,
+            failing_since=failing,
+            **({"failed_at": max(failed or failing, failing), "failure": item["failure"]} if failing else {}),
+            good_since=ago(now, item["looked"]),
+            revoked=item["revoked"],
+            revoked_since=at(-20),
+            late_records=item["revoked"] * item["late"],
+            late_clinics=1,
+            looked_at=ago(now, item["looked"]),
+            complete_at=ago(now, item["complete"]),
+            missed_at=ago(now, item["missed"]),
+            critical_clinics=item["critical"] is not None,
+            critical_since=ago(now, item["critical"]),
+            broken_runs=item["broken"] is not None,
+            broken_since=ago(now, item["broken"]),
+            questions=item["held"] is not None,
+            held_records=3,
+            held_since=ago(now, item["held"]),
+            undecided=item["undecided"] is not None,
+            undecided_since=ago(now, item["undecided"]),
+            unanswered=item["unanswered"] is not None,
+            unanswered_since=ago(now, item["unanswered"]),
+        )
+        # What has one cause is one alert.
+        assert len(set(CAUSES) & set(book.standing)) <= 1
+        if set(CAUSES) & before & set(book.standing):
+            assert not {AlertKind.LATE_WITHDRAWALS, AlertKind.DAILY_RUN_MISSED} & (set(book.standing) - before)
+    for kind in AlertKind:
+        told = [(minute, state) for minute, told_kind, state in book.told if told_kind is kind]
+        assert [state for _, state in told] == (["raised", "cleared"] * len(told))[: len(told)]
+    # Whatever stood is over in the end, once all is well.
+    last = 2 * len(history)
+    for minute in range(last, last + int(CALM.total_seconds() / 60) + 4, 2):
+        book.round(minute, good_since=at(last))
+    assert book.standing == {}

@@ -1,0 +1,444 @@
+"""Alerts in a real ledger: judged from what is there, raised and cleared once, told once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from medflex.domain.access import AccessState
+from medflex.domain.alerts import CALM, AlertKind, Failure, Limits, Raise, judge
+from medflex.domain.packing import Shard
+from medflex.ledger.alerts import AlertLedger
+from medflex.ledger.retention import LedgerRetention
+from medflex.ledger.store import Ledger, Run
+from tests.ledger.times import NOW, Time
+
+DAG = "medflex_transfer"
+DAY = timedelta(hours=24)
+LIMITS = Limits()
+
+
+class Scene:
+    """Puts things into the ledger, and judges."""
+
+    def __init__(self, ledger: Ledger, time: Time, uri: str) -> None:
+        self.ledger, self.time, self.uri = ledger, time, uri
+
+    def sql(self, text: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.uri) as connection:
+            cursor = connection.execute(text.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def looked(self) -> None:
+        """Somebody has just looked for revocations."""
+        self.sql(
+            "INSERT INTO ledger.watch (name, looked_at) VALUES ('consent', %s) ON CONFLICT (name)"
+            " DO UPDATE SET looked_at = excluded.looked_at",
+            self.time.now,
+        )
+
+    def round(self, **after: float) -> list[tuple[str, str]]:
+        """Judge, some time later; return what is to be told."""
+        self.time.now += timedelta(**after)
+        return [
+            (change.kind.value, "raised" if isinstance(change, Raise) else "cleared")
+            for change in self.ledger.turn_alerts(judge, LIMITS)
+        ]
+
+    def run(
+        self,
+        run_id: str,
+        *stages: str,
+        mode: str = "transfer",
+        run_type: str = "scheduled",
+        clinic_ids: list[int] | None = None,
+        waiting: bool = False,
+    ) -> Run:
+        """A run that starts now, with a shard of one clinic at each of these stages."""
+        kinds = [AccessState.OPEN] * len(stages)
+        if waiting:
+            kinds[-1] = AccessState.WAITING
+        shards = [Shard(f"shard {i}", (i,), kind) for i, kind in enumerate(kinds)]
+        made = self.ledger.start_run(
+            dag_id=DAG, run_id=run_id, run_type=run_type, mode=mode, anchor=self.time.now, clinic_ids=clinic_ids,
+            started_at=self.time.now, shards=shards,
+            clinics=[{"clinic_id": i, "lpu_id": 7000 + i, "access_state": "open", "closed_reason": None,
+                      "opens_at": None} for i in range(len(stages))],
+        )  # fmt: skip
+        for i, stage in enumerate(stages):
+            self.ledger.set_stage(made.run_key, i, stage)
+        return made
+
+    def daily(self, run_id: str = "first") -> None:
+        """The daily run begins, brings everything over and is settled, all now."""
+        made = self.run(run_id, "loaded", "skipped")
+        self.ledger.settle_run(made.run_key, [])
+
+
+@pytest.fixture
+def scene(ledger: Ledger, time: Time, ledger_db: str) -> Scene:
+    made = Scene(ledger, time, ledger_db)
+    made.looked()
+    made.daily()
+    return made
+
+
+def revoke(scene: Scene) -> None:
+    scene.sql(
+        "INSERT INTO ledger.revocation (clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at)"
+        " SELECT 1, id, 7001, 'doctor_banned', false, %s, %s FROM generate_series(1, 3) AS id",
+        scene.time.now - timedelta(minutes=16),
+        scene.time.now,
+    )
+
+
+def hold(scene: Scene) -> None:
+    scene.sql(
+        "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live)"
+        " VALUES (1, %s, '{1,2}', '{7001,7001}', '{appointment_gone,appointment_gone}', 40)",
+        scene.time.now,
+    )
+
+
+def ask(scene: Scene, *, decided: bool = False) -> None:
+    then = scene.time.now - timedelta(minutes=31)
+    scene.sql(
+        "INSERT INTO ledger.partner_action (action_id, read_at, read_in, decided_at, status_code, reason)"
+        " VALUES (%s, %s, 'run', %s, %s, %s)",
+        uuid4(),
+        then,
+        *((then, 204, "done") if decided else (None, None, None)),
+    )
+
+
+def fail(scene: Scene, failure: Failure = Failure.REFUSED) -> None:
+    scene.ledger.note_contact(failure)
+
+
+def away(scene: Scene) -> None:
+    scene.time.now -= timedelta(minutes=40)
+    fail(scene, Failure.AWAY)
+    scene.time.now += timedelta(minutes=40)
+    fail(scene, Failure.AWAY)
+
+
+def critical(scene: Scene) -> None:
+    made = scene.run("bad", "withheld", "loaded")
+    scene.ledger.set_problem(made.run_key, 0, "1 critical expectations failed.", critical=1)
+
+
+def broken(scene: Scene) -> None:
+    made = scene.run("broken", "loaded")
+    scene.ledger.settle_run(made.run_key, ["Shard 0: it does not add up"], broken=1)
+
+
+def missed(scene: Scene) -> None:
+    made = scene.run("late", "loaded", "extracted")
+    assert made
+    assert scene.ledger.note_missed_deadline(DAG, "late")
+
+
+def not_looked(scene: Scene) -> None:
+    scene.sql("UPDATE ledger.watch SET looked_at = %s", scene.time.now - timedelta(minutes=16))
+
+
+def good(scene: Scene) -> None:
+    scene.ledger.note_contact(None)
+
+
+def next_daily(scene: Scene) -> None:
+    scene.time.now += timedelta(seconds=1)
+    scene.daily("next")
+
+
+KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]] = {
+    AlertKind.MEDFLEX_AWAY: (away, good),
+    AlertKind.TOKEN_REFUSED: (fail, good),
+    AlertKind.LATE_WITHDRAWALS: (revoke, lambda scene: scene.sql("DELETE FROM ledger.revocation")),
+    AlertKind.WITHDRAWALS_STOPPED: (not_looked, Scene.looked),
+    AlertKind.ACTIONS_WAITING: (ask, lambda scene: scene.sql("DELETE FROM ledger.partner_action")),
+    AlertKind.DAILY_RUN_MISSED: (missed, next_daily),
+    AlertKind.CRITICAL_VALIDATION: (critical, next_daily),
+    AlertKind.HELD_ABSENCES: (hold, lambda scene: scene.ledger.decide_hold(1, "kept", "vera")),
+    AlertKind.CONSERVATION_BROKEN: (broken, next_daily),
+}
+
+
+@pytest.mark.parametrize("kind", AlertKind)
+def test_each_kind_is_raised_once_and_cleared_once_by_what_the_ledger_holds(scene: Scene, kind: AlertKind) -> None:
+    begin, end = KINDS[kind]
+    assert scene.round() == []
+    begin(scene)
+    assert scene.round() == [(kind, "raised")]
+    assert scene.round() == []
+    end(scene)
+    assert scene.round() == []
+    assert scene.round(minutes=4.9) == []
+    assert scene.round(minutes=0.2) == [(kind, "cleared")]
+    assert scene.round() == []
+    # And it can be raised anew; both stay.
+    if kind is AlertKind.HELD_ABSENCES:
+        begin(scene)
+        scene.looked()
+        assert scene.round() == [(kind, "raised")]
+        assert [(item.kind, item.cleared_at is None) for item in scene.ledger.alerts()] == [(kind, True), (kind, False)]
+
+
+def test_what_the_ledger_says_of_an_alert_is_what_a_page_needs(scene: Scene) -> None:
+    revoke(scene)
+    scene.round()
+    (alert,) = scene.ledger.alerts()
+    assert (alert.kind, alert.raised_at, alert.cleared_at) == ("late_withdrawals", NOW, None)
+    assert alert.since == NOW - timedelta(minutes=16)
+    assert alert.facts == {"records": 3, "clinics": 1}
+    assert alert.sentence.startswith("3 records of 1 clinics may no longer be shared since 2026-11-22 11:44 UTC")
+    scene.sql("DELETE FROM ledger.revocation")
+    scene.round()
+    scene.looked()
+    scene.round(minutes=6)
+    (alert,) = scene.ledger.alerts()
+    assert alert.cleared_at == NOW + timedelta(minutes=6)
+    assert alert.over_sentence == "It is over since 2026-11-22 12:00 UTC, after 16 min."
+
+
+# -- the daily run
+
+
+@pytest.mark.parametrize(
+    ("stages", "waiting", "is_missed"),
+    [
+        (("loaded", "skipped"), False, False),
+        (("loaded", "planned"), True, False),
+        (("loaded", "planned"), False, True),
+        (("loaded", "compared"), True, True),
+        ((), False, False),
+    ],
+)
+def test_clinics_that_wait_for_their_24_hours_do_not_miss_a_deadline(
+    scene: Scene, stages: tuple[str, ...], waiting: bool, is_missed: bool
+) -> None:
+    scene.run("the run", *stages, waiting=waiting)
+    assert scene.ledger.note_missed_deadline(DAG, "the run") is is_missed
+    assert scene.round() == ([("daily_run_missed", "raised")] if is_missed else [])
+
+
+def test_a_run_that_never_began_has_missed_its_deadline_until_it_is_done(scene: Scene) -> None:
+    assert scene.ledger.note_missed_deadline(DAG, "the run")
+    assert scene.round() == [("daily_run_missed", "raised")]
+    made = scene.run("the run", "loaded", "extracted")
+    assert scene.round(minutes=6) == []
+    scene.ledger.set_problem(made.run_key, 0, "Medflex does not answer.")
+    scene.ledger.set_stage(made.run_key, 1, "loaded")
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == []
+    scene.ledger.set_stage(made.run_key, 0, "loaded")
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == [("daily_run_missed", "cleared")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"mode": "plan"},
+        {"run_type": "backfill"},
+        {"clinic_ids": [1]},
+    ],
+)
+def test_without_a_daily_run_for_a_day_and_its_deadline_it_is_missed_whatever_else_ran(
+    scene: Scene, other: dict[str, Any]
+) -> None:
+    scene.time.now += DAY + timedelta(hours=3)
+    scene.run("another", "loaded", **other)
+    scene.looked()
+    assert scene.round() == []
+    scene.looked()
+    assert scene.round(seconds=1) == [("daily_run_missed", "raised")]
+
+
+def test_what_the_validation_has_stopped_is_one_alert_and_ends_for_those_clinics_only(scene: Scene) -> None:
+    made = scene.run("bad", "withheld", "withheld")
+    for shard in (0, 1):
+        scene.ledger.set_problem(made.run_key, shard, "1 critical expectations failed.", critical=1)
+    scene.ledger.settle_run(made.run_key, ["They failed."])
+    assert not scene.ledger.note_missed_deadline(DAG, "bad")
+    scene.looked()
+    assert scene.round() == [("critical_validation", "raised")]
+    assert scene.ledger.alerts()[0].facts == {"clinics": 2}
+    # One of the clinics comes through in a run of its own; in a plan the other one does, and is still not sent.
+    scene.run("one", "validated", clinic_ids=[0])
+    scene.run("plan", "compared", "compared", mode="plan")
+    scene.round()
+    assert scene.ledger.alerts()[0].facts == {"clinics": 1}
+    # Cleared in the grid: it is judged anew.
+    scene.ledger.set_stage(made.run_key, 1, "extracted")
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == [("critical_validation", "cleared")]
+
+
+def test_a_run_of_some_clinics_does_not_mend_numbers_that_do_not_add_up(scene: Scene) -> None:
+    broken(scene)
+    assert scene.round() == [("conservation_broken", "raised")]
+    scene.time.now += timedelta(minutes=1)
+    made = scene.run("some", "loaded", clinic_ids=[1])
+    scene.ledger.settle_run(made.run_key, [])
+    scene.round()
+    assert scene.round(minutes=6) == []
+    # The same run, cleared and settled once more.
+    scene.sql("UPDATE ledger.run SET broken = 0 WHERE run_id = 'broken'")
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == [("conservation_broken", "cleared")]
+
+
+# -- contacts
+
+
+def test_contacts_are_good_or_failing_since_the_first_of_their_kind(scene: Scene) -> None:
+    def contact() -> tuple[datetime | None, ...]:
+        facts = scene.ledger.alert_facts(LIMITS)
+        return facts.good_since, facts.failing_since, facts.failed_at
+
+    def after(seconds: float, failure: Failure | None) -> tuple[datetime | None, ...]:
+        scene.time.now = NOW + timedelta(seconds=seconds)
+        scene.ledger.note_contact(failure)
+        return contact()
+
+    at = [NOW + timedelta(seconds=number) for number in range(9)]
+    assert contact() == (None, None, None)
+    assert after(1, None) == (at[1], None, None)
+    assert after(2, None) == (at[1], None, None)
+    assert after(3, Failure.AWAY) == (None, at[3], at[3])
+    assert after(4, Failure.REFUSED) == (None, at[3], at[4])
+    assert scene.ledger.alert_facts(LIMITS).failure == "refused"
+    assert after(5, None) == (at[5], None, at[4])
+    assert after(6, Failure.AWAY) == (None, at[6], at[6])
+
+
+# -- telling
+
+
+@pytest.fixture
+def told(scene: Scene) -> Scene:
+    """A ledger in which an alert is to be told, raised and cleared."""
+    hold(scene)
+    scene.round()
+    scene.ledger.decide_hold(1, "kept", None)
+    scene.round()
+    scene.round(minutes=6)
+    return scene
+
+
+def test_an_answer_that_medflex_does_not_take_is_told_while_it_answers_otherwise(scene: Scene) -> None:
+    good(scene)
+    ask(scene, decided=True)
+    assert scene.round() == [("actions_waiting", "raised")]
+    assert scene.ledger.alerts()[0].facts == {"undecided": 0, "unanswered": 1}
+
+
+def test_a_message_stays_until_no_channel_is_left(told: Scene) -> None:
+    raised, *_ = told.ledger.untold()
+    assert [message.state for message in told.ledger.untold() if message.kind == "held_absences"] == [
+        "raised",
+        "cleared",
+    ]
+    told.ledger.note_told(raised, "one")
+    told.ledger.note_told(raised, "one")
+    assert told.ledger.untold()[0].told_to == ["one"]
+    told.ledger.note_all_told(raised)
+    assert [message.state for message in told.ledger.untold()] == ["cleared"]
+    told.ledger.note_all_told(told.ledger.untold()[0])
+    assert told.ledger.untold() == []
+
+
+def test_two_that_judge_at_the_same_time_raise_one_alert(scene: Scene, ledger_db: str) -> None:
+    hold(scene)
+    with AlertLedger(ledger_db, now=scene.time) as other:
+
+        def judge_slowly(*arguments: Any) -> Any:
+            # While the first one judges, the second one can do nothing.
+            with psycopg.connect(ledger_db) as second:
+                second.execute("SET lock_timeout = '50ms'")
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    second.execute("LOCK TABLE ledger.alert IN SHARE ROW EXCLUSIVE MODE")
+            return judge(*arguments)
+
+        assert len(scene.ledger.turn_alerts(judge_slowly, LIMITS)) == 1
+        assert other.turn_alerts(judge, LIMITS) == []
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        scene.sql(
+            "INSERT INTO ledger.alert (kind, since, raised_at, sentence) VALUES ('held_absences', now(), now(), '')"
+        )
+
+
+def test_old_alerts_go_and_those_that_stand_or_were_not_told_stay(told: Scene, ledger_db: str) -> None:
+    revoke(told)
+    told.round()
+    told.ledger.note_missed_deadline(DAG, "x")
+    with LedgerRetention(ledger_db, now=told.time) as retention:
+        told.time.now += timedelta(days=121)
+        assert retention.prune_alerts(120) == 1  # The deadline.
+        for message in told.ledger.untold():
+            told.ledger.note_all_told(message)
+        assert retention.prune_alerts(122) == 0
+        assert retention.prune_alerts(120) == 1
+    assert [alert.kind for alert in told.ledger.alerts()] == ["late_withdrawals"]
+
+
+def test_an_alert_of_an_earlier_release_is_kept_and_only_one_that_stands_is_told(
+    new_database: Callable[[], str],
+) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine, text
+
+    from medflex.ledger import migrate as migrations
+
+    uri = new_database()
+    config = Config()
+    config.set_main_option("script_location", str(migrations.MIGRATIONS))
+    engine = create_engine(uri.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        connection.execute(text("CREATE SCHEMA ledger"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.execute(
+            text(
+                "INSERT INTO ledger.alert (name, raised_at, cleared_at, sentence) VALUES"
+                " ('late_withdrawals', now(), NULL, 'Late.'), ('held_absences', now(), now(), 'Held.')"
+            )
+        )
+        command.upgrade(config, "head")
+        connection.commit()
+    engine.dispose()
+    with Ledger(uri) as ledger:
+        assert [(message.kind, message.state) for message in ledger.untold()] == [("late_withdrawals", "raised")]
+        assert [alert.kind for alert in ledger.alerts()] == ["late_withdrawals", "held_absences"]
+
+
+def test_alerts_need_neither_pandas_nor_what_draws_it_in() -> None:
+    """They run every two minutes in a process of their own."""
+    code = (
+        "import sys; sys.path.insert(0, 'plugins');"
+        "import medflex.airflow.tasks.alerts, medflex.airflow.alerting;"
+        "heavy = {'pandas', 'pyarrow', 'numpy', 'great_expectations', 'sqlalchemy.orm'} & set(sys.modules);"
+        "print(sorted(heavy - {'sqlalchemy.orm'}))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_calm_is_longer_than_two_rounds() -> None:
+    """Else one good look between two bad ones would tell that it is over."""
+    assert timedelta(minutes=4) < CALM
