@@ -159,6 +159,26 @@ SWITCHES = {
 }
 
 
+@pytest.mark.parametrize("stamp", ["infinity", "0044-03-15 12:00:00 BC", "20226-01-01 00:00+00"])
+@pytest.mark.parametrize("clinic_ids", [SWEEP, QUICK], ids=["sweep", "quick"])
+def test_a_stamp_that_no_calendar_has_keeps_nobody_s_refusal_from_taking_effect(
+    sent: World, clinic_ids: list[int] | None, stamp: str
+) -> None:
+    """One row of one patient must not stop everybody's withdrawals."""
+    withdraw(sent, clinic_ids)
+    (strange, *others) = some(sent, 3)
+    sent.edit(REFUSE.format("refused_marketing", "true"), [others])
+    sent.edit(
+        "UPDATE medlock.patient SET updated_at = %s::timestamptz, refused_marketing = TRUE"
+        " WHERE id = (SELECT patient_id FROM medlock.appointment WHERE id = %s)",
+        [stamp, strange],
+    )
+    withdraw(sent, clinic_ids)
+    assert not shown_ids(sent) & of_patients(sent, others)
+    withdraw(sent, SWEEP)  # a stamp in the past is seen by the sweep only
+    assert not shown_ids(sent) & of_patients(sent, [strange])
+
+
 @pytest.mark.parametrize(
     ("change", "clinic_ids"),
     [*((change, QUICK) for change in SWITCHES), ("switched off", SWEEP), ("one partner less", SWEEP)],

@@ -7,7 +7,12 @@ SELECT
     clinic.lpu_id,
     clinic.timezone,
     access_switch.enabled AS access_enabled,
-    access_switch.changed_at AS access_changed_at,
+    -- One far-off stamp ('infinity', say) that no program can hold must not keep all other clinics from being read: it
+    -- is no stamp, and the switch counts as off. The same bounds stand in switch/turn.sql.
+    CASE
+        WHEN access_switch.changed_at BETWEEN '1900-01-01 00:00+00' AND '9000-01-01 00:00+00'
+            THEN access_switch.changed_at
+    END AS access_changed_at,
     person.role AS access_changed_by_role,
     -- By a look at the index per clinic: grouped for all, the links of 20,000 clinics would be read for one of them.
     array(

@@ -321,9 +321,13 @@ def bigints(ids: Sequence[int]) -> str:
     return "{" + ",".join(str(int(item)) for item in ids) + "}"
 
 
+# What Python's calendar can hold; Postgres and Arrow hold more. Nothing that is missing lies between them.
+_FIRST, _LAST = (pd.Timestamp(limit, tz="UTC") for limit in ("0001-01-02", "9999-12-30"))
+
+
 def instants(times: pd.Series) -> list[datetime | None]:
     """Return instants as Python's, a missing one as ``None``."""
-    return [None if pd.isna(time) else time.to_pydatetime() for time in times]
+    return [time.to_pydatetime() if _FIRST <= time <= _LAST else None for time in times]
 
 
 def _list(ids: Sequence[int]) -> list[int]:

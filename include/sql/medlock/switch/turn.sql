@@ -9,5 +9,9 @@ ON CONFLICT (clinic_id) DO UPDATE
     SET enabled = excluded.enabled, changed_at = excluded.changed_at, changed_by = excluded.changed_by
     WHERE
     access_switch.enabled IS NOT DISTINCT FROM %(seen_enabled)s::boolean
-    AND access_switch.changed_at IS NOT DISTINCT FROM %(seen_changed_at)s::timestamptz
+    -- As clinics.sql shows it.
+    AND CASE
+        WHEN access_switch.changed_at BETWEEN '1900-01-01 00:00+00' AND '9000-01-01 00:00+00'
+            THEN access_switch.changed_at
+    END IS NOT DISTINCT FROM %(seen_changed_at)s::timestamptz
 RETURNING changed_at

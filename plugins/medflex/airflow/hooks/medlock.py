@@ -14,6 +14,7 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 from psycopg.rows import tuple_row
+from psycopg.types.datetime import TimestamptzLoader
 
 from medflex.arrow import is_driver_error, stream
 from medflex.domain.access import judge_access
@@ -77,11 +78,22 @@ _MESSAGE_TYPES = MappingProxyType(
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
 
 
+class Instants(TimestamptzLoader):
+    """Reads instants; one that no calendar has (infinity, the year 20226) is missing, as for every other lane."""
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return None
+
+
 class Medlock:
     """Reads from Medlock's database. Connections are per thread and read-only.
 
     Args:
         conninfo: libpq connection string or URI.
+        timeout_seconds: so long may one statement take.
 
     Raises (all methods):
         MedlockUnavailableError: the database does not answer.
@@ -89,8 +101,9 @@ class Medlock:
         MedlockSchemaError: a table or column is missing or has another type.
     """
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, *, timeout_seconds: int = 120) -> None:
         self._conninfo = conninfo
+        self._timeout_seconds = timeout_seconds
         self._local = threading.local()
         self._all: list[psycopg.Connection[Any]] = []
         self._lock = threading.Lock()
@@ -212,9 +225,11 @@ class Medlock:
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
+                # One row with such a time must not keep everybody's from being read.
+                connection.adapters.register_loader("timestamptz", Instants)
                 # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
                 connection.execute("SET default_transaction_read_only = on")
-                connection.execute("SET statement_timeout = '120s'")
+                connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())
                 self._local.connection = connection
                 with self._lock:
                     self._all.append(connection)
