@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -60,6 +63,7 @@ class Hours:
         monkeypatch.setattr(alerts, "_ledger", lambda: AlertLedger(world.ledger, now=self.clock.now))
         monkeypatch.setattr(alerts, "get_current_context", dict)
         self.troubles = 0
+        self.attempts = 2
 
     @contextmanager
     def parts(self) -> Iterator[tuple[Medlock, Ledger, MedflexClient]]:
@@ -69,7 +73,7 @@ class Hours:
             timeout=5.0,
             connect_timeout=1.0,
             rate_per_second=0.0,
-            attempts=2,
+            attempts=self.attempts,
         )
         with Medlock(self.world.medlock_app) as medlock, Ledger(self.world.ledger, now=self.clock.now) as ledger:
             yield medlock, ledger, MedflexClient(settings, ContactNotes(ledger, RequestMetrics()))
@@ -218,6 +222,13 @@ def test_a_contact_is_noted_when_it_is_news_and_costs_no_request(monkeypatch: py
     # It asks for a pause: neither good nor bad.
     assert contact(429) == []
     assert contact(503, 429, NoReply.TIMEOUT, 200, 200, 401) == ["away", None, "refused"]
+    # Nothing else for a minute, or five times in a row: it is not there for us.
+    assert contact(200, 429, 429, 429, 429) == [None]
+    assert contact(429, 429) == ["away"]
+    assert contact(200, 429) == [None]
+    now += 60
+    assert contact(429, 429) == ["away"]
+    assert contact(401) == ["refused"]
     now += 29
     assert contact(401) == []
     now += 1
@@ -260,6 +271,30 @@ class Listing(BaseNotifier):
 
     def notify(self, context: Any) -> None:
         TOLD.append(dict(self.fields))
+
+
+class Printing(BaseNotifier):
+    """Says the secret where nobody expects it, and ends the process."""
+
+    def __init__(self, url: str = "", **more: Any) -> None:
+        super().__init__(**more)
+        self.url = url
+
+    def notify(self, context: Any) -> None:
+        print(self.url)  # noqa: T201
+        print(self.url, file=sys.stderr)  # noqa: T201
+        sys.exit(self.url)
+
+
+class Hanging(BaseNotifier):
+    """Is never answered, and takes no exception for an answer."""
+
+    def notify(self, context: Any) -> None:
+        for _ in range(2):
+            try:
+                time.sleep(30)
+            except Exception as error:
+                self.log.info("Once more: %s", error)
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, dict[str, Any]]) -> None:
@@ -376,6 +411,69 @@ def test_a_notifiers_words_are_told_nowhere(
     assert "Logged again." in text
     assert SECRET not in text
     assert len(ledger.untold()) == 1
+
+
+def test_a_channel_that_prints_and_ends_the_process_says_nothing_and_ends_nothing(
+    ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch, read_log: Callable[[], str]
+) -> None:
+    configure(
+        monkeypatch,
+        (f"{HERE}.Printing", {"url": f"https://chat.example/{SECRET}"}),
+        (f"{HERE}.Listing", {"fields": {"state": "{{ alert.state }}"}}),
+    )
+    with pytest.raises(AlertNotToldError, match="1 Printing failed with SystemExit"):
+        tell(ledger, channels(), {})
+    assert [item["state"] for item in TOLD] == ["raised"]
+    assert SECRET not in read_log()
+
+
+def test_a_channel_that_hangs_holds_up_no_other_one(ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerting, "MOST_SECONDS", 0.2)
+    configure(
+        monkeypatch,
+        (f"{HERE}.Hanging", {}),
+        (f"{HERE}.Listing", {"fields": {"state": "{{ alert.state }}"}}),
+    )
+    before = signal.getsignal(signal.SIGALRM)
+    # As Airflow does for the task's own time-out: it must still come.
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    try:
+        began = time.monotonic()
+        with pytest.raises(AlertNotToldError, match="1 Hanging did not end within 0 seconds"):
+            tell(ledger, channels(), {})
+        assert time.monotonic() - began < 10
+        assert 30 < signal.getitimer(signal.ITIMER_REAL)[0] < 60
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert [item["state"] for item in TOLD] == ["raised"]
+    # The next run tries it again, and tells the other one nothing twice.
+    with pytest.raises(AlertNotToldError):
+        tell(ledger, channels(), {})
+    assert len(TOLD) == 1
+
+
+def test_an_entry_that_cannot_be_used_silences_no_other_one(
+    ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(
+        monkeypatch,
+        ("airflow.providers.chat.Notifier", {"token": SECRET}),
+        (f"{HERE}.Listing", {"fields": {"state": "{{ alert.state }}"}}),
+    )
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="Entry 1 of MEDFLEX_ALERT_NOTIFIERS names no notifier"):
+            tell(ledger, channels(), {})
+        assert [item["state"] for item in TOLD] == ["raised"]
+    configure(monkeypatch, (f"{HERE}.Failing", {}), (f"{HERE}.Listing", {"fields": {}}))
+    targets = channels()
+    assert [target.name for target in targets] == ["1 Failing", "2 Listing"]
+    # Told also where there is nothing to tell: before it matters.
+    for message in ledger.untold():
+        ledger.note_all_told(message)
+    configure(monkeypatch, ("airflow.providers.chat.Notifier", {}))
+    with pytest.raises(ConfigurationError):
+        tell(ledger, channels(), {})
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,23 @@ def test_what_is_open_in_the_ledger(ledger_db: str, monkeypatch: pytest.MonkeyPa
                     ("transfer", [1], "succeeded", 60),
                     ("transfer", None, "failed", 60),
                     ("plan", None, "succeeded", 60),
+                    ("backfill", None, "succeeded", 60),
                 ]
             ):
+                run_type = "backfill" if mode == "backfill" else "manual"
                 connection.execute(
                     "INSERT INTO ledger.run (dag_id, run_id, run_type, mode, anchor, clinic_ids, started_at,"
-                    " settled_at, outcome) VALUES ('d', %s, 'manual', %s, %s, %s, %s, %s, %s)",
-                    (str(run), mode, now, ids, now, now - timedelta(seconds=age), outcome),
+                    " settled_at, outcome) VALUES ('d', %s, %s, %s, %s, %s, %s, %s, %s)",
+                    (
+                        str(run),
+                        run_type,
+                        mode.replace("backfill", "transfer"),
+                        now,
+                        ids,
+                        now,
+                        now - timedelta(seconds=age),
+                        outcome,
+                    ),
                 )
         with statsd() as server, airflow_sends_to(server.port, monkeypatch):
             metrics.standing(ledger, 900)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medflex.domain.alerts import (
+    BUSY,
     CALM,
     CAUSES,
     GRACE,
@@ -23,6 +24,7 @@ from medflex.domain.alerts import (
     Limits,
     Open,
     Raise,
+    RaiseAnew,
     judge,
 )
 
@@ -38,6 +40,9 @@ def minutes(number: float) -> timedelta:
 def at(number: float) -> datetime:
     """Return the instant so many minutes after the start."""
     return START + minutes(number)
+
+
+STATES = {Raise: "raised", RaiseAnew: "raised anew", Clear: "cleared"}
 
 
 class Book:
@@ -60,7 +65,11 @@ class Book:
             if isinstance(change, Raise):
                 assert change.kind not in self.standing
                 self.standing[change.kind] = Open(
-                    change.kind, change.since, now, change.sentence, None, dict(change.held_up)
+                    change.kind, change.since, now, change.sentence, None, dict(change.held_up), dict(change.facts)
+                )
+            elif isinstance(change, RaiseAnew):
+                self.standing[change.kind] = replace(
+                    self.standing[change.kind], sentence=change.sentence, facts=dict(change.facts)
                 )
             elif isinstance(change, Clear):
                 del self.standing[change.kind]
@@ -68,10 +77,13 @@ class Book:
                     self.cause_over_at = now
             else:
                 self.standing[change.kind] = replace(
-                    self.standing[change.kind], calm_since=change.calm_since, held_up=change.held_up
+                    self.standing[change.kind],
+                    calm_since=change.calm_since,
+                    held_up=change.held_up,
+                    facts=dict(change.facts),
                 )
             if not isinstance(change, Keep):
-                told.append((change.kind, "raised" if isinstance(change, Raise) else "cleared"))
+                told.append((change.kind, STATES[type(change)]))
                 self.sentences.append(change.sentence)
         self.told += [(minute, *item) for item in told]
         return told
@@ -135,7 +147,7 @@ def test_what_does_not_matter_yet_is_not_told(kind: AlertKind, facts: dict[str, 
     [
         {"failing_since": at(-10), "revoked": 1},
         {"failing_since": at(-10), "unanswered": 1, "unanswered_since": at(-11)},
-        {"failing_since": at(-10), "failed_run_at": at(-30)},
+        {"failing_since": at(-10), "hurt_run_until": at(-30)},
         {"failing_since": at(-30)},
         # What must not wait has waited for too long: whatever else would be waited for.
         {"failing_since": at(-1), **LATE},
@@ -162,7 +174,7 @@ def test_an_outage_of_an_hour_is_two_messages_whatever_waits_for_it(failure: Fai
             late_clinics=int(late),
             unanswered=3,
             unanswered_since=at(1),
-            failed_run_at=at(20) if minute > 20 else None,
+            hurt_run_until=at(20) if minute > 20 else None,
             complete_at=START - timedelta(hours=26, minutes=30),
         )
     assert len(book.told) == 1
@@ -178,7 +190,7 @@ def test_an_outage_of_an_hour_is_two_messages_whatever_waits_for_it(failure: Fai
             late_clinics=1,
             unanswered=3 * waits,
             unanswered_since=at(1),
-            failed_run_at=at(20),
+            hurt_run_until=at(20),
             complete_at=START - timedelta(hours=26, minutes=30),
         )
     kind = AlertKind.MEDFLEX_AWAY if failure is Failure.AWAY else AlertKind.TOKEN_REFUSED
@@ -214,6 +226,8 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
         AlertKind.CONSERVATION_BROKEN,
     ]
     facts = {name: value for kind in others for name, value in WRONG[kind].items()}
+    # A task that waits for Medflex cannot look meanwhile; beyond its time-out it is another matter.
+    facts["looked_at"] = at(-16) - BUSY
     told = book.round(0, failing_since=at(-11), revoked=1, unanswered=1, unanswered_since=at(-40), **facts)
     assert told == [(AlertKind.MEDFLEX_AWAY, "raised"), *((kind, "raised") for kind in others)]
 
@@ -253,6 +267,134 @@ def test_a_missed_deadline_of_airflow_is_told_also_where_the_clock_would_not_say
     assert "The one of 2026-11-22 22:00 UTC has failed." in book.sentences[0]
 
 
+def test_a_look_that_medflex_holds_up_is_no_alert_of_its_own() -> None:
+    book = Book()
+    book.round(0, failing_since=at(-11), revoked=1)
+    for minute in range(2, 40, 2):
+        # The task hangs for 20 minutes each time, and Medflex is back in the middle of one.
+        is_away = minute < 30
+        book.round(
+            minute,
+            looked_at=at(minute - 20),
+            **({"failing_since": at(-11), "revoked": 1} if is_away else {"good_since": at(29)}),
+        )
+    assert [item[1:] for item in book.told] == [
+        (AlertKind.MEDFLEX_AWAY, "raised"),
+        (AlertKind.MEDFLEX_AWAY, "cleared"),
+    ]
+    # Long after it, nobody looking is told after 15 minutes again.
+    book.round(60, looked_at=at(44))
+    assert book.told[2][1:] == (AlertKind.WITHDRAWALS_STOPPED, "raised")
+
+
+def test_a_daily_run_that_an_outage_has_ended_is_told_in_that_alert_only_until_the_next_one_is_missing() -> None:
+    book = Book()
+    hour = 60
+    # It began two hours ago, failed in the middle of the outage, and nobody triggers another one.
+    run = {"complete_at": at(-26 * hour), "failed_run_at": at(-2 * hour), "undone_shards": 4, "shards": 9}
+    for minute in range(0, 30 * hour, 10):
+        is_away = minute < hour
+        began = at(-2 * hour) + timedelta(hours=24 if minute >= 22 * hour else 0)
+        book.round(
+            minute,
+            **run,
+            last_run_at=began,
+            # The rest goes on for some time behind the end of the outage.
+            hurt_run_until=at(min(minute, 90)),
+            **({"failing_since": at(0)} if is_away else {"good_since": at(hour), "told_run_at": at(-2 * hour)}),
+            missed_at=at(hour) if minute >= hour else None,
+        )
+    assert book.told == [
+        (10, AlertKind.MEDFLEX_AWAY, "raised"),
+        (hour + 10, AlertKind.MEDFLEX_AWAY, "cleared"),
+        (25 * hour + 10, AlertKind.DAILY_RUN_MISSED, "raised"),
+    ]
+    assert "1 daily transfer" in book.sentences[1]
+
+
+def test_a_clinic_in_trouble_does_not_hide_that_others_fail_too() -> None:
+    book = Book()
+    hour = 60
+    stuck = {"complete_at": at(-28 * hour), "shards": 400}
+
+    def day(number: int, **facts: Any) -> None:
+        start = number * 24 * hour
+        for minute in range(start, start + 24 * hour, 30):
+            book.round(minute, **{**stuck, "last_run_at": at(start), **facts})
+
+    day(0, undone_shards=1)
+    day(1, undone_shards=1)
+    assert [item[2] for item in book.told] == ["raised"]
+    day(2, undone_shards=400)
+    day(3, undone_shards=400)
+    assert [item[2] for item in book.told] == ["raised", "raised anew"]
+    # It is mended but for that clinic; then no run begins at all.
+    day(4, undone_shards=1)
+    day(5, undone_shards=1, last_run_at=at(4 * 24 * hour))
+    assert book.told[2:] == [((5 * 24 + 3) * hour + 30, AlertKind.DAILY_RUN_MISSED, "raised anew")]
+    day(6, undone_shards=1, last_run_at=at(4 * 24 * hour))
+    day(7, complete_at=at(7 * 24 * hour))
+    assert [item[2] for item in book.told] == ["raised", "raised anew", "raised anew", "cleared"]
+    said = ("1 of 400 shards were not", "400 of 400 shards were not", "None has begun since 2026-11-27 01:00 UTC.")
+    assert all(part in sentence for part, sentence in zip(said, book.sentences, strict=False))
+
+
+def test_what_an_outage_adds_to_a_missing_run_is_told_behind_it_if_it_is_still_so() -> None:
+    book = Book()
+    stuck = {"complete_at": START - timedelta(hours=28), "shards": 9}
+    book.round(0, undone_shards=1, **stuck)
+    for minute in range(2, 30, 2):
+        book.round(minute, undone_shards=9, failing_since=at(1), hurt_run_until=at(1), **stuck)
+    for minute in range(30, 300, 2):
+        book.round(minute, undone_shards=9, good_since=at(30), **stuck)
+    assert [item[1:] for item in book.told] == [
+        (AlertKind.DAILY_RUN_MISSED, "raised"),
+        (AlertKind.MEDFLEX_AWAY, "raised"),
+        (AlertKind.MEDFLEX_AWAY, "cleared"),
+        (AlertKind.DAILY_RUN_MISSED, "raised anew"),
+    ]
+
+
+@pytest.mark.parametrize("first_fails", [True, False])
+def test_what_fails_in_one_operation_only_is_one_alert(first_fails: bool) -> None:
+    """Withdrawing fails for some minutes of each five, and reading goes well in between."""
+    book = Book()
+    for number, minute in enumerate(range(0, 120, 2)):
+        late = {"revoked": 9, "revoked_since": at(-20), "late_records": 9, "late_clinics": 1}
+        fails = (number % 2 == 0) is first_fails
+        book.round(minute, **late, **({"failing_since": at(minute - 1)} if fails else {"good_since": at(minute - 1)}))
+    assert len(book.told) == 1
+
+
+def test_what_nobody_has_tried_for_long_is_not_known_to_be_away() -> None:
+    book = Book()
+    # The last request of yesterday failed; today medflex_withdraw is paused.
+    assert book.round(0, failing_since=at(-1400), failed_at=at(-1390), **LATE) == [
+        (AlertKind.LATE_WITHDRAWALS, "raised")
+    ]
+
+
+def test_a_token_that_is_refused_for_long_behind_an_outage_is_told_and_one_that_is_so_within_it_is_not() -> None:
+    book = Book()
+    book.round(0, failing_since=at(-11), revoked=1)
+    for minute in range(2, 10, 2):
+        book.round(minute, failing_since=at(-11), revoked=1, failure=Failure.REFUSED)
+    book.round(10, failing_since=at(-11), revoked=1)
+    assert len(book.told) == 1
+    for minute in range(12, 40, 2):
+        book.round(minute, failing_since=at(-11), revoked=1, failure=Failure.REFUSED)
+    # And back: that is the same one until Medflex answers.
+    book.round(40, failing_since=at(-11), revoked=1)
+    book.round(46, good_since=at(40.5))
+    assert book.told == [
+        (0, AlertKind.MEDFLEX_AWAY, "raised"),
+        (22, AlertKind.MEDFLEX_AWAY, "cleared"),
+        (22, AlertKind.TOKEN_REFUSED, "raised"),
+        (46, AlertKind.TOKEN_REFUSED, "cleared"),
+    ]
+    assert book.sentences[1] == "Medflex answers again since 2026-11-23 01:12 UTC, and refuses us."
+
+
 MOMENTS = st.sampled_from([None, -2000.0, -100.0, -31.0, -16.0, -6.0, -1.0])
 
 
@@ -268,6 +410,9 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
             "late": st.booleans(),
             "looked": MOMENTS,
             "complete": MOMENTS,
+            "last": MOMENTS,
+            "undone": st.integers(0, 9),
+            "told_run": MOMENTS,
             "missed": MOMENTS,
             "critical": MOMENTS,
             "broken": MOMENTS,
@@ -307,6 +452,10 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
             late_clinics=1,
             looked_at=ago(now, item["looked"]),
             complete_at=ago(now, item["complete"]),
+            last_run_at=ago(now, item["last"]),
+            shards=9,
+            undone_shards=item["undone"],
+            told_run_at=ago(now, item["told_run"]),
             missed_at=ago(now, item["missed"]),
             critical_clinics=item["critical"] is not None,
             critical_since=ago(now, item["critical"]),
@@ -325,8 +474,12 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
         if set(CAUSES) & before & set(book.standing):
             assert not {AlertKind.LATE_WITHDRAWALS, AlertKind.DAILY_RUN_MISSED} & (set(book.standing) - before)
     for kind in AlertKind:
-        told = [(minute, state) for minute, told_kind, state in book.told if told_kind is kind]
-        assert [state for _, state in told] == (["raised", "cleared"] * len(told))[: len(told)]
+        told = [state for _, told_kind, state in book.told if told_kind is kind]
+        # Only the missing daily run can become worse, and only while it stands.
+        assert kind is AlertKind.DAILY_RUN_MISSED or "raised anew" not in told
+        assert ("raised anew", "cleared") not in zip(told[1:], told[:-1], strict=True)
+        turns = [state for state in told if state != "raised anew"]
+        assert turns == (["raised", "cleared"] * len(turns))[: len(turns)]
     # Whatever stood is over in the end, once all is well.
     last = 2 * len(history)
     for minute in range(last, last + int(CALM.total_seconds() / 60) + 4, 2):

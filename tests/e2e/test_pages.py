@@ -88,6 +88,7 @@ class Watched:
         self.elsewhere: list[str] = []
         self.bodies: list[tuple[str, str]] = []
         self.troubles: list[str] = []
+        self._lost: list[str] = []
         self.statuses: dict[str, int] = {}
         page.on("request", lambda request: self._requested(request.url))
         page.on("response", self._answered)
@@ -105,13 +106,16 @@ class Watched:
         if path.startswith("/medflex") and response.status < 300:
             try:
                 self.bodies.append((path, response.text()))
-            except Error as error:  # a body that the browser has thrown away already
-                self.troubles.append(f"{path}: {error}")
+            except Error:  # of a page that asked for itself once more, in the reader's language
+                self._lost.append(response.url)
 
     def open(self, address: str) -> Response:
         """Open an address and wait until nothing more is loaded (the page reloads once for language and zone)."""
         answer = self.page.goto(address, wait_until="networkidle")
         assert answer is not None
+        while self._lost:
+            url = self._lost.pop()
+            self.bodies.append((urlsplit(url).path, self.page.request.get(url).text()))
         return answer
 
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from medflex.domain.access import AccessState
-from medflex.domain.alerts import CALM, AlertKind, Failure, Limits, Raise, judge
+from medflex.domain.alerts import CALM, AlertKind, Clear, Failure, Limits, Raise, RaiseAnew, judge
 from medflex.domain.packing import Shard
 from medflex.ledger.alerts import AlertLedger
 from medflex.ledger.retention import LedgerRetention
@@ -24,6 +24,7 @@ from tests.ledger.times import NOW, Time
 DAG = "medflex_transfer"
 DAY = timedelta(hours=24)
 LIMITS = Limits()
+STATES = {Raise: "raised", RaiseAnew: "raised anew", Clear: "cleared"}
 
 
 class Scene:
@@ -48,10 +49,7 @@ class Scene:
     def round(self, **after: float) -> list[tuple[str, str]]:
         """Judge, some time later; return what is to be told."""
         self.time.now += timedelta(**after)
-        return [
-            (change.kind.value, "raised" if isinstance(change, Raise) else "cleared")
-            for change in self.ledger.turn_alerts(judge, LIMITS)
-        ]
+        return [(change.kind.value, STATES[type(change)]) for change in self.ledger.turn_alerts(judge, LIMITS)]
 
     def run(
         self,
@@ -125,9 +123,10 @@ def fail(scene: Scene, failure: Failure = Failure.REFUSED) -> None:
 
 def away(scene: Scene) -> None:
     scene.time.now -= timedelta(minutes=40)
-    fail(scene, Failure.AWAY)
-    scene.time.now += timedelta(minutes=40)
-    fail(scene, Failure.AWAY)
+    for _ in range(3):
+        fail(scene, Failure.AWAY)
+        scene.time.now += timedelta(minutes=20)
+    scene.time.now -= timedelta(minutes=20)
 
 
 def critical(scene: Scene) -> None:
@@ -286,6 +285,104 @@ def test_what_the_validation_has_stopped_is_one_alert_and_ends_for_those_clinics
     assert scene.round(minutes=6) == [("critical_validation", "cleared")]
 
 
+def test_what_the_validation_has_stopped_is_over_when_its_clinic_is_gone_from_medlock(scene: Scene) -> None:
+    made = scene.run("bad", "loaded", "withheld")
+    scene.ledger.set_problem(made.run_key, 1, "1 critical expectations failed.", critical=1)
+    assert scene.round() == [("critical_validation", "raised")]
+    # A run of other clinics says nothing of it.
+    scene.run("some", "loaded", clinic_ids=[0])
+    scene.run("bad again", "loaded", "withheld")
+    scene.looked()
+    assert scene.round(minutes=6) == []
+    assert scene.ledger.alerts()[0].facts == {"clinics": 1}
+    scene.time.now += timedelta(seconds=1)
+    scene.run("without it", "loaded")
+    scene.looked()
+    scene.round()
+    scene.looked()
+    assert scene.round(minutes=6) == [("critical_validation", "cleared")]
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_a_daily_run_in_an_outage_is_told_with_its_end_and_not_once_more_before_the_next_one(
+    scene: Scene, is_settled: bool
+) -> None:
+    """The outage begins late in a run that takes hours; a shard gives up, the others may still be under way."""
+    scene.time.now += timedelta(hours=24)
+    scene.looked()
+    made = scene.run("second", "loaded", "compared")
+    told: list[tuple[str, str]] = []
+
+    def minutes(number: int, failure: Failure | None, every: int = 2) -> None:
+        for _ in range(number // every):
+            scene.ledger.note_contact(failure)
+            scene.looked()
+            told.extend(scene.round(minutes=every))
+
+    minutes(80, None, every=10)
+    minutes(6, Failure.AWAY)
+    scene.ledger.set_problem(made.run_key, 1, "Medflex does not answer.")
+    if is_settled:
+        scene.ledger.settle_run(made.run_key, ["Medflex does not answer."])
+    minutes(54, Failure.AWAY)
+    assert told == [("medflex_away", "raised")]
+    minutes(20, None)
+    assert told == [("medflex_away", "raised"), ("medflex_away", "cleared")]
+    assert "It held up: 1 daily transfer." in str(scene.ledger.alerts()[0].over_sentence)
+    if not is_settled:
+        scene.ledger.settle_run(made.run_key, ["Medflex does not answer."])
+    scene.ledger.note_missed_deadline(DAG, "second")
+    minutes(20 * 60, None, every=15)
+    assert len(told) == 2
+    # The next one comes not either: that is another matter.
+    minutes(6 * 60, None, every=15)
+    assert told[2:] == [("daily_run_missed", "raised")]
+    facts = scene.ledger.alert_facts(LIMITS)
+    assert (facts.shards, facts.undone_shards) == (2, 1)
+
+
+def test_what_a_run_has_not_brought_over_counts_when_it_is_settled_or_its_deadline_has_passed(scene: Scene) -> None:
+    scene.time.now += timedelta(hours=24)
+    scene.run("slow", "loaded", "compared", "compared")
+
+    def undone(**after: float) -> tuple[int, int]:
+        scene.time.now += timedelta(**after)
+        facts = scene.ledger.alert_facts(LIMITS)
+        return facts.undone_shards, facts.shards
+
+    assert undone() == (0, 2)
+    assert undone(hours=3) == (0, 2)
+    assert undone(seconds=1) == (2, 3)
+    scene.time.now -= timedelta(hours=2)
+    scene.ledger.settle_run(scene.ledger.run(DAG, "slow").run_key, ["Something."])
+    assert undone() == (2, 3)
+
+
+def test_a_missing_daily_run_that_becomes_worse_is_told_anew_to_everybody(scene: Scene) -> None:
+    def day(run_id: str, *stages: str) -> list[tuple[str, str]]:
+        scene.time.now += timedelta(hours=24)
+        scene.ledger.settle_run(scene.run(run_id, *stages).run_key, ["Something."])
+        scene.looked()
+        told = scene.round(seconds=1)
+        scene.time.now += timedelta(hours=4)
+        scene.looked()
+        told += scene.round()
+        scene.time.now -= timedelta(hours=4)
+        return told
+
+    assert day("one stuck", "loaded", "loaded", "withheld") == [("daily_run_missed", "raised")]
+    (message,) = scene.ledger.untold()
+    scene.ledger.note_told(message, "chat")
+    scene.ledger.note_all_told(message)
+    assert day("stuck", "loaded", "loaded", "withheld") == []
+    assert day("all", "compared", "compared", "compared") == [("daily_run_missed", "raised anew")]
+    (again,) = scene.ledger.untold()
+    assert (again.alert_id, again.state, again.told_to) == (message.alert_id, "raised", [])
+    assert again.at > message.at
+    assert again.since == message.since
+    assert day("mended", "loaded", "loaded", "loaded") == [("daily_run_missed", "cleared")]
+
+
 def test_a_run_of_some_clinics_does_not_mend_numbers_that_do_not_add_up(scene: Scene) -> None:
     broken(scene)
     assert scene.round() == [("conservation_broken", "raised")]
@@ -323,6 +420,9 @@ def test_contacts_are_good_or_failing_since_the_first_of_their_kind(scene: Scene
     assert scene.ledger.alert_facts(LIMITS).failure == "refused"
     assert after(5, None) == (at[5], None, at[4])
     assert after(6, Failure.AWAY) == (None, at[6], at[6])
+    # An hour later: it may have been there meanwhile.
+    assert after(3606, Failure.AWAY) == (None, NOW + timedelta(seconds=3606), NOW + timedelta(seconds=3606))
+    assert after(5405, Failure.AWAY) == (None, NOW + timedelta(seconds=3606), NOW + timedelta(seconds=5405))
 
 
 # -- telling

@@ -10,14 +10,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
+from medflex.domain.access import AccessState
+from medflex.domain.packing import Shard
 from medflex.ledger.store import Decision, Ledger
 from medflex.ui.directory import DIRECTORY, Directory
+from medflex.ui.i18n import Speech
 from tests.airflow.world import World
 from tests.ledger.times import Time
 from tests.ui import story
+from tests.ui.test_pages import Outline
 from tests.ui.test_switch import SWITCH, form, set_switch, stands
 
 SignIn = Callable[..., TestClient]
@@ -73,9 +77,7 @@ def test_r2_staff_without_login_role_or_clinic_are_nobody(
     for name in ("None", "nowhere", "roleless", "Headly", "trailing"):
         assert named(name).get(SWITCH, params={"to": "on"}).status_code == 403, name
         with pytest.raises(NotHeadError):
-            turn_switch(
-                medlock_switch, clinic_id=1, login=name, enabled=True, seen_enabled=None, seen_changed_at=None
-            )
+            turn_switch(medlock_switch, clinic_id=1, login=name, enabled=True, seen_enabled=None, seen_changed_at=None)
     assert stands(clinics) is None
 
 
@@ -142,6 +144,25 @@ def test_what_the_browser_itself_calls_the_same_site_is_let_in(clinics: World, s
     assert head.post(SWITCH, data=form(head, "on"), headers=headers).status_code == 303
 
 
+def test_a_form_counts_in_each_process_also_where_tokens_are_signed_with_a_key_pair(
+    airflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    from medflex.ui.security import check_form_token, form_token
+
+    user = SimpleAuthManagerUser(username="head-1", role="USER")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_PRIVATE_KEY_PATH", "key.pem")
+    monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "shared")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "made up by one process")
+    token = form_token(user, to="on")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "made up by another")
+    check_form_token(token, user, to="on")
+    monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "of somebody else")
+    with pytest.raises(HTTPException):
+        check_form_token(token, user, to="on")
+
+
 # -- the switch in bad moments
 
 
@@ -193,7 +214,9 @@ def test_on_without_a_time_stamp_can_be_turned_off(clinics: World, sign_in: Sign
     assert (stands(clinics) or ())[0] is False
 
 
-def test_medlock_that_is_slow_holds_no_page_up(clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_medlock_that_is_slow_holds_no_page_up(
+    clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of Airflow's api-server has forty threads, the heartbeats of tasks among them."""
     from medflex.ui import view
 
@@ -233,7 +256,7 @@ def test_a_list_that_runs_out_while_it_is_looked_at_is_read_anew() -> None:
     from cachetools import TTLCache
 
     directory = Directory()
-    times = iter(range(0, 1000, 3))
+    times = iter(range(0, 1000, 2))
     directory._kept = TTLCache(1, 5, timer=lambda: next(times))
     for _ in range(20):
         assert directory.clinics(list) == []
@@ -264,22 +287,49 @@ def test_one_slow_read_of_all_clinics_does_not_queue_up_everybody(monkeypatch: p
 # -- odd data
 
 
-@pytest.mark.parametrize("stamp", ["9999-12-31 23:59:59.999999+00", "0001-01-01 00:00:00+00"])
-@pytest.mark.parametrize("zone", ["Asia/Kamchatka", "America/Adak"])
-def test_a_time_at_the_end_of_time_is_shown(clinics: World, sign_in: SignIn, stamp: str, zone: str) -> None:
+@pytest.mark.parametrize(
+    "stamp", ["infinity", "-infinity", "9999-12-31 23:59:59.999999+00", "20000-01-01+00", "0044-03-15+00 BC"]
+)
+def test_r16_a_switch_since_the_end_of_time_counts_as_off_and_bothers_nobody_else(
+    clinics: World, sign_in: SignIn, stamp: str
+) -> None:
+    """What a program cannot hold in one row would keep all clinics from being read, those that withdraw as well."""
     with psycopg.connect(clinics.medlock) as connection:
-        connection.execute("INSERT INTO medlock.medflex_access VALUES (1, TRUE, %s, 11)", [stamp])
-    client = sign_in("head-1")
-    client.cookies.set("medflex_zone", zone.replace("/", "%2F"))
+        connection.execute(
+            "INSERT INTO medlock.medflex_access VALUES (1, TRUE, %s, 11), (2, TRUE, now() - interval '9 days', 21)",
+            [stamp],
+        )
+    head = sign_in("head-1")
+    head.cookies.set("medflex_zone", "Asia%2FKamchatka")
     DIRECTORY.forget()
-    for path in ("/medflex/clinics", "/medflex/clinics?sort=changed", "/medflex/clinics/1", f"{SWITCH}?to=off"):
-        assert client.get(path).status_code == 200, path
+    page = head.get("/medflex/clinics").text
+    assert "counts as off" in page.split("Clinic One")[1].split("</tr>")[0]
+    assert "open" in page.split("Клиника Два")[1].split("</tr>")[0]
+    assert "it is not known since when" in head.get("/medflex/clinics/1").text
+    assert head.post(SWITCH, data=form(head, "off")).status_code == 303
+    assert (stands(clinics) or ())[0] is False
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kamchatka", "America/Adak"])
+def test_a_time_outside_the_readers_calendar_is_shown(zone: str) -> None:
+    for instant in (datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)):
+        speech = Speech("en", zone)
+        assert str(instant.day) in speech.moment(instant)
+        assert str(instant.day) in speech.day(instant)
+
+
+def test_an_alert_of_another_release_is_shown(clinics: World, sign_in: SignIn) -> None:
+    with psycopg.connect(clinics.ledger) as connection:
+        connection.execute(
+            "INSERT INTO ledger.alert (kind, since, raised_at, sentence) VALUES ('news', now(), now(), 'Something.')"
+        )
+    assert "<strong>news</strong>" in sign_in("viewer").get("/medflex/clinics").text
 
 
 @pytest.mark.parametrize(
     "zone",
-    ["..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "America", "%00", "zone.tab", "x" * 5000, "%FF", "Europe", ".", "tzdata",
-     "%ED%A0%80", "CON", "Europe%2FMoscow%0d%0aSet-Cookie:x=1", "posix", "leapseconds", "<script>"],
+    ["..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "America", "%00", "zone.tab", "x" * 5000, "%FF", "Europe", ".",
+     "tzdata", "%ED%A0%80", "CON", "Europe%2FMoscow%0d%0aSet-Cookie:x=1", "posix", "leapseconds", "<script>"],
 )  # fmt: skip
 def test_a_made_up_zone_or_language_counts_as_none(clinics: World, sign_in: SignIn, zone: str) -> None:
     client = sign_in("viewer", cookie_free="1")
@@ -318,7 +368,8 @@ def test_nothing_that_is_stored_is_taken_for_markup(clinics: World, sign_in: Sig
             UPDATE ledger.run_expectation SET name = name || $e${EVIL}$e$, exception_class = $e${EVIL}$e$;
             UPDATE ledger.record SET rejected_fields = ARRAY[$e${EVIL}$e$] WHERE state = 'rejected';
             UPDATE ledger.revocation SET reason = $e${EVIL}$e$;
-            UPDATE ledger.hold SET reasons = ARRAY[$e${EVIL}$e$, $e${EVIL}$e$], asked_in = $e${EVIL}$e$, asked_at = now();
+            UPDATE ledger.hold SET reasons = ARRAY[$e${EVIL}$e$, $e${EVIL}$e$],
+                asked_in = $e${EVIL}$e$, asked_at = now();
             UPDATE ledger.batch SET reasons = ARRAY[$e${EVIL}$e$, $e${EVIL}$e$] WHERE operation = 'withdraw';
             UPDATE ledger.partner_action SET type = $e${EVIL}$e$ WHERE type IS NOT NULL;
             UPDATE ledger.partner_action SET reason = $e${EVIL}$e$ WHERE reason IS NOT NULL;
@@ -343,10 +394,10 @@ def test_nothing_that_is_stored_is_taken_for_markup(clinics: World, sign_in: Sig
         for path, asked in paths:
             answer = client.get(f"/medflex/{path}", params=asked, headers={"accept-language": language})
             assert answer.status_code < 500, (path, re.sub(r"<[^>]+>|\s+", " ", answer.text)[-400:])
-            assert "<img" not in answer.text, path
-            assert not re.search(r"<[^>]*\sonerror=", answer.text), path
-            assert not re.search(r"=\"[^\"]*\"'\{\{", answer.text), path
-            assert "49" not in re.findall(r"alert\(1\)&gt;.{0,14}", answer.text), path
+            for tag, attributes in Outline(answer.text).tags:
+                assert tag != "img", path
+                assert not {"onerror", "src=x"} & attributes.keys(), path
+            assert "{{7*7}}" in answer.text or "&lt;img" not in answer.text, path
             shown += answer.text.count("&lt;img")
     assert shown > 30
 
@@ -392,9 +443,8 @@ def prefixed(clinics: World) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("prefix", ["/airflow", ""])
-def test_below_a_prefix_every_address_has_it(prefixed: TestClient, airflow_app: Any, prefix: str) -> None:
-    """Whether the proxy cuts the prefix off or not."""
+def test_below_a_prefix_every_address_has_it(prefixed: TestClient, airflow_app: Any) -> None:
+    prefix = "/airflow"
     for path in ("clinics", "clinics/1", "clinics/1/switch?to=on", "runs", "quality", "nothing"):
         page = prefixed.get(f"{prefix}/medflex/{path}").text
         found = re.findall(r'(?:href|src|action)="([^"]+)"', page)
@@ -425,7 +475,7 @@ def test_a_reason_under_two_decisions_counts_with_both(clinics: World, sign_in: 
         )  # fmt: skip
     page = sign_in("viewer").get("/medflex/clinics/1").text
     why = page.split('id="why"')[1].split("</section>")[0]
-    assert re.search(r"phone[^.]*?: ?12\b", re.sub(r"<[^>]+>", " ", why)), re.sub(r"<[^>]+>", " ", why)
+    assert "no phone number.: 12" in re.sub(r"<[^>]+>", " ", why)
 
 
 def test_reasons_by_day_are_by_the_readers_day(clinics: World, sign_in: SignIn) -> None:
@@ -465,6 +515,35 @@ def test_a_clinic_that_left_medlock_is_shown_from_the_ledger(clinics: World, sig
     assert client.get("/medflex/clinics/4").status_code == 404
 
 
+def test_the_last_run_of_a_clinic_is_the_newest_that_was_about_it(clinics: World) -> None:
+    """After a run over all clinics there was one over the first alone, then a plan, and one is running."""
+    from medflex.ledger.overview import LedgerOverview
+
+    now = datetime.now(UTC)
+    lone = {"clinic_ids": [1], "shards": [Shard("open-000", (1,), AccessState.OPEN)]}
+    lone["clinics"] = [{"clinic_id": 1, "lpu_id": 101, "access_state": "open", "closed_reason": None, "opens_at": None}]
+    with Ledger(clinics.ledger) as ledger, LedgerOverview(clinics.ledger) as overview:
+        for name, hours, more, settled in (
+            ("narrow-before", 9, lone, True), ("whole", 8, {}, True), ("narrow", 7, lone, True),
+        ):  # fmt: skip
+            run = story.begin(ledger, name, now - timedelta(hours=hours), **more)
+            story.numbers(ledger, run)
+            if settled:
+                ledger.settle_run(run.run_key, [])
+        found = overview.last_runs()
+        assert {key: one.run_id for key, one in found.items()} == {1: "narrow", 2: "whole", 3: "whole", 9: "whole"}
+        assert found[1].held_back_share == (10 + 2) / 100
+        assert found[2].held_back_share == 0
+        assert found[9].held_back_share is None  # closed: nothing was read of it
+        assert overview.last_runs(2).keys() == {2}
+    with Ledger(clinics.ledger) as ledger, LedgerOverview(clinics.ledger) as overview:
+        story.begin(ledger, "running", now - timedelta(hours=1))
+        found = overview.last_runs()
+        assert {(one.run_id, one.outcome, one.held_back_share) for one in found.values()} == {
+            ("running", "running", None)
+        }
+
+
 def test_a_withdrawal_over_midnight_counts_for_the_day_on_which_it_was_done(clinics: World) -> None:
     from medflex.ledger.overview import LedgerOverview
 
@@ -473,9 +552,8 @@ def test_a_withdrawal_over_midnight_counts_for_the_day_on_which_it_was_done(clin
         for done in (midnight - timedelta(seconds=5), midnight + timedelta(seconds=5)):
             connection.execute(
                 "INSERT INTO ledger.batch (clinic_id, lpu_id, operation, appointment_ids, versions, reasons,"
-                " revoked_at, holder, epoch, idempotency_key, outcome, created_at, resolved_at)"
-                " VALUES (1, 101, 'withdraw', '{5}', '{1}', '{doctor_banned}', ARRAY[%(at)s::timestamptz], 'x', 1,"
-                " gen_random_uuid(), 'acknowledged', %(at)s, %(done)s)",
+                " revoked_at, epoch, outcome, looked_at, created_at, resolved_at) VALUES (1, 101, 'withdraw', '{5}',"
+                " '{1}', '{doctor_banned}', ARRAY[%(at)s::timestamptz], 1, 'acknowledged', %(at)s, %(at)s, %(done)s)",
                 {"at": midnight - timedelta(seconds=20), "done": done},
             )
     with LedgerOverview(clinics.ledger) as ledger:

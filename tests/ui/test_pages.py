@@ -114,14 +114,15 @@ def test_runs_come_in_pages(client: TestClient, ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["runs?page=0", "runs?dag_id=another", "withdrawals?days=8", "actions?days=x", of_run("a\0b")]
+    "path", ["runs?page=0", "runs?dag_id=", "withdrawals?days=8", "actions?days=x", of_run("a\0b")]
 )
 def test_an_address_that_makes_no_sense_is_refused(client: TestClient, empty: str, path: str) -> None:
     read(client, path, 422)
 
 
 @pytest.mark.parametrize(
-    "path", [of_run("never"), of_run("scheduled__2", shard=9), "runs/view?dag_id=x&run_id=scheduled__2"]
+    "path",
+    [of_run("never"), of_run("scheduled__2", shard=9), "runs/view?dag_id=medflex_withdraw&run_id=scheduled__2"],
 )
 def test_a_run_or_shard_that_nobody_knows_is_a_page_that_says_so(client: TestClient, run: Run, path: str) -> None:
     assert "<h1>" in read(client, path, 404)

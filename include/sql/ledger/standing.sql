@@ -25,22 +25,41 @@ holds AS (
     WHERE hold.state = 'open'
 ),
 
+-- Two looks, each of which has an index of its own: together they would be a look at all actions there ever were.
+undecided AS (
+    SELECT
+        count(*) AS actions,
+        min(action.read_at) AS since
+    FROM ledger.partner_action AS action
+    WHERE action.decided_at IS NULL
+),
+
+unanswered AS (
+    SELECT
+        count(*) AS actions,
+        min(action.read_at) AS since
+    FROM ledger.partner_action AS action
+    WHERE action.decided_at IS NOT NULL AND action.answered_at IS NULL
+),
+
 actions AS (
     SELECT
-        count(*) FILTER (WHERE action.decided_at IS NULL) AS undecided,
-        count(*) FILTER (WHERE action.decided_at IS NOT NULL) AS unanswered,
-        coalesce(extract(EPOCH FROM max(clock.now - action.read_at)), 0)::float8 AS oldest_seconds
-    FROM ledger.partner_action AS action
-    CROSS JOIN clock
-    WHERE action.decided_at IS NULL OR action.answered_at IS NULL
+        undecided.actions AS undecided,
+        unanswered.actions AS unanswered,
+        coalesce(extract(EPOCH FROM clock.now - least(undecided.since, unanswered.since)), 0)::float8 AS oldest_seconds
+    FROM clock
+    CROSS JOIN undecided
+    CROSS JOIN unanswered
 ),
 
 transfers AS (
-    -- A run of some clinics that were named tells nothing of the others.
+    -- A run of some clinics that were named tells nothing of the others, nor does one of an older day of today.
     SELECT extract(EPOCH FROM min(clock.now - run.settled_at))::float8 AS age_seconds
     FROM ledger.run AS run
     CROSS JOIN clock
-    WHERE run.mode IN ('transfer', 'resync') AND run.outcome = 'succeeded' AND run.clinic_ids IS NULL
+    WHERE
+        run.mode IN ('transfer', 'resync') AND run.outcome = 'succeeded' AND run.clinic_ids IS NULL
+        AND run.run_type <> 'backfill'
 ),
 
 looks AS (

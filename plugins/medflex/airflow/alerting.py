@@ -6,12 +6,16 @@ run; a crash between delivery and note repeats it: at least once, never silent.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import pkgutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -30,6 +34,10 @@ log = logging.getLogger(__name__)
 VARIABLE = "MEDFLEX_ALERT_NOTIFIERS"
 TIMEOUT_SECONDS = 20
 """How long the default channel may take."""
+MOST_SECONDS = 45.0
+"""How long any channel may take for one message: one that hangs must not hold up the others until the task's time-out,
+run after run.
+"""
 DEFAULT_BODY = {
     # What chat programs show of a webhook's body.
     "text": "{{ alert.title }}\n{{ alert.text }}",
@@ -87,11 +95,15 @@ class AlertText:
 
 @dataclass(frozen=True)
 class Channel:
-    """A notifier and what it is made with. ``kwargs`` may hold secrets and are told nowhere."""
+    """A notifier and what it is made with. ``kwargs`` may hold secrets and are told nowhere.
+
+    problem: why nothing can be told there.
+    """
 
     name: str
     notifier: Callable[..., BaseNotifier] = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
+    problem: ConfigurationError | None = None
 
 
 def channels() -> list[Channel]:
@@ -99,7 +111,8 @@ def channels() -> list[Channel]:
     nowhere.
 
     Raises:
-        ConfigurationError: the variable cannot be used; without its content, which may hold secrets.
+        ConfigurationError: the variable cannot be used; without its content, which may hold secrets. One entry that
+            cannot be used is its channel's problem, so that the others are told.
     """
     text = os.environ.get(VARIABLE, "")
     if text:
@@ -143,10 +156,11 @@ def _channel(number: int, entry: Mapping[str, Any]) -> Channel:
     except Exception:  # Whatever the module does when it is imported; its text may quote what was pasted here.
         found = None
     if not (isinstance(found, type) and issubclass(found, BaseNotifier)):
-        raise ConfigurationError(
+        problem = ConfigurationError(
             f"Entry {number} of {VARIABLE} names no notifier that can be imported here: give the import path of a class"
             " that is a BaseNotifier, and install its provider on every worker."
         )
+        return Channel(str(number), BaseNotifier, {}, problem)
     return Channel(f"{number} {found.__name__}", found, entry.get("kwargs", {}))
 
 
@@ -161,7 +175,7 @@ def tell(ledger: Alerts, targets: Sequence[Channel], context: Mapping[str, Any])
         ConfigurationError: a notifier cannot be made, or its templates cannot be filled; likewise.
     """
     told = 0
-    failed: dict[str, Exception] = {}
+    failed: dict[str, Exception] = {channel.name: channel.problem for channel in targets if channel.problem}
     for message in ledger.untold():
         alert = AlertText.of(message)
         for channel in targets:
@@ -188,43 +202,89 @@ def _deliver(channel: Channel, alert: AlertText, context: Mapping[str, Any]) -> 
     """Give one message to one notifier; return what went wrong, without the notifier's words."""
     given: Any = {**context, "alert": alert}
     # Not by calling the notifier: that logs the exception's text, in which an address with its secret may stand.
-    with _silence():
-        try:
-            notifier = channel.notifier(**channel.kwargs)
-        except Exception:
-            return ConfigurationError(
-                f"The notifier {channel.name} cannot be made with its kwargs: correct them in {VARIABLE}."
-            )
-        try:
-            notifier.render_template_fields(given)
-        except Exception:
-            names = ", ".join(f"alert.{name}" for name in AlertText.__dataclass_fields__)
-            return ConfigurationError(
-                f"A template of the notifier {channel.name} cannot be filled: there are {names}; correct {VARIABLE}."
-            )
-        try:
-            notifier.notify(given)
-        except Exception as error:
-            return AlertNotToldError(
-                f"The notifier {channel.name} failed with {type(error).__name__}; its text is withheld, since it could"
-                " quote an address with a secret. The message is told again by the next run."
-            )
+    try:
+        with _silence(), _limit(MOST_SECONDS):
+            return _notify(channel, given)
+    except _TooLongError:
+        return AlertNotToldError(
+            f"The notifier {channel.name} did not end within {MOST_SECONDS:.0f} seconds: see whether what it speaks to"
+            " answers. The message is told again by the next run."
+        )
+
+
+def _notify(channel: Channel, given: Any) -> Exception | None:
+    """Make the notifier, fill its templates, let it tell; return what went wrong."""
+    try:
+        notifier = channel.notifier(**channel.kwargs)
+    except (Exception, SystemExit):
+        return ConfigurationError(
+            f"The notifier {channel.name} cannot be made with its kwargs: correct them in {VARIABLE}."
+        )
+    try:
+        notifier.render_template_fields(given)
+    except (Exception, SystemExit):
+        names = ", ".join(f"alert.{name}" for name in AlertText.__dataclass_fields__)
+        return ConfigurationError(
+            f"A template of the notifier {channel.name} cannot be filled: there are {names}; correct {VARIABLE}."
+        )
+    try:
+        notifier.notify(given)
+    except (Exception, SystemExit) as error:
+        return AlertNotToldError(
+            f"The notifier {channel.name} failed with {type(error).__name__}; its text is withheld, since it could"
+            " quote an address with a secret. The message is told again by the next run."
+        )
     return None
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Let nothing be logged: hooks log addresses and replies, which may hold secrets."""
+    """Let nothing be logged or printed: hooks tell addresses and replies, which may hold secrets."""
     processors: list[Any] = structlog.get_config()["processors"]
     before, disabled = processors.copy(), logging.root.manager.disable
     # In place, since loggers that were used before keep this list.
     processors[:] = [_drop]
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(disabled)
         processors[:] = before
+
+
+class _TooLongError(BaseException):
+    """The time is over. No ``Exception``, which a notifier might take for an answer of its other side."""
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Interrupt what takes longer, with ``_TooLongError``; elsewhere than in a main thread nothing can be.
+
+    Airflow's time-out of a task uses the same timer, which goes on behind this, and here where it would end sooner.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise _TooLongError
+
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < left <= seconds:
+        yield
+        return
+    began = time.monotonic()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    # Again each second, should the first time be caught all the same.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001))
 
 
 def _drop(_logger: object, _method: str, _event: object) -> Any:

@@ -18,6 +18,11 @@ EVERY_SECONDS = 30.0
 """What has not changed is noted again after so long: enough to judge minutes by, and no work worth mentioning."""
 
 
+BUSY_REQUESTS = 5
+BUSY_SECONDS = 60.0
+"""So often, or for so long, asked for a pause and answered nothing else: for us it is not there."""
+
+
 class ContactNotes:
     """Notes how requests to Medflex end; an :class:`Observer` from which another one hears the same.
 
@@ -30,16 +35,23 @@ class ContactNotes:
         self._other = other
         self._lock = threading.Lock()
         self._noted: tuple[Failure | None, float] | None = None
+        self._busy: tuple[int, float] | None = None
 
     def requested(self, operation: Operation, ended: int | NoReply, seconds: float) -> None:
         """Note one request, if it tells whether Medflex is there."""
         self._other.requested(operation, ended, seconds)
-        # 429: it is there, and asks for a pause. Neither good nor bad.
-        if ended == 429:
-            return
-        failure = failure_of(ended)
         now = time.monotonic()
         with self._lock:
+            if ended == 429:
+                requests, since = self._busy or (0, now)
+                self._busy = requests + 1, since
+                # It is there, and asks for a pause. Neither good nor bad, unless that is all it says.
+                if requests + 1 < BUSY_REQUESTS and now - since < BUSY_SECONDS:
+                    return
+                failure: Failure | None = Failure.AWAY
+            else:
+                self._busy = None
+                failure = failure_of(ended)
             if self._noted is not None and self._noted[0] == failure and now - self._noted[1] < EVERY_SECONDS:
                 return
             self._noted = (failure, now)

@@ -47,7 +47,7 @@ class Failure(StrEnum):
     """Why a contact with Medflex was not a good one."""
 
     AWAY = "away"
-    """Not reached, no reply in time, or 5xx."""
+    """Not reached, no reply in time, 5xx, or nothing but 429."""
     REFUSED = "refused"
     """401, 403, or a certificate that is not trusted."""
 
@@ -76,6 +76,8 @@ CALM = timedelta(minutes=5)
 """So long has something to be over before it counts as over: what comes and goes is one alert."""
 GRACE = timedelta(minutes=15)
 """So long may what a cause has held up take to be made up for: three runs of ``medflex_withdraw``."""
+BUSY = timedelta(minutes=30)
+"""So much longer may the next look for revocations take while Medflex lets requests hang: as long as its task may."""
 DAY = timedelta(hours=24)
 
 
@@ -86,9 +88,11 @@ class Facts:
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
     its end. complete_at: start of the last daily run that brought everything over; failed_run_at: of the last one, if
-    it has failed. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
-    validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
-    not told.
+    it has failed; last_run_at: of the last one. hurt_run_until: the end of the last one (now, while it goes on), if a
+    part of it has failed. shards, undone_shards: of the last one that should be done, all and what was not brought
+    over. told_run_at: start of the daily run that the last cause has held up, as its end has told. missed_at: when
+    Airflow's deadline for a daily run passed. critical_clinics: whose data the validation has stopped. questions,
+    held_records: what a person is asked about. unanswered: decided, and Medflex was not told.
     """
 
     now: datetime
@@ -104,6 +108,11 @@ class Facts:
     complete_at: datetime | None = None
     first_run_at: datetime | None = None
     failed_run_at: datetime | None = None
+    last_run_at: datetime | None = None
+    hurt_run_until: datetime | None = None
+    shards: int = 0
+    undone_shards: int = 0
+    told_run_at: datetime | None = None
     missed_at: datetime | None = None
     critical_clinics: int = 0
     critical_since: datetime | None = None
@@ -120,7 +129,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Open:
-    """An alert that was raised and not cleared. held_up: what it has held up, each number at its highest."""
+    """An alert that was raised and not cleared. facts: its numbers as of the last round. held_up: what it has held up,
+    each number at its highest.
+    """
 
     kind: AlertKind
     since: datetime
@@ -128,6 +139,7 @@ class Open:
     sentence: str
     calm_since: datetime | None = None
     held_up: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,15 @@ class Raise:
     sentence: str
     facts: Mapping[str, int]
     held_up: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RaiseAnew:
+    """It stands, and has become worse in a way that somebody is to be told."""
+
+    kind: AlertKind
+    sentence: str
+    facts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -160,7 +181,7 @@ class Clear:
     held_up: Mapping[str, int]
 
 
-Change = Raise | Keep | Clear
+Change = Raise | RaiseAnew | Keep | Clear
 
 
 @dataclass(frozen=True)
@@ -173,7 +194,7 @@ class _Condition:
 def judge(
     facts: Facts, standing: Mapping[AlertKind, Open], cause_over_at: datetime | None, limits: Limits
 ) -> list[Change]:
-    """Return what becomes of each alert: those that stand are kept or cleared, others may be raised.
+    """Return what becomes of each alert: those that stand are kept, cleared or raised anew, others may be raised.
 
     Args:
         standing: the alerts that were raised and not cleared.
@@ -185,31 +206,43 @@ def judge(
     is_caused = False
     for kind in CAUSES:
         if kind in standing:
-            change = _stand_by(kind, standing[kind], facts, held_up)
+            change = _stand_by(kind, standing[kind], facts, held_up, limits)
             changes.append(change)
             if isinstance(change, Clear):
                 cause_over_at = facts.now
             else:
                 is_caused = True
-    if not is_caused and (cause := _cause(facts, late, limits)) is not None:
+    # What was told before Medflex failed is not told again as what it holds up.
+    fresh = {kind: condition for kind, condition in late.items() if kind not in standing}
+    if not is_caused and (cause := _cause(facts, fresh, limits)) is not None:
         kind, condition = cause
         if kind not in standing:
             is_caused = True
             changes.append(Raise(kind, condition.since, condition.sentence, condition.facts, held_up))
-    others = _others(facts, limits)
+
+    def is_excused(kind: AlertKind) -> bool:
+        if is_caused or (cause_over_at is not None and facts.now - cause_over_at < limits.grace(kind)):
+            return True
+        # Its end has told that it held the daily run up: the next one is waited for.
+        return (
+            kind is AlertKind.DAILY_RUN_MISSED
+            and facts.told_run_at is not None
+            and facts.now - facts.told_run_at <= DAY + limits.daily
+        )
+
+    others = _others(facts, limits, is_slow=facts.failing_since is not None or is_excused(AlertKind.LATE_WITHDRAWALS))
     conditions = late | others
     for kind in AlertKind:
         if kind in CAUSES:
             continue
         found = conditions.get(kind)
+        excused = kind not in others and is_excused(kind)
         if kind in standing:
-            changes.append(_keep_or_clear(kind, standing[kind], found, facts))
-        elif found is not None:
-            excused = kind not in others and (
-                is_caused or (cause_over_at is not None and facts.now - cause_over_at < limits.grace(kind))
-            )
-            if not excused:
-                changes.append(Raise(kind, found.since, found.sentence, found.facts))
+            # While requests fail it may yet become a cause.
+            excused = excused or facts.failing_since is not None
+            changes.append(_keep_or_clear(kind, standing[kind], found, facts, excused=excused))
+        elif found is not None and not excused:
+            changes.append(Raise(kind, found.since, found.sentence, found.facts))
     return changes
 
 
@@ -221,7 +254,7 @@ def _cause(facts: Facts, late: Mapping[AlertKind, _Condition], limits: Limits) -
 
     A refusal does at once: it does not pass by itself. Silence does when something that must not wait has waited for
     too long, or when it lasts: the time that counts is that between the first and the last attempt, so that one
-    failure after which nobody has tried is none.
+    failure after which nobody has tried is none. What nobody has tried for long is not known to fail.
     """
     since, last = facts.failing_since, facts.failed_at
     if since is None or last is None:
@@ -236,12 +269,14 @@ def _cause(facts: Facts, late: Mapping[AlertKind, _Condition], limits: Limits) -
             numbers,
         )
     lasts = last - since
+    if facts.now - last > limits.silent:
+        return None
     if not (late or lasts >= limits.silent or (lasts >= limits.away and any(numbers.values()))):
         return None
     return AlertKind.MEDFLEX_AWAY, _Condition(
         since,
-        f"Medflex has not answered since {_at(since)} (no connection, no reply in time, or HTTP 5xx). Waiting: {waits}."
-        " Nothing is lost and everything is tried again by itself: ask whoever runs Medflex.",
+        f"Medflex has not answered since {_at(since)} (no connection, no reply in time, HTTP 5xx, or only 429)."
+        f" Waiting: {waits}. Nothing is lost and everything is tried again by itself: ask whoever runs Medflex.",
         numbers,
     )
 
@@ -264,11 +299,15 @@ def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
     return found
 
 
-def _others(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
-    """Return what holds whether Medflex answers or not."""
+def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _Condition]:
+    """Return what holds whether Medflex answers or not.
+
+    Args:
+        is_slow: whether the task that looks for revocations may be waiting for Medflex.
+    """
     found = {}
     begun = facts.looked_at or facts.first_run_at
-    if begun is not None and facts.now - begun > limits.withdraw:
+    if begun is not None and facts.now - begun > limits.withdraw + (BUSY if is_slow else timedelta(0)):
         found[AlertKind.WITHDRAWALS_STOPPED] = _Condition(
             begun,
             f"Nobody has looked since {_at(begun)} for what may no longer be shared: see whether medflex_withdraw is"
@@ -320,32 +359,57 @@ def _daily(facts: Facts, limits: Limits) -> _Condition | None:
         return None
     failed = f" The one of {_at(facts.failed_run_at)} has failed." if facts.failed_run_at is not None else ""
     done = f"since the run of {_at(facts.complete_at)}" if facts.complete_at is not None else "yet"
+    undone = _undone(facts, limits)
+    if facts.last_run_at is not None and undone > facts.shards:
+        failed += f" None has begun since {_at(facts.last_run_at)}."
+    elif undone:
+        failed += f" {undone} of {facts.shards} shards were not brought over."
     since = facts.missed_at if facts.missed_at is not None else (last or facts.now) + DAY + limits.daily
     return _Condition(
         since,
         f"No daily transfer has brought everything over {done}.{failed} See what its settle_run says, whether the DAG"
         " is paused and the scheduler up; then clear the failed tasks or trigger medflex_transfer.",
-        {"hours": int((facts.now - last).total_seconds() // 3600) if last is not None else 0},
+        {
+            "hours": int((facts.now - last).total_seconds() // 3600) if last is not None else 0,
+            _EXTENT: undone,
+        },
     )
+
+
+def _undone(facts: Facts, limits: Limits) -> int:
+    """Return how many shards were not brought over; where the last run did not even begin, more than there are."""
+    is_absent = facts.last_run_at is not None and facts.now - facts.last_run_at > DAY + limits.daily
+    return facts.shards + 1 if is_absent else facts.undone_shards
 
 
 def _held_up(facts: Facts) -> dict[str, int]:
     """Return how much waits for Medflex."""
     since = facts.failing_since
-    # A daily run that failed while Medflex was failing, or just before that was noticed.
-    run = facts.failed_run_at is not None and since is not None and facts.failed_run_at > since - timedelta(hours=1)
+    # A daily run a part of which failed while Medflex was failing, or just before that was noticed.
+    run = facts.hurt_run_until is not None and since is not None and facts.hurt_run_until > since - timedelta(hours=1)
     return {"withdrawals": facts.revoked, "answers": facts.unanswered, "daily_runs": int(run)}
 
 
 # -- what becomes of an alert that stands ----------------------------------------------------------------------------
 
+_EXTENT = "undone_shards"
+"""The number that is news when it grows: else a clinic in trouble for days would hide that all others fail as well."""
 
-def _stand_by(kind: AlertKind, alert: Open, facts: Facts, numbers: Mapping[str, int]) -> Change:
-    """A cause stands until a contact is good and all are for some minutes."""
+
+def _stand_by(kind: AlertKind, alert: Open, facts: Facts, numbers: Mapping[str, int], limits: Limits) -> Change:
+    """A cause stands until a contact is good and all are for some minutes.
+
+    Where Medflex was away and has refused us for long since, somebody else has to act: that is another cause.
+    """
     names = sorted({*alert.held_up, *numbers})
     held_up = {name: max(alert.held_up.get(name, 0), numbers.get(name, 0)) for name in names}
     if facts.failing_since is not None:
-        return Keep(kind, None, numbers, held_up)
+        if kind is not AlertKind.MEDFLEX_AWAY or facts.failure != Failure.REFUSED:
+            return Keep(kind, None, numbers, held_up)
+        refused_since = alert.calm_since or facts.now
+        if facts.now - refused_since < limits.away:
+            return Keep(kind, refused_since, numbers, held_up)
+        return Clear(kind, f"Medflex answers again since {_at(refused_since)}, and refuses us.", held_up)
     calm_since = facts.good_since or alert.calm_since or facts.now
     if facts.now - calm_since < CALM:
         return Keep(kind, calm_since, numbers, held_up)
@@ -359,9 +423,14 @@ def _stand_by(kind: AlertKind, alert: Open, facts: Facts, numbers: Mapping[str, 
     return Clear(kind, text, held_up)
 
 
-def _keep_or_clear(kind: AlertKind, alert: Open, found: _Condition | None, facts: Facts) -> Change:
+def _keep_or_clear(kind: AlertKind, alert: Open, found: _Condition | None, facts: Facts, *, excused: bool) -> Change:
     if found is not None:
-        return Keep(kind, None, found.facts, alert.held_up)
+        told, now = alert.facts.get(_EXTENT), found.facts.get(_EXTENT)
+        if told is None or now is None or now <= told:
+            return Keep(kind, None, found.facts, alert.held_up)
+        if excused:
+            return Keep(kind, None, {**found.facts, _EXTENT: told}, alert.held_up)
+        return RaiseAnew(kind, found.sentence, found.facts)
     calm_since = alert.calm_since or facts.now
     if facts.now - calm_since < CALM:
         return Keep(kind, calm_since, {}, alert.held_up)

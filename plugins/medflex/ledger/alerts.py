@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from medflex.domain.alerts import CAUSES, AlertKind, Change, Clear, Facts, Keep, Limits, Open, Raise
+from medflex.domain.alerts import CAUSES, AlertKind, Change, Clear, Facts, Keep, Limits, Open, Raise, RaiseAnew
 from medflex.ledger.connection import LedgerConnection
 from medflex.sql import query
 
@@ -66,7 +66,7 @@ class Alerts:
         with self._transaction() as cursor:
             return self._facts(cursor, limits)
 
-    def turn_alerts(self, judge: Judge, limits: Limits) -> list[Raise | Clear]:
+    def turn_alerts(self, judge: Judge, limits: Limits) -> list[Raise | RaiseAnew | Clear]:
         """Judge, and write down what changes, in one transaction; nobody else does so meanwhile.
 
         Returns what was raised or cleared.
@@ -83,6 +83,7 @@ class Alerts:
                     row["sentence"],
                     row["calm_since"],
                     row["held_up"],
+                    row["facts"],
                 )
                 for row in cursor.fetchall()
             }
@@ -96,7 +97,11 @@ class Alerts:
     def _facts(self, cursor: psycopg.Cursor[Any], limits: Limits) -> Facts:
         cursor.execute(
             query("ledger/alerts/facts"),
-            {"deadline_seconds": limits.withdraw.total_seconds(), "now": self._present()},
+            {
+                "deadline_seconds": limits.withdraw.total_seconds(),
+                "daily_seconds": limits.daily.total_seconds(),
+                "now": self._present(),
+            },
         )
         return Facts(**cursor.fetchone())  # type: ignore[arg-type]
 
@@ -114,6 +119,12 @@ class Alerts:
                     Jsonb(dict(change.facts)),
                     Jsonb(dict(change.held_up)),
                 ),
+            )
+        elif isinstance(change, RaiseAnew):
+            cursor.execute(
+                "UPDATE ledger.alert SET raised_at = %s, sentence = %s, facts = %s, calm_since = NULL,"
+                " raise_told_to = '{}', raise_told_at = NULL WHERE kind = %s AND cleared_at IS NULL",
+                (now, change.sentence, Jsonb(dict(change.facts)), change.kind),
             )
         elif isinstance(change, Clear):
             cursor.execute(

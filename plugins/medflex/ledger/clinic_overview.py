@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from medflex.sql import query
 
 TRANSFER = "medflex_transfer"
 
 
-@dataclass(frozen=True)
-class LastRun:
+class LastRun(NamedTuple):
     """What the newest transfer did with a clinic; numbers are ``None`` where it did not come to them."""
 
     clinic_id: int

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from cachetools import TTLCache
 
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.domain.access import AccessState, ClosedReason
+from medflex.errors import MedlockUnavailableError
 from medflex.ledger.clinic_overview import LastRun
+from medflex.ledger.withdrawals import instants
 
 KEPT_SECONDS = 5
+WAIT_SECONDS = 5
+"""So long does a request wait for another one that reads all clinics."""
 PAGE_SIZE = 50
 ATTENTION = frozenset(
     reason.value
@@ -29,8 +32,7 @@ ATTENTION = frozenset(
 """Why a clinic is closed although somebody seems to want it open."""
 
 
-@dataclass(frozen=True)
-class Clinic:
+class Clinic(NamedTuple):
     """One clinic. ``overlaps``: scenarios that Smart Care and a partner both run (R15), "" where it is not known."""
 
     clinic_id: int
@@ -69,57 +71,105 @@ def read_clinics(
 ) -> list[Clinic]:
     """Return clinics as they are now, in the order of their ids; ``clinic_ids`` of ``None`` means all."""
     frame = medlock.clinics(clinic_ids, now)
-    labels, partners = medlock.clinic_labels(clinic_ids), medlock.partners()
+    labels = medlock.clinic_labels(clinic_ids)
+    partners = {key: (key, *label) for key, label in medlock.partners().items()}
     overlaps: dict[int, list[str]] = {}
-    for row in medlock.scenario_overlaps(clinic_ids).to_dict("records"):
-        overlaps.setdefault(row["clinic_id"], []).append(_known(row["scenario"], str) or "")
+    found = medlock.scenario_overlaps(clinic_ids)
+    for clinic_id, scenario in zip(found["clinic_id"].tolist(), _known(found["scenario"]), strict=True):
+        overlaps.setdefault(clinic_id, []).append(scenario or "")
+    # By columns: a row at a time, 20,000 of them take seconds.
+    columns = zip(
+        frame["clinic_id"].tolist(),
+        _known(frame["lpu_id"]),
+        _known(frame["timezone"]),
+        _known(frame["access_enabled"]),
+        instants(frame["access_changed_at"]),
+        _known(frame["access_changed_by_role"]),
+        frame["state"].tolist(),
+        _known(frame["closed_reason"]),
+        instants(frame["opens_at"]),
+        frame["partner_ids"].tolist(),
+        strict=True,
+    )
     return [
         Clinic(
-            clinic_id=row["clinic_id"],
-            lpu_id=_known(row["lpu_id"], int),
-            name=labels.get(row["clinic_id"], _NO_LABEL)[0],
-            timezone=_known(row["timezone"], str),
-            enabled=_known(row["access_enabled"], bool),
-            changed_at=_known(row["access_changed_at"], pd.Timestamp.to_pydatetime),
-            changed_by=labels.get(row["clinic_id"], _NO_LABEL)[1],
-            role=_known(row["access_changed_by_role"], str),
-            state=row["state"],
-            closed_reason=_known(row["closed_reason"], str),
-            opens_at=_known(row["opens_at"], pd.Timestamp.to_pydatetime),
-            partners=tuple((key, *partners.get(key, ("", ""))) for key in row["partner_ids"]),
-            overlaps=tuple(overlaps.get(row["clinic_id"], ())),
-            last_run=last_runs.get(row["clinic_id"]),
+            clinic_id,
+            lpu_id,
+            labels.get(clinic_id, _NO_LABEL)[0],
+            timezone,
+            enabled,
+            changed_at,
+            labels.get(clinic_id, _NO_LABEL)[1],
+            role,
+            state,
+            reason,
+            opens_at,
+            tuple(partners.get(key) or (key, "", "") for key in partner_ids),
+            tuple(overlaps.get(clinic_id, ())),
+            last_runs.get(clinic_id),
         )
-        for row in frame.to_dict("records")
+        for clinic_id, lpu_id, timezone, enabled, changed_at, role, state, reason, opens_at, partner_ids in columns
     ]
+
+
+def gone_clinic(clinic_id: int) -> Clinic:
+    """Return a clinic that Medlock has no more, and the ledger still knows."""
+    return Clinic(
+        clinic_id=clinic_id,
+        lpu_id=None,
+        name="",
+        timezone=None,
+        enabled=None,
+        changed_at=None,
+        changed_by=None,
+        role=None,
+        state=AccessState.CLOSED.value,
+        closed_reason=ClosedReason.CLINIC_GONE.value,
+        opens_at=None,
+        partners=(),
+        overlaps=(),
+        last_run=None,
+    )
 
 
 # Of a clinic that came between the two looks.
 _NO_LABEL: tuple[str, None] = ("", None)
 
 
-def _known(value: Any, convert: Callable[[Any], Any]) -> Any:
-    return None if pd.isna(value) else convert(value)
+def _known(column: pd.Series) -> list[Any]:
+    """A column's values, ``None`` where there is none."""
+    return column.astype(object).where(column.notna(), None).tolist()
 
 
 class Directory:
     """All clinics, read again when the last look is older than :data:`KEPT_SECONDS`."""
 
     def __init__(self) -> None:
-        self._kept: TTLCache[str, list[Clinic]] = TTLCache(1, KEPT_SECONDS)
+        self._kept: TTLCache[int, list[Clinic]] = TTLCache(1, KEPT_SECONDS)
         self._lock = threading.Lock()
+        self._look = 0
 
     def clinics(self, read: Callable[[], list[Clinic]]) -> list[Clinic]:
-        """Return all clinics; one request reads them, and those that come meanwhile wait for it."""
-        with self._lock:
-            if "all" not in self._kept:
-                self._kept["all"] = read()
-            return self._kept["all"]
+        """Return all clinics; one request reads them, and those that come meanwhile wait for it.
+
+        Raises MedlockUnavailableError when that takes too long: all who wait hold a thread of the api-server each.
+        """
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            raise MedlockUnavailableError(
+                "The list of clinics is still being read, because Medlock or the ledger is slow: try again in a moment."
+            )
+        try:
+            look = self._look
+            found = self._kept.get(look)
+            if found is None:
+                found = self._kept[look] = read()
+            return found
+        finally:
+            self._lock.release()
 
     def forget(self) -> None:
-        """Read anew at the next request."""
-        with self._lock:
-            self._kept.clear()
+        """Read anew at the next request; what is being read right now is not kept. Waits for nobody."""
+        self._look += 1
 
 
 DIRECTORY = Directory()

@@ -119,7 +119,7 @@ class Speech:
         if instant is None:
             return Markup("–")
         shown = format_datetime(
-            instant.astimezone(self._zone),
+            self.local(instant),
             "d MMM y, HH:mm:ss" if seconds else "d MMM y, HH:mm",
             locale=self._locale,
         )
@@ -130,7 +130,14 @@ class Speech:
 
     def day(self, instant: datetime) -> str:
         """Return the day of an instant (aware) in the reader's zone, without its year."""
-        return str(format_datetime(instant.astimezone(self._zone), "d MMM", locale=self._locale))
+        return str(format_datetime(self.local(instant), "d MMM", locale=self._locale))
+
+    def local(self, instant: datetime) -> datetime:
+        """Return an instant (aware) in the reader's zone; one that lies outside the calendar there stays as it is."""
+        try:
+            return instant.astimezone(self._zone)
+        except OverflowError:
+            return instant
 
     def duration(self, seconds: float | None) -> str:
         """Return a duration in its two largest units, as ``3 h 12 min``; a dash for none."""

@@ -50,14 +50,24 @@ def require_same_site(request: Request) -> None:
     """
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
-    known = {f"{request.url.scheme}://{request.url.netloc}", _origin(str(conf.get("api", "base_url", fallback="")))}
-    if (site is not None and site != "same-origin") or (origin is not None and origin not in known):
+    if site is not None:
+        # The browser has compared for itself, and knows no proxy between that could have changed a name or a scheme.
+        is_ours = site == "same-origin"
+    else:
+        known = {_origin(str(request.url)), _origin(str(conf.get("api", "base_url", fallback="")))} - {None}
+        is_ours = origin is None or _origin(origin) in known
+    if not is_ours:
         raise HTTPException(403, "This request comes from another site and was not carried out.")
 
 
-def _origin(url: str) -> str | None:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+def _origin(url: str) -> tuple[str, str, int] | None:
+    """Return scheme, host in small letters and port, which stands for itself where it is not said."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname and port else None
 
 
 def form_token(user: BaseUser, **what: Any) -> str:
@@ -76,6 +86,10 @@ def check_form_token(token: str, user: BaseUser, **what: Any) -> None:
 
 
 def _serializer() -> URLSafeTimedSerializer:
-    """Signed with a secret that all api-servers of this Airflow share."""
-    secret = conf.get("api_auth", "jwt_secret", fallback="") or conf.get("api", "secret_key")
+    """Signed with a secret that all api-servers of this Airflow share, and all processes of each.
+
+    Where tokens are signed with a key pair, each process has made up a ``jwt_secret`` of its own.
+    """
+    with_keys = conf.get("api_auth", "jwt_private_key_path", fallback="")
+    secret = conf.get("api", "secret_key") if with_keys else conf.get("api_auth", "jwt_secret")
     return URLSafeTimedSerializer(secret, salt="medflex-form")

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from medflex.airflow import connections
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.clock import Clock, SystemClock
-from medflex.ledger.overview import LedgerOverview
+from medflex.ledger.overview import TIMEOUT_SECONDS, LedgerOverview
 from medflex.ui.i18n import LANGUAGES, Speech, accepted, known_language
 from medflex.ui.security import signed_in
 
@@ -82,8 +82,12 @@ class View:
 
     @contextmanager
     def medlock(self) -> Iterator[Medlock]:
-        """Yield read access to Medlock; of its tables the pages read clinics, staff ids and partners only."""
-        with Medlock(connections.postgres_conninfo(connections.MEDLOCK)) as medlock:
+        """Yield read access to Medlock; of its tables the pages read clinics, staff ids and partners only.
+
+        A page that waits holds one of the threads on which the api-server hears the heartbeats of tasks, too.
+        """
+        conninfo = connections.postgres_conninfo(connections.MEDLOCK)
+        with Medlock(conninfo, timeout_seconds=TIMEOUT_SECONDS) as medlock:
             yield medlock
 
     # -- addresses ---------------------------------------------------------------------------------------------------

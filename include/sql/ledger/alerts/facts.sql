@@ -1,6 +1,7 @@
 -- Purpose:    what the alerts are judged by, in one look.
 -- Grain:      one row. Times are NULL where there is nothing.
--- Parameters: deadline_seconds float8, now timestamptz or NULL for the server's clock
+-- Parameters: deadline_seconds float8 (of a withdrawal), daily_seconds float8 (of a daily run), now timestamptz or NULL
+--             for the server's clock
 -- Personal:   none.
 WITH present AS (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
@@ -9,8 +10,10 @@ WITH present AS (
 -- The last runs that were to bring over everything.
 daily AS (
     SELECT
+        run.run_key,
         run.run_id,
         run.started_at,
+        run.settled_at,
         run.outcome,
         run.is_complete
     FROM ledger.daily_run AS run
@@ -22,18 +25,74 @@ daily AS (
 total AS (
     SELECT
         max(daily.started_at) FILTER (WHERE daily.is_complete) AS complete_at,
-        min(daily.started_at) AS first_run_at
+        min(daily.started_at) AS first_run_at,
+        max(daily.started_at) AS last_run_at
     FROM daily
 ),
 
 newest AS (
     SELECT
+        daily.run_key,
         daily.started_at,
+        daily.settled_at,
         daily.outcome,
         daily.is_complete
     FROM daily
     ORDER BY daily.started_at DESC
     LIMIT 1
+),
+
+-- Failed in part or whole, also while the rest goes on.
+hurt AS (
+    SELECT max(coalesce(newest.settled_at, present.now)) AS until
+    FROM newest
+    CROSS JOIN present
+    WHERE
+        NOT newest.is_complete
+        AND (
+            newest.outcome = 'failed'
+            OR EXISTS (
+                SELECT 1
+                FROM ledger.run_shard AS shard
+                WHERE shard.run_key = newest.run_key AND shard.critical = 0 AND shard.problem IS NOT NULL
+            )
+        )
+),
+
+-- The newest run that should be done.
+due AS (
+    SELECT daily.run_key
+    FROM daily
+    CROSS JOIN present
+    WHERE
+        daily.settled_at IS NOT NULL
+        OR daily.started_at < present.now - make_interval(secs => %(daily_seconds)s)
+    ORDER BY daily.started_at DESC
+    LIMIT 1
+),
+
+undone AS (
+    SELECT
+        count(*) AS shards,
+        count(*) FILTER (WHERE shard.is_undone) AS undone
+    FROM due
+    INNER JOIN ledger.daily_shard AS shard ON due.run_key = shard.run_key
+),
+
+-- The daily run of which the end of the last cause has told that it was held up.
+told AS (
+    SELECT max(run.started_at) AS started_at
+    FROM (
+        SELECT
+            alert.cleared_at,
+            alert.held_up
+        FROM ledger.alert AS alert
+        WHERE alert.kind IN ('medflex_away', 'token_refused') AND alert.cleared_at IS NOT NULL
+        ORDER BY alert.cleared_at DESC
+        LIMIT 1
+    ) AS cause
+    INNER JOIN daily AS run ON cause.cleared_at >= run.started_at
+    WHERE (cause.held_up ->> 'daily_runs')::int > 0
 ),
 
 failed AS (
@@ -53,18 +112,28 @@ missed AS (
         )
 ),
 
--- Clinics of shards that the validation has stopped, and which have not come through it since.
-critical AS (
+-- When the validation has last stopped a clinic's shard: each clinic is looked up once, however often that was.
+stopped AS (
     SELECT
-        count(DISTINCT clinic.clinic_id) AS clinics,
-        min(run.started_at) AS since
+        clinic.clinic_id,
+        max(shard.run_key) AS run_key
     FROM ledger.run_shard AS shard
     INNER JOIN ledger.run AS run ON shard.run_key = run.run_key
     CROSS JOIN unnest(shard.clinic_ids) AS clinic (clinic_id)
+    WHERE shard.critical > 0 AND run.mode IN ('transfer', 'resync')
+    GROUP BY clinic.clinic_id
+),
+
+-- Those which have not come through it since. One that a later run of all clinics does not name is gone from Medlock,
+-- and nothing of it was ever sent.
+critical AS (
+    SELECT
+        count(*) AS clinics,
+        min(run.started_at) AS since
+    FROM stopped AS clinic
+    INNER JOIN ledger.run AS run ON clinic.run_key = run.run_key
     WHERE
-        shard.critical > 0
-        AND run.mode IN ('transfer', 'resync')
-        AND NOT EXISTS (
+        NOT EXISTS (
             SELECT 1
             FROM ledger.run_clinic AS later
             INNER JOIN ledger.run AS later_run ON later.run_key = later_run.run_key
@@ -72,11 +141,22 @@ critical AS (
                 ON later.run_key = later_shard.run_key AND later.shard = later_shard.shard
             WHERE
                 later.clinic_id = clinic.clinic_id
-                AND later.run_key > shard.run_key
+                AND later.run_key > clinic.run_key
                 AND later_run.mode IN ('transfer', 'resync')
                 AND (
                     later.shard IS NULL
                     OR later_shard.stage IN ('skipped', 'validated', 'compared', 'loaded')
+                )
+        )
+        AND NOT EXISTS (
+            SELECT 1
+            FROM daily
+            WHERE
+                daily.run_key > clinic.run_key
+                AND NOT EXISTS (
+                    SELECT 1
+                    FROM ledger.run_clinic AS named
+                    WHERE named.run_key = daily.run_key AND named.clinic_id = clinic.clinic_id
                 )
         )
 ),
@@ -160,6 +240,11 @@ SELECT
     total.complete_at,
     total.first_run_at,
     failed.started_at AS failed_run_at,
+    total.last_run_at,
+    hurt.until AS hurt_run_until,
+    undone.shards,
+    undone.undone AS undone_shards,
+    told.started_at AS told_run_at,
     missed.missed_at,
     critical.clinics AS critical_clinics,
     critical.since AS critical_since,
@@ -175,6 +260,9 @@ SELECT
 FROM present
 CROSS JOIN total
 CROSS JOIN failed
+CROSS JOIN hurt
+CROSS JOIN undone
+CROSS JOIN told
 CROSS JOIN missed
 CROSS JOIN critical
 CROSS JOIN broken

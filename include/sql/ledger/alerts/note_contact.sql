@@ -22,6 +22,9 @@ ON CONFLICT (name) DO UPDATE
         good_since = CASE WHEN excluded.failure IS NULL THEN coalesce(contact.good_since, excluded.good_since) END,
         failing_since
         = CASE
+            -- What nobody has tried for long may have been there meanwhile.
+            WHEN excluded.failure IS NOT NULL AND contact.failed_at < excluded.failed_at - interval '30 minutes'
+                THEN excluded.failing_since
             WHEN excluded.failure IS NOT NULL THEN coalesce(contact.failing_since, excluded.failing_since)
         END,
         failed_at = coalesce(excluded.failed_at, contact.failed_at),

@@ -15,7 +15,9 @@ WITH item AS (
         unnest(batch.appointment_ids, batch.reasons, batch.revoked_at) AS item (appointment_id, reason, revoked_at)
     WHERE
         batch.operation = 'withdraw'
-        AND batch.created_at >= (%(days)s::timestamptz[])[1]
+        -- The index is by creation. What was written down the day before may have been acknowledged since.
+        AND batch.created_at >= (%(days)s::timestamptz[])[1] - interval '1 day'
+        AND batch.resolved_at >= (%(days)s::timestamptz[])[1]
         AND batch.outcome = 'acknowledged'
         AND item.revoked_at IS NOT NULL
         AND item.appointment_id <> all(batch.rejected_ids || batch.outdated_ids || batch.unknown_ids)

@@ -13,7 +13,7 @@ from medflex.airflow import connections
 from medflex.airflow.schedule import daily_deadline
 from medflex.airflow.tasks.parts import speaking
 from medflex.airflow.tasks.withdraw import deadline_seconds
-from medflex.domain.alerts import Limits, Raise, judge
+from medflex.domain.alerts import Clear, Limits, judge
 from medflex.ledger.alerts import AlertLedger
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ def tell_alerts() -> dict[str, int]:
     with _ledger() as ledger:
         ledger.check_schema()
         changes = ledger.turn_alerts(judge, limits())
-        raised = [change for change in changes if isinstance(change, Raise)]
+        raised = [change for change in changes if not isinstance(change, Clear)]
         for change in changes:
-            if isinstance(change, Raise):
-                log.error("Alert %s: %s", change.kind, change.sentence)
-            else:
+            if isinstance(change, Clear):
                 log.warning("Alert %s is over: %s", change.kind, change.sentence)
+            else:
+                log.error("Alert %s: %s", change.kind, change.sentence)
         targets = alerting.channels()
         if not targets:
             log.warning(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime, timedelta
+from collections import Counter
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from airflow.models.log import Log
@@ -12,6 +13,7 @@ from airflow.utils.session import create_session
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from markupsafe import Markup
+from sqlalchemy.exc import SQLAlchemyError
 
 from medflex.airflow import connections
 from medflex.airflow.hooks.medlock_switch import turn_switch
@@ -20,7 +22,7 @@ from medflex.errors import ConfigurationError, MedflexPipelineError, NotHeadErro
 from medflex.ledger.store import Ledger
 from medflex.ledger.switches import Switch
 from medflex.ui.charts import stacked_days
-from medflex.ui.directory import DIRECTORY, PAGE_SIZE, SORTS, STATES, Clinic, chosen, read_clinics
+from medflex.ui.directory import DIRECTORY, PAGE_SIZE, SORTS, STATES, Clinic, chosen, gone_clinic, read_clinics
 from medflex.ui.security import check_form_token, form_token, require_same_site
 from medflex.ui.view import View, view_of
 
@@ -82,16 +84,43 @@ def clinics_page(
 
 @router.get("/clinics/{clinic_id}")
 def clinic_page(clinic_id: int, view: Reader, turned: Target | None = None) -> Response:
-    """One clinic: its switch and history, funnel, reasons, records to mend, withdrawals, partner actions."""
-    clinic = _clinic(view, clinic_id)
+    """One clinic: its switch and history, funnel, reasons, records to mend, withdrawals, partner actions.
+
+    The switch is Medlock's alone: it is shown also while the ledger is away, and the head can turn it.
+    """
+    clinic = _found(view, clinic_id)
+    try:
+        context = _history(view, clinic_id)
+    except MedflexPipelineError as error:
+        if clinic is None:
+            raise
+        log.warning("%s: %s", type(error).__name__, error)
+        context = {"events": [], "problem": str(error)}
+    else:
+        if clinic is None and not (context["runs"] or context["record_states"] or context["events"]):
+            raise view.not_found("clinic.unknown", id=str(clinic_id))
+    return view.page(
+        "clinic.html",
+        section="clinics_page",
+        clinic=clinic or gone_clinic(clinic_id),
+        is_head=clinic is not None and _is_head(view, clinic_id),
+        days=HISTORY_DAYS,
+        turned=turned,
+        **context,
+    )
+
+
+def _history(view: View, clinic_id: int) -> dict[str, Any]:
+    """What the ledger has of a clinic."""
     since = view.now - timedelta(days=HISTORY_DAYS)
     with view.overview() as ledger:
         runs = ledger.clinic_runs(clinic_id, since)
         newest = next((run for run in runs if run["extracted"] is not None), None)
-        context: dict[str, Any] = {
+        return {
+            "problem": None,
             "runs": runs,
             "newest": newest,
-            "reasons": ledger.clinic_reasons(clinic_id, since),
+            "reasons_chart": _reasons_chart(view, runs, ledger.clinic_reasons(clinic_id, since)),
             "quarantined": ledger.clinic_held_back(newest["run_key"], clinic_id) if newest else [],
             "rejected": ledger.clinic_rejected(clinic_id),
             "record_states": ledger.clinic_states(clinic_id),
@@ -100,28 +129,22 @@ def clinic_page(clinic_id: int, view: Reader, turned: Target | None = None) -> R
             "actions": ledger.clinic_actions(clinic_id),
             "events": ledger.switch_events(clinic_id),
         }
-    return view.page(
-        "clinic.html",
-        section="clinics_page",
-        clinic=clinic,
-        is_head=_is_head(view, clinic_id),
-        days=HISTORY_DAYS,
-        reasons_chart=_reasons_chart(view, context["reasons"]),
-        turned=turned,
-        **context,
-    )
 
 
-def _reasons_chart(view: View, rows: list[dict[str, Any]]) -> Markup | None:
-    """Return a picture of reasons over days, by the newest run of each day; ``None`` without any."""
-    days: dict[Any, tuple[datetime, dict[str, int]]] = {}
-    for row in rows:  # the newest run first
-        started, counts = days.setdefault(row["started_at"].date(), (row["started_at"], {}))
-        if started == row["started_at"]:
-            counts[row["code"]] = row["records"]
-    names = {code: str(view.reason(code)) for _, counts in days.values() for code in counts}
-    shown = [(view.speech.day(started), counts) for _, (started, counts) in sorted(days.items())]
-    return stacked_days(view.speech, str(view.speech.text("clinic.why_caption")), shown, names) if shown else None
+def _reasons_chart(view: View, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Markup | None:
+    """Return a picture of reasons over the reader's days, by the newest run of each; ``None`` without any reason."""
+    newest: dict[date, dict[str, Any]] = {}
+    for run in runs:  # the newest first
+        if run["extracted"] is not None:
+            newest.setdefault(view.speech.local(run["started_at"]).date(), run)
+    counts: dict[int, Counter[str]] = {run["run_key"]: Counter() for run in newest.values()}
+    for row in rows:
+        if row["run_key"] in counts:
+            # A reason of quarantine has a second row where it holds for records that are withheld anyway.
+            counts[row["run_key"]][row["code"]] += row["records"]
+    names = {code: str(view.reason(code)) for found in counts.values() for code in found}
+    shown = [(view.speech.day(run["started_at"]), counts[run["run_key"]]) for _, run in sorted(newest.items())]
+    return stacked_days(view.speech, str(view.speech.text("clinic.why_caption")), shown, names) if names else None
 
 
 # -- the switch ------------------------------------------------------------------------------------------------------
@@ -138,8 +161,15 @@ def switch_page(clinic_id: int, to: Target, view: Reader) -> Response:
 def _confirmation(
     view: View, clinic: Clinic, to: Target, problem: str | None = None, status_code: int = 200
 ) -> Response:
-    with view.overview() as ledger:
-        states = ledger.clinic_states(clinic.clinic_id)
+    shown = None
+    try:
+        with view.overview() as ledger:
+            states = ledger.clinic_states(clinic.clinic_id)
+    except MedflexPipelineError as error:
+        # Who wants to stop the sharing must not wait for our own database.
+        log.warning("%s: %s", type(error).__name__, error)
+    else:
+        shown = sum(states.get(state, 0) for state in ("sending", "sent", "withdrawing", "aged_out"))
     return view.page(
         "switch.html",
         status_code,
@@ -148,7 +178,7 @@ def _confirmation(
         to=to,
         possible=_changes(clinic, to),
         problem=problem,
-        shown=sum(states.get(state, 0) for state in ("sending", "sent", "withdrawing", "aged_out")),
+        shown=shown,
         starts_at=view.now + HOLD,
         token=form_token(view.user, **_decision(clinic, to)),
     )
@@ -194,7 +224,8 @@ def _changes(clinic: Clinic, to: Target) -> bool:
 def _write_down(view: View, clinic_id: int, to: Target, changed_at: datetime, role: str) -> None:
     """Note in the ledger and in Airflow's audit log that the switch was turned.
 
-    It is turned by then: a note that fails is told in the log, and the next run notes the turn in the ledger as well.
+    It is turned by then, and no page may say that it was not: a note that fails is told in the log. The next run notes
+    the turn in the ledger as well.
     """
     try:
         with Ledger(connections.postgres_conninfo(connections.LEDGER)) as ledger:
@@ -202,8 +233,12 @@ def _write_down(view: View, clinic_id: int, to: Target, changed_at: datetime, ro
     except MedflexPipelineError as error:
         log.warning("The switch of clinic %d was turned %s, but not noted in the ledger: %s", clinic_id, to, error)
     extra = json.dumps({"clinic_id": clinic_id, "to": to, "changed_at": changed_at.isoformat()})
-    with create_session() as session:
-        session.add(Log(event=f"medflex_switch_{to}", owner=view.user.get_name(), extra=extra))
+    try:
+        with create_session() as session:
+            session.add(Log(event=f"medflex_switch_{to}", owner=view.user.get_name(), extra=extra))
+    except SQLAlchemyError as error:
+        what = type(error).__name__
+        log.error("The switch of clinic %d was turned %s, but not noted in the audit log (%s).", clinic_id, to, what)  # noqa: TRY400 - the error quotes the statement
 
 
 def _require_head(view: View, clinic_id: int) -> None:
@@ -236,13 +271,15 @@ def _read(view: View) -> list[Clinic]:
 
 
 def _clinic(view: View, clinic_id: int) -> Clinic:
-    """Return one clinic as it is now; 404 when there is none."""
+    """Return one clinic as it is in Medlock now, without its last run; 404 when there is none."""
+    found = _found(view, clinic_id)
+    if found is None:
+        raise view.not_found("clinic.unknown", id=str(clinic_id))
+    return found
+
+
+def _found(view: View, clinic_id: int) -> Clinic | None:
     if not 0 < clinic_id < 2**63:
         raise view.not_found("clinic.unknown", id=str(clinic_id))
-    with view.overview() as ledger:
-        last_runs = ledger.last_runs(clinic_id)
     with view.medlock() as medlock:
-        found = read_clinics(medlock, last_runs, view.now, [clinic_id])
-    if not found:
-        raise view.not_found("clinic.unknown", id=str(clinic_id))
-    return found[0]
+        return next(iter(read_clinics(medlock, {}, view.now, [clinic_id])), None)

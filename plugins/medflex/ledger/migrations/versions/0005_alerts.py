@@ -71,22 +71,28 @@ CREATE INDEX run_shard_critical ON ledger.run_shard (run_key) WHERE critical > 0
 
 -- Runs that were to bring over everything. One is complete when each shard was sent or had nothing to be sent; clinics
 -- that wait for their 24 hours do not count, nor do shards that the validation has stopped: that is another alert.
+CREATE VIEW ledger.daily_shard AS
+SELECT
+    shard.run_key,
+    shard.shard,
+    shard.critical = 0
+    AND (
+        shard.problem IS NOT NULL
+        OR NOT (shard.stage IN ('loaded', 'skipped') OR (shard.stage = 'planned' AND shard.kind = 'waiting'))
+    ) AS is_undone
+FROM ledger.run_shard AS shard;
 CREATE VIEW ledger.daily_run AS
 SELECT
+    run.run_key,
     run.dag_id,
     run.run_id,
     run.started_at,
+    run.settled_at,
     run.outcome,
     NOT EXISTS (
         SELECT 1
-        FROM ledger.run_shard AS shard
-        WHERE
-            shard.run_key = run.run_key
-            AND shard.critical = 0
-            AND (
-                shard.problem IS NOT NULL
-                OR NOT (shard.stage IN ('loaded', 'skipped') OR (shard.stage = 'planned' AND shard.kind = 'waiting'))
-            )
+        FROM ledger.daily_shard AS shard
+        WHERE shard.run_key = run.run_key AND shard.is_undone
     ) AS is_complete
 FROM ledger.run AS run
 WHERE run.mode IN ('transfer', 'resync') AND run.run_type <> 'backfill' AND run.clinic_ids IS NULL;
