@@ -55,6 +55,10 @@ format: $(STAMP) ## let the tools put Python and SQL into form
 lock: $(STAMP) ## make the requirements' locks anew from their .in files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
+	cp requirements.txt requirements-deploy.txt
+	for lock in requirements-deploy requirements-deploy-demo tests/deploy/requirements; do
+	    $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $$lock.in -o $$lock.txt
+	done
 
 docs: $(STAMP) ## generate the documents that are made from code
 	@$(BIN)/python scripts/generate_docs.py

