@@ -61,7 +61,7 @@ class Book:
         if given.get("failing_since") is not None:
             given = {"failed_at": now, "failure": Failure.AWAY, **given, "good_since": None}
         told = []
-        for change in judge(Facts(now=now, **given), self.standing, self.cause_over_at, LIMITS):
+        for change in judge(Facts(as_of=now, **given), self.standing, self.cause_over_at, LIMITS):
             if isinstance(change, Raise):
                 assert change.kind not in self.standing
                 self.standing[change.kind] = Open(

@@ -83,7 +83,9 @@ DAY = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Facts:
-    """What the ledger knows at one moment. Instants are aware; ``None``: there is nothing, or it never happened.
+    """What the ledger knows at one moment, ``as_of``.
+
+    Instants are aware; ``None``: there is nothing, or it never happened.
 
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
@@ -95,7 +97,7 @@ class Facts:
     held_records: what a person is asked about. unanswered: decided, and Medflex was not told.
     """
 
-    now: datetime
+    as_of: datetime
     good_since: datetime | None = None
     failing_since: datetime | None = None
     failed_at: datetime | None = None
@@ -209,7 +211,7 @@ def judge(
             change = _stand_by(kind, standing[kind], facts, held_up, limits)
             changes.append(change)
             if isinstance(change, Clear):
-                cause_over_at = facts.now
+                cause_over_at = facts.as_of
             else:
                 is_caused = True
     # What was told before Medflex failed is not told again as what it holds up.
@@ -221,13 +223,13 @@ def judge(
             changes.append(Raise(kind, condition.since, condition.sentence, condition.facts, held_up))
 
     def is_excused(kind: AlertKind) -> bool:
-        if is_caused or (cause_over_at is not None and facts.now - cause_over_at < limits.grace(kind)):
+        if is_caused or (cause_over_at is not None and facts.as_of - cause_over_at < limits.grace(kind)):
             return True
         # Its end has told that it held the daily run up: the next one is waited for.
         return (
             kind is AlertKind.DAILY_RUN_MISSED
             and facts.told_run_at is not None
-            and facts.now - facts.told_run_at <= DAY + limits.daily
+            and facts.as_of - facts.told_run_at <= DAY + limits.daily
         )
 
     others = _others(facts, limits, is_slow=facts.failing_since is not None or is_excused(AlertKind.LATE_WITHDRAWALS))
@@ -269,7 +271,7 @@ def _cause(facts: Facts, late: Mapping[AlertKind, _Condition], limits: Limits) -
             numbers,
         )
     lasts = last - since
-    if facts.now - last > limits.silent:
+    if facts.as_of - last > limits.silent:
         return None
     if not (late or lasts >= limits.silent or (lasts >= limits.away and any(numbers.values()))):
         return None
@@ -292,7 +294,7 @@ def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
             " withdraw_revoked_now fails.",
             {"records": facts.late_records, "clinics": facts.late_clinics},
         )
-    if facts.unanswered and facts.unanswered_since and facts.now - facts.unanswered_since > limits.actions:
+    if facts.unanswered and facts.unanswered_since and facts.as_of - facts.unanswered_since > limits.actions:
         found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.unanswered_since)
     if (daily := _daily(facts, limits)) is not None:
         found[AlertKind.DAILY_RUN_MISSED] = daily
@@ -307,12 +309,12 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
     """
     found = {}
     begun = facts.looked_at or facts.first_run_at
-    if begun is not None and facts.now - begun > limits.withdraw + (BUSY if is_slow else timedelta(0)):
+    if begun is not None and facts.as_of - begun > limits.withdraw + (BUSY if is_slow else timedelta(0)):
         found[AlertKind.WITHDRAWALS_STOPPED] = _Condition(
             begun,
             f"Nobody has looked since {_at(begun)} for what may no longer be shared: see whether medflex_withdraw is"
             " paused or why withdraw_revoked_now fails.",
-            {"minutes": int((facts.now - begun).total_seconds() // 60)},
+            {"minutes": int((facts.as_of - begun).total_seconds() // 60)},
         )
     if facts.critical_clinics and facts.critical_since is not None:
         found[AlertKind.CRITICAL_VALIDATION] = _Condition(
@@ -337,7 +339,7 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             {"runs": facts.broken_runs},
         )
     # Whatever Medflex does: that nothing was decided is not its fault.
-    if facts.undecided and facts.undecided_since and facts.now - facts.undecided_since > limits.actions:
+    if facts.undecided and facts.undecided_since and facts.as_of - facts.undecided_since > limits.actions:
         found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.undecided_since)
     return found
 
@@ -354,7 +356,7 @@ def _waiting(facts: Facts, since: datetime) -> _Condition:
 def _daily(facts: Facts, limits: Limits) -> _Condition | None:
     """The last daily run that brought everything over began too long ago, or Airflow's deadline for one has passed."""
     last = facts.complete_at or (facts.first_run_at - DAY if facts.first_run_at is not None else None)
-    overdue = last is not None and facts.now - last > DAY + limits.daily
+    overdue = last is not None and facts.as_of - last > DAY + limits.daily
     if not overdue and facts.missed_at is None:
         return None
     failed = f" The one of {_at(facts.failed_run_at)} has failed." if facts.failed_run_at is not None else ""
@@ -364,13 +366,13 @@ def _daily(facts: Facts, limits: Limits) -> _Condition | None:
         failed += f" None has begun since {_at(facts.last_run_at)}."
     elif undone:
         failed += f" {undone} of {facts.shards} shards were not brought over."
-    since = facts.missed_at if facts.missed_at is not None else (last or facts.now) + DAY + limits.daily
+    since = facts.missed_at if facts.missed_at is not None else (last or facts.as_of) + DAY + limits.daily
     return _Condition(
         since,
         f"No daily transfer has brought everything over {done}.{failed} See what its settle_run says, whether the DAG"
         " is paused and the scheduler up; then clear the failed tasks or trigger medflex_transfer.",
         {
-            "hours": int((facts.now - last).total_seconds() // 3600) if last is not None else 0,
+            "hours": int((facts.as_of - last).total_seconds() // 3600) if last is not None else 0,
             _EXTENT: undone,
         },
     )
@@ -378,7 +380,7 @@ def _daily(facts: Facts, limits: Limits) -> _Condition | None:
 
 def _undone(facts: Facts, limits: Limits) -> int:
     """Return how many shards were not brought over; where the last run did not even begin, more than there are."""
-    is_absent = facts.last_run_at is not None and facts.now - facts.last_run_at > DAY + limits.daily
+    is_absent = facts.last_run_at is not None and facts.as_of - facts.last_run_at > DAY + limits.daily
     return facts.shards + 1 if is_absent else facts.undone_shards
 
 
@@ -406,12 +408,12 @@ def _stand_by(kind: AlertKind, alert: Open, facts: Facts, numbers: Mapping[str, 
     if facts.failing_since is not None:
         if kind is not AlertKind.MEDFLEX_AWAY or facts.failure != Failure.REFUSED:
             return Keep(kind, None, numbers, held_up)
-        refused_since = alert.calm_since or facts.now
-        if facts.now - refused_since < limits.away:
+        refused_since = alert.calm_since or facts.as_of
+        if facts.as_of - refused_since < limits.away:
             return Keep(kind, refused_since, numbers, held_up)
         return Clear(kind, f"Medflex answers again since {_at(refused_since)}, and refuses us.", held_up)
-    calm_since = facts.good_since or alert.calm_since or facts.now
-    if facts.now - calm_since < CALM:
+    calm_since = facts.good_since or alert.calm_since or facts.as_of
+    if facts.as_of - calm_since < CALM:
         return Keep(kind, calm_since, numbers, held_up)
     text = f"Medflex answers again since {_at(calm_since)}, after {_long(calm_since - alert.since)}."
     if held := _told(held_up):
@@ -431,8 +433,8 @@ def _keep_or_clear(kind: AlertKind, alert: Open, found: _Condition | None, facts
         if excused:
             return Keep(kind, None, {**found.facts, _EXTENT: told}, alert.held_up)
         return RaiseAnew(kind, found.sentence, found.facts)
-    calm_since = alert.calm_since or facts.now
-    if facts.now - calm_since < CALM:
+    calm_since = alert.calm_since or facts.as_of
+    if facts.as_of - calm_since < CALM:
         return Keep(kind, calm_since, {}, alert.held_up)
     return Clear(kind, f"It is over since {_at(calm_since)}, after {_long(calm_since - alert.since)}.", alert.held_up)
 

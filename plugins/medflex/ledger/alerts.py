@@ -91,7 +91,7 @@ class Alerts:
             cause_over_at = cursor.fetchone()["at"]  # type: ignore[index]
             changes = judge(facts, standing, cause_over_at, limits)
             for change in changes:
-                self._write(cursor, change, facts.now)
+                self._write(cursor, change, facts.as_of)
         return [change for change in changes if not isinstance(change, Keep)]
 
     def _facts(self, cursor: psycopg.Cursor[Any], limits: Limits) -> Facts:

@@ -227,7 +227,7 @@ watched AS (
 )
 
 SELECT
-    present.now,
+    present.now AS as_of,
     contact.good_since,
     contact.failing_since,
     contact.failed_at,
