@@ -8,6 +8,11 @@ SELECT
     patient.refused_personal_data,
     patient.refused_notifications,
     patient.refused_marketing,
-    patient.updated_at
+    -- A stamp that no program can hold is none, and one such row keeps nobody's refusal from being read. The bounds are
+    -- those of clinics.sql.
+    CASE
+        WHEN patient.updated_at BETWEEN '1900-01-01 00:00+00' AND '9000-01-01 00:00+00'
+            THEN patient.updated_at
+    END AS updated_at
 FROM medlock.patient AS patient
 WHERE patient.id = any(%(patient_ids)s::bigint[])

@@ -6,8 +6,10 @@ about one clinic, and whoever turns a switch, reads afresh.
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -141,6 +143,20 @@ def _known(column: pd.Series) -> list[Any]:
     return column.astype(object).where(column.notna(), None).tolist()
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Some hundred thousand values come into being, none of them in a circle: each search for circles goes through all
+    that the api-server holds, which took a third of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Directory:
     """All clinics, read again when the last look is older than :data:`KEPT_SECONDS`."""
 
@@ -162,7 +178,8 @@ class Directory:
             look = self._look
             found = self._kept.get(look)
             if found is None:
-                found = self._kept[look] = read()
+                with _without_garbage_collection():
+                    found = self._kept[look] = read()
             return found
         finally:
             self._lock.release()

@@ -14,7 +14,6 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 from psycopg.rows import tuple_row
-from psycopg.types.datetime import TimestamptzLoader
 
 from medflex.arrow import is_driver_error, stream
 from medflex.domain.access import judge_access
@@ -76,16 +75,6 @@ _MESSAGE_TYPES = MappingProxyType(
 )
 
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
-
-
-class Instants(TimestamptzLoader):
-    """Reads instants; one that no calendar has (infinity, the year 20226) is missing, as for every other lane."""
-
-    def load(self, data: Any) -> Any:
-        try:
-            return super().load(data)
-        except psycopg.DataError:
-            return None
 
 
 class Medlock:
@@ -225,8 +214,6 @@ class Medlock:
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
-                # One row with such a time must not keep everybody's from being read.
-                connection.adapters.register_loader("timestamptz", Instants)
                 # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
                 connection.execute("SET default_transaction_read_only = on")
                 connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())

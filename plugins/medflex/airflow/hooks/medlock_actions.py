@@ -14,8 +14,9 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types.datetime import TimestamptzLoader
 
-from medflex.airflow.hooks.medlock import Instants, translated_error
+from medflex.airflow.hooks.medlock import translated_error
 from medflex.domain.partner_actions import Action, ActionType, Ruling, Slot
 from medflex.errors import ActionsWaitError, MedlockRefusedError
 from medflex.ledger.withdrawals import bigints
@@ -34,6 +35,16 @@ _BUSY = (
 )
 _OF_THE_SERVER = ("08", "25", "28", "3D", "42", "53", "54", "55", "57", "58", "F0", "XX")
 """Classes of SQLSTATE that are not about one action: connection, log-in, missing tables, resources, the server."""
+
+
+class _Instants(TimestamptzLoader):
+    """Reads instants; one that no calendar has (infinity, the year 20226) is missing, as for every other lane."""
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ class MedlockActions:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
                 # Whatever the database's default is: what is read behind a lock has to be what is committed by then.
                 connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-                connection.adapters.register_loader("timestamptz", Instants)
+                connection.adapters.register_loader("timestamptz", _Instants)
                 connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
                 connection.execute("SET statement_timeout = '60s'")
                 connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
