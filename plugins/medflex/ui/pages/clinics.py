@@ -264,10 +264,8 @@ def _switch_connection() -> str:
 
 
 def _read(view: View) -> list[Clinic]:
-    with view.overview() as ledger:
-        last_runs = ledger.last_runs()
-    with view.medlock() as medlock:
-        return read_clinics(medlock, last_runs, view.now)
+    with view.overview() as ledger, view.medlock() as medlock:
+        return read_clinics(medlock, ledger.last_runs, view.now)
 
 
 def _clinic(view: View, clinic_id: int) -> Clinic:
@@ -282,4 +280,4 @@ def _found(view: View, clinic_id: int) -> Clinic | None:
     if not 0 < clinic_id < 2**63:
         raise view.not_found("clinic.unknown", id=str(clinic_id))
     with view.medlock() as medlock:
-        return next(iter(read_clinics(medlock, {}, view.now, [clinic_id])), None)
+        return next(iter(read_clinics(medlock, dict, view.now, [clinic_id])), None)
