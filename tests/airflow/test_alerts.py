@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -292,7 +293,7 @@ class Hanging(BaseNotifier):
     def notify(self, context: Any) -> None:
         for _ in range(2):
             try:
-                time.sleep(30)
+                threading.Event().wait(30)  # nobody answers
             except Exception as error:
                 self.log.info("Once more: %s", error)
 

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,9 +67,10 @@ def run_script(cluster: Cluster, script: str, **variables: str) -> None:
 def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
     """Return as soon as it holds."""
     deadline = time.monotonic() + seconds
+    pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} seconds not yet: {what}"
-        time.sleep(0.2)
+        pause.wait(0.2)
 
 
 class Deployment:
