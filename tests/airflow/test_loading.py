@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pandas as pd
 import pytest
 
@@ -516,7 +517,7 @@ def test_requests_are_compressed_and_keep_to_the_contract(filled: World) -> None
         original: Callable[..., Any] = client.encode
 
         def watching(body: Any) -> bytes:
-            bodies.append(body)
+            bodies.append(orjson.loads(body))
             return original(body)
 
         client.encode = watching  # type: ignore[method-assign]

@@ -11,15 +11,18 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from medflex.airflow.encoding import batch_body, record_tails
 from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.domain.last_look import PERMITTED, Turned, last_look
-from medflex.domain.payload import PAYLOAD_COLUMNS, to_records
+from medflex.domain.payload import PAYLOAD_COLUMNS
+from medflex.domain.window import as_utc
 from medflex.errors import VersionsOutdatedError
 from medflex.ledger.store import Decision
 
 LOAD_COLUMNS = (*PAYLOAD_COLUMNS, "patient_id", "lpu_id")
 """What the loader needs of a record: the payload, and by whom and where to it was prepared."""
+_NUMBERS = ("clinic_id", "id", "doctor_id", "patient_id", "lpu_id", "digest")
 
 
 @dataclass
@@ -108,7 +111,7 @@ class Loader(Writer):
         size = self._settings.batch_size
         rest: dict[int, list[pd.DataFrame]] = defaultdict(list)
         for chunk in chunks:
-            for key, records in chunk.groupby("clinic_id", sort=False):
+            for key, records in _encoded(chunk).groupby("clinic_id", sort=False):
                 clinic_id = cast("int", key)
                 if clinic_id not in clinic_ids:
                     continue
@@ -133,7 +136,9 @@ class Loader(Writer):
         self._count(clinic_id, accepted=int((acknowledged & ~overtaken).sum()))
         # What is acknowledged with this very content came over in an earlier attempt, or with another run.
         left = ~(acknowledged | overtaken)
-        if left.any():
+        if left.all():
+            yield Batch(clinic_id, records, versions + 1)
+        elif left.any():
             yield Batch(clinic_id, records[left], versions[left] + 1)
 
     def _drop(self, clinic_id: int, ids: np.ndarray[Any, Any], reason: str) -> None:
@@ -151,12 +156,13 @@ class Loader(Writer):
             if delivery.intent is None:
                 self._write_down(delivery)
             delivery.looked_at = self._clock.now()
-            reasons = np.array(
+            reasons: np.ndarray[Any, Any] = np.array(
                 last_look(
                     delivery.records,
                     self._medlock.consent_now(delivery.clinic_id, delivery.records["id"].tolist()),
                     self._medlock.clinics([delivery.clinic_id], delivery.looked_at),
-                )
+                ),
+                dtype=object,
             )
             dropped = reasons != PERMITTED
             if not dropped.any():
@@ -164,14 +170,12 @@ class Loader(Writer):
             # Another body needs another key; what the old one did stays written down.
             self._close(delivery)
             ids = delivery.records["id"].to_numpy()
-            for reason in np.unique(reasons[dropped]):
-                self._drop(delivery.clinic_id, ids[reasons == reason], str(reason))
+            for reason in sorted(set(reasons[dropped])):
+                self._drop(delivery.clinic_id, ids[reasons == reason], reason)
             delivery.keep(~dropped)
         if len(delivery.records) and not delivery.body:
-            versions = delivery.versions.tolist()
-            delivery.body = self._client.encode(
-                {"lpu_id": delivery.lpu_id, "records": to_records(delivery.records, versions)}
-            )
+            columns = (delivery.records["id"].tolist(), delivery.versions.tolist(), delivery.records["tail"].tolist())
+            delivery.body = self._client.encode(batch_body(delivery.lpu_id, *columns))
 
     def _write_down(self, delivery: Delivery) -> None:
         records = delivery.records
@@ -187,7 +191,7 @@ class Loader(Writer):
             digests=records["digest"].tolist(),
             extracted_at=self._extracted_at,
             patient_ids=records["patient_id"].tolist(),
-            partner_ids=sorted({int(item) for ids in records["partners"].unique() for item in ids.split(",")}),
+            partner_ids=sorted({int(item) for ids in set(records["partners"].tolist()) for item in ids.split(",")}),
         )
 
     def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
@@ -205,6 +209,20 @@ class Loader(Writer):
     def _left(self, delivery: Delivery) -> None:
         number = len(delivery.records)
         self._count(delivery.clinic_id, **{"unknown" if delivery.in_doubt else "to_retry": number})
+
+
+def _encoded(chunk: pd.DataFrame) -> pd.DataFrame:
+    """Return of a chunk with ``LOAD_COLUMNS`` what batches are cut of: the texts that are sent are one column,
+    ``tail``, since each further column of text costs time whenever a batch is cut or changed.
+    """
+    return pd.DataFrame(
+        {
+            **{name: chunk[name].to_numpy("int64") for name in _NUMBERS},
+            # Objects: few different texts, and each batch takes a list of them.
+            "partners": pd.Series(chunk["partners"].tolist(), dtype=object),
+            "tail": pd.Series(record_tails(chunk), dtype=object),
+        },
+    )
 
 
 class _Known:
@@ -244,7 +262,8 @@ class _Known:
         position = np.minimum(np.searchsorted(known_ids, ids), len(known_ids) - 1)
         found = known_ids[position] == ids
         acknowledged = found & sent[position] & (digests[position] == records["digest"].to_numpy())
-        overtaken = found & (extracted[position] > _instants(pd.Series([extracted_at]))[0])
+        instant = np.datetime64(as_utc(extracted_at).replace(tzinfo=None), "us").astype("int64")
+        overtaken = found & (extracted[position] > instant)
         return np.where(found, versions[position], 0), acknowledged, overtaken & ~acknowledged
 
 

@@ -61,8 +61,10 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     at = np.where(gone, 0, position)
 
     verdict = judge(present, clinics, CONSENT_RULES)
-    names = np.array([*verdict.first_reason.categories, PERMITTED], dtype=object)
-    first = np.where(verdict.withheld, names[verdict.first_reason.codes], PERMITTED)[at]
+    first = np.full(len(prepared), PERMITTED, dtype=object)
+    if verdict.withheld.any():
+        names = np.array([*verdict.first_reason.categories, PERMITTED], dtype=object)
+        first = np.where(verdict.withheld, names[verdict.first_reason.codes], PERMITTED)[at]
 
     clinic_ids = prepared["clinic_id"].to_numpy("int64")
     of_clinic = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(clinic_ids)
@@ -73,6 +75,7 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         (clinic_id, ids): not {int(item) for item in ids.split(",")} <= allowed.get(clinic_id, set())
         for clinic_id, ids in set(partners)
     }
+    missing = any(misses.values())
     found = flags(present["patient_found"])[0] & flags(present["doctor_found"])[0]
     turned = [
         (Turned.APPOINTMENT_GONE, gone | (present["clinic_id"].to_numpy("int64")[at] != clinic_ids)),
@@ -83,14 +86,16 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
             | (_ids(present["doctor_id"], -1)[at] != _ids(prepared["doctor_id"], -2)),
         ),
         (Turned.REFERENCE_BROKEN, ~found[at]),
-        (Turned.PARTNER_GONE, np.array([misses[pair] for pair in partners], dtype=bool)),
+        (Turned.PARTNER_GONE, np.array([missing and misses[pair] for pair in partners], dtype=bool)),
         (Turned.LPU_CHANGED, lpu_now != _ids(prepared["lpu_id"], -2)),
     ]
     for reason, holds in turned:
-        first[(first == PERMITTED) & holds] = reason.value
+        if holds.any():
+            first[(first == PERMITTED) & holds] = reason.value
     # Whose flags were read does not matter where the appointment itself is gone.
     first[gone] = Turned.APPOINTMENT_GONE.value
-    return [str(reason) for reason in first]
+    reasons: list[str] = first.tolist()
+    return reasons
 
 
 def _ids(column: pd.Series, missing: int) -> np.ndarray[Any, np.dtype[np.int64]]:

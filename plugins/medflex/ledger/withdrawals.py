@@ -318,7 +318,7 @@ class Withdrawals:
 
 def bigints(ids: Sequence[int]) -> str:
     """Return ids as a bigint[] literal."""
-    return "{" + ",".join(str(int(item)) for item in ids) + "}"
+    return "{" + ",".join([str(int(item)) for item in ids]) + "}"
 
 
 # What Python's calendar can hold; Postgres and Arrow hold more. Nothing that is missing lies between them.

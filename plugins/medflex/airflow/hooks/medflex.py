@@ -191,9 +191,13 @@ class MedflexClient:
         self._observer = observer
         self._local = threading.local()
 
-    def encode(self, body: Mapping[str, Any]) -> bytes:
-        """Return the bytes of a request body; the same body gives the same bytes, as a repeated key demands."""
-        data = orjson.dumps(body)
+    def encode(self, body: Mapping[str, Any] | bytes) -> bytes:
+        """Return the bytes of a request body; the same body gives the same bytes, as a repeated key demands.
+
+        Args:
+            body: an object, or its JSON.
+        """
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
         # mtime=0: gzip's time stamp would make the same body differ.
         return gzip.compress(data, compresslevel=1, mtime=0) if self.settings.compress else data
 
@@ -438,6 +442,17 @@ def _read_verdicts(http_status: int, body: Any, versions: Mapping[int, int]) -> 
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
         raise UnknownOutcomeError("a reply without data", http_status)
+    try:
+        # Nearly always each record was accepted; that is seen without a look at each one's fields.
+        accepted = {
+            item["id"]: item["version"]
+            for item in data
+            if type(item["id"]) is int and type(item["status_code"]) is int and item["status_code"] == 204
+        }
+    except (TypeError, KeyError):
+        accepted = {}
+    if len(data) == len(accepted) and accepted == versions:
+        return BatchReply(http_status, frozenset(accepted), {}, frozenset(), frozenset())
     verdicts: dict[int, tuple[int, tuple[str, ...]]] = {}
     doubtful: set[int] = set()
     for item in data:
