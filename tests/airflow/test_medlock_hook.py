@@ -162,6 +162,62 @@ def test_windows_are_cut_to_the_microsecond(medlock: Medlock, small: str) -> Non
     assert medlock.appointment_counts(asked) == {1: 2}
 
 
+SWITCHED = NOW - timedelta(hours=30)
+# What turns a clinic's switch back, each by itself, and what becomes of the clinic.
+TURNS = {
+    "UPDATE medlock.medflex_access SET enabled = false": "closed",
+    "UPDATE medlock.medflex_access SET changed_by = NULL": "closed",
+    "UPDATE medlock.staff SET role = 'administrator'": "closed",
+    f"UPDATE medlock.medflex_access SET changed_at = '{NOW:%Y-%m-%d %H:%M}+00'": "waiting",
+    "UPDATE medlock.clinic SET lpu_id = NULL": "closed",
+    "DELETE FROM medlock.medflex_access": "closed",
+}
+
+
+@pytest.fixture
+def switched(small: str) -> str:
+    """Clinic 1 switched on by its head 30 hours ago, with a partner; the owner's URI."""
+    insert(small, "staff", id=9, clinic_id=1, login="head", role="head")
+    insert(small, "medflex_access", clinic_id=1, enabled=True, changed_at=SWITCHED, changed_by=9)
+    insert(small, "partner", id=3, name="Партнёр", kind="mailing")
+    insert(small, "clinic_partner", clinic_id=1, partner_id=3, enabled=True)
+    return small
+
+
+@pytest.mark.parametrize("turn", list(TURNS))
+def test_a_clinic_is_judged_anew_each_time_it_is_asked_for(switched: str, medlock: Medlock, turn: str) -> None:
+    for _ in range(2):
+        assert medlock.clinics([1], NOW)["state"].tolist() == ["open"]
+    run(switched, turn)
+    assert medlock.clinics([1], NOW)["state"].tolist() == [TURNS[turn]]
+
+
+def test_a_clinic_that_was_open_shows_its_partners_and_its_number_as_they_are_now(
+    switched: str, medlock: Medlock
+) -> None:
+    assert medlock.clinics([1], NOW)["partner_ids"].tolist() == [[3]]
+    run(switched, "UPDATE medlock.clinic_partner SET enabled = false")
+    assert medlock.clinics([1], NOW)["partner_ids"].tolist() == [[]]
+    run(switched, "UPDATE medlock.clinic SET lpu_id = 50000 WHERE id = 1")
+    assert medlock.clinics([1], NOW)["lpu_id"].tolist() == [50000]
+
+
+def test_a_clinic_opens_when_its_hours_are_over_and_not_before(switched: str, medlock: Medlock) -> None:
+    last = SWITCHED + timedelta(hours=24)
+    tick = timedelta(microseconds=1)
+    for now, state in ((last - tick, "waiting"), (last, "open"), (last - tick, "waiting"), (last, "open")):
+        assert medlock.clinics([1], now)["state"].tolist() == [state]
+
+
+def test_what_a_caller_does_to_a_clinic_is_not_seen_by_the_next_one(switched: str, medlock: Medlock) -> None:
+    for _ in range(2):
+        clinics = medlock.clinics([1], NOW)
+        assert clinics["state"].tolist() == ["open"]
+        clinics["state"] = "closed"
+        clinics.loc[0, "lpu_id"] = 1
+    assert medlock.clinics([1], NOW)["lpu_id"].tolist() == [40_001]
+
+
 def test_no_windows_have_no_appointments(medlock: Medlock) -> None:
     assert extracted(medlock, windows()).empty
     assert medlock.appointment_counts(windows()) == {}
