@@ -535,7 +535,7 @@ def test_only_the_daily_run_has_a_deadline(ledger_db: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("value", ["0", "-1", "25", "soon"])
 def test_a_deadline_that_is_no_number_of_hours_is_told(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MEDFLEX_DAILY_DEADLINE_HOURS", value)
-    with pytest.raises(ConfigurationError, match="MEDFLEX_DAILY_DEADLINE_HOURS is no number of hours"):
+    with pytest.raises(ConfigurationError, match=r"^MEDFLEX_DAILY_DEADLINE_HOURS is no number of hours above 0, at "):
         alerts.limits()
     monkeypatch.setenv("MEDFLEX_DAILY_DEADLINE_HOURS", "2.5")
     assert alerts.limits().daily == timedelta(hours=2.5)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from medflex.errors import BadParameterError, ConfigurationError
+from medflex.airflow.environment import number, setting
+from medflex.errors import BadParameterError
 
 CRON = "0 3 * * *"
-ACTIONS_CRON = os.environ.get("MEDFLEX_PARTNER_ACTIONS_CRON", "*/2 * * * *")
+ACTIONS_CRON = setting("MEDFLEX_PARTNER_ACTIONS_CRON", "*/2 * * * *")
 """How often partner actions are read; every two minutes unless the environment says otherwise."""
-ALERTS_CRON = os.environ.get("MEDFLEX_ALERTS_CRON", "*/2 * * * *")
+ALERTS_CRON = setting("MEDFLEX_ALERTS_CRON", "*/2 * * * *")
 """How often it is judged whether somebody has to be told something."""
 DAILY_DEADLINE_HOURS = 3.0
 """So long may the daily run take before somebody is alerted; clinics that wait for their 24 hours do not count."""
@@ -32,16 +32,7 @@ def next_slot(after: datetime) -> datetime:
 
 def daily_deadline() -> timedelta:
     """Return how long the daily run may take (``MEDFLEX_DAILY_DEADLINE_HOURS``, default 3 hours)."""
-    text = os.environ.get("MEDFLEX_DAILY_DEADLINE_HOURS", "")
-    try:
-        hours = float(text) if text else DAILY_DEADLINE_HOURS
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours <= 24:
-        raise ConfigurationError(
-            "MEDFLEX_DAILY_DEADLINE_HOURS is no number of hours up to a day: correct it or leave it out."
-        )
-    return timedelta(hours=hours)
+    return timedelta(hours=number("MEDFLEX_DAILY_DEADLINE_HOURS", DAILY_DEADLINE_HOURS, most=24, unit="hours"))
 
 
 def resolve_anchor(context: Mapping[str, Any]) -> datetime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -15,6 +14,7 @@ from airflow.sdk import Context, ObjectStoragePath, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from medflex.airflow import connections
+from medflex.airflow.environment import whole_number
 from medflex.airflow.tasks.parts import data_docs_url, logged, parameters_of, speaking
 from medflex.clock import SystemClock
 from medflex.errors import BadParameterError, ConfigurationError
@@ -114,16 +114,7 @@ def days_of(context: Context, name: str) -> int:
     params = check_parameters(context)
     if params.get(name) is not None:
         return int(params[name])
-    variable = f"MEDFLEX_KEEP_{name.upper()}"
-    text = os.environ.get(variable, "").strip()
-    if not text:
-        return DAYS[name]
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MOST_DAYS:
-        raise ConfigurationError(
-            f"The environment variable {variable} must be a whole number of days from 1 to {MOST_DAYS}: correct it on"
-            " all workers, or unset it."
-        )
-    return int(text)
+    return whole_number(f"MEDFLEX_KEEP_{name.upper()}", DAYS[name], most=MOST_DAYS, unit="days")
 
 
 def check_parameters(context: Context) -> dict[str, Any]:

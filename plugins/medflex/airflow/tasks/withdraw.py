@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Context, get_current_context
 
+from medflex.airflow.environment import number
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
 from medflex.clock import SystemClock
-from medflex.errors import ConfigurationError, WithdrawalsLateError
+from medflex.errors import WithdrawalsLateError
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +115,4 @@ def report_lateness() -> None:
 
 def deadline_seconds() -> float:
     """Return the deadline of a withdrawal (``MEDFLEX_WITHDRAW_DEADLINE_SECONDS``, default 15 minutes)."""
-    text = os.environ.get("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", "")
-    try:
-        seconds = float(text) if text else DEADLINE_SECONDS
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise ConfigurationError(
-            "MEDFLEX_WITHDRAW_DEADLINE_SECONDS is no number of seconds up to a day: correct it or leave it out."
-        )
-    return seconds
+    return number("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", DEADLINE_SECONDS, most=86_400, unit="seconds")
