@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -120,12 +121,13 @@ class TurningMedlock(Medlock):
 
     turn: Any = None
 
-    def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> Any:
-        table = super().appointments_now(clinic_ids, appointment_ids)
+    @contextmanager
+    def stream_appointments_now(self, *arguments: Any) -> Iterator[Any]:
+        with super().stream_appointments_now(*arguments) as answer:
+            yield answer
         if self.turn:
             turn, self.turn = self.turn, None
             turn()
-        return table
 
 
 def test_a_switch_that_turns_during_a_long_sweep_is_found_by_the_next_quick_look(sent: World) -> None:

@@ -32,7 +32,11 @@ FROM
         current_setting('medflex.clinic_ids')::bigint[], current_setting('medflex.appointment_ids')::bigint[]
     ) AS asked (clinic_id, appointment_id)
 INNER JOIN medlock.appointment AS appointment
-    ON asked.appointment_id = appointment.id AND asked.clinic_id = appointment.clinic_id
+    ON
+        asked.appointment_id = appointment.id
+        -- Said so that the planner does not take it for another condition that few rows meet: it would expect two
+        -- hundred times fewer rows, and look for each one's patient by itself.
+        AND coalesce(asked.clinic_id = appointment.clinic_id, FALSE)
 LEFT JOIN medlock.patient AS patient
     ON appointment.patient_id = patient.id AND appointment.clinic_id = patient.clinic_id
 LEFT JOIN medlock.doctor AS doctor

@@ -19,7 +19,14 @@ from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
-from medflex.domain.revocations import REVOCATION_COLUMNS, aged, empty_revocations, find_revocations, held_back
+from medflex.domain.revocations import (
+    REVOCATION_COLUMNS,
+    aged,
+    empty_revocations,
+    find_revocations,
+    held_back,
+    positions,
+)
 from medflex.domain.window import clinic_windows
 from medflex.errors import MedflexContractError
 from medflex.ledger.store import Decision
@@ -240,17 +247,34 @@ class Withdrawer(Writer):
         windows = clinic_windows(clinics, now, now, cut_to_today=False)
         found = []
         behind = []
-        for start in range(0, len(live), _PRESENT_ROWS):
-            part = live.iloc[start : start + _PRESENT_ROWS].reset_index(drop=True)
-            # Once, also where a record is known under two lpu_ids.
-            asked = part[["clinic_id", "appointment_id"]].drop_duplicates()
-            table = self._medlock.appointments_now(asked["clinic_id"].tolist(), asked["appointment_id"].tolist())
-            present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
+        for part, present in self._with_present(live):
             revocations = find_revocations(part, present, clinics, windows, patients=self._patients(part, present))
             found.append(revocations)
             left = aged(part, present, windows)
             behind.append(left[~_keys(left).isin(_keys(revocations))])
         return _joined(found), pd.concat(behind)
+
+    def _with_present(self, live: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+        """Cut LIVE into parts, each beside ROWS of its appointments; at last those of which nothing is there.
+
+        Asked in one question: for each of many, Postgres would read the whole of a table that is not very large.
+        """
+        # Once, also where a record is known under two lpu_ids.
+        asked = live[["clinic_id", "appointment_id"]].drop_duplicates()
+        gone = np.ones(len(live), dtype=bool)
+        nothing = pd.DataFrame()
+        with self._medlock.stream_appointments_now(
+            asked["clinic_id"].tolist(), asked["appointment_id"].tolist(), _PRESENT_ROWS
+        ) as answer:
+            for table in answer:
+                present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
+                here = positions(live, present) >= 0
+                gone &= ~here
+                nothing = present.iloc[:0]
+                yield live[here].reset_index(drop=True), present
+        rest = live[gone]
+        for start in range(0, len(rest), _PRESENT_ROWS):
+            yield rest.iloc[start : start + _PRESENT_ROWS].reset_index(drop=True), nothing
 
     def _patients(self, live: pd.DataFrame, present: pd.DataFrame) -> pd.DataFrame | None:
         """The flags of those patients whom no appointment leads to any more."""

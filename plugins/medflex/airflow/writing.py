@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -63,6 +63,12 @@ class MedlockReader(Protocol):
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
         """Return ROWS of appointments, each of the clinic at the same place, as committed now."""
+        ...
+
+    def stream_appointments_now(
+        self, clinic_ids: Sequence[int], appointment_ids: Sequence[int], rows: int
+    ) -> AbstractContextManager[Iterator[pa.Table]]:
+        """Yield the same in tables of about so many rows, at least one."""
         ...
 
     def changed_appointments(self, since: datetime) -> pd.DataFrame:

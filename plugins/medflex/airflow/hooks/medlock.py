@@ -17,7 +17,7 @@ import psycopg
 import pyarrow as pa
 from psycopg.rows import tuple_row
 
-from medflex.arrow import is_driver_error, stream
+from medflex.arrow import is_driver_error, stream, tables
 from medflex.domain.access import AccessState, judge_access
 from medflex.errors import (
     MedflexPipelineError,
@@ -149,14 +149,18 @@ class Medlock:
         The columns are those of the extract, with ``patient_updated_at`` and ``doctor_updated_at``; an appointment that
         does not exist, or belongs to another clinic, has no row.
         """
-        with _translated():
-            settings = {
-                "medflex.clinic_ids": bigints(clinic_ids),
-                "medflex.appointment_ids": bigints(appointment_ids),
-            }
-            with stream(self._conninfo, query("medlock/appointments_now"), settings=settings) as reader:
-                _check_columns(reader.schema, "appointments_now")
-                return reader.read_all()
+        with self._reader("appointments_now", _pairs(clinic_ids, appointment_ids)) as reader, _translated():
+            return reader.read_all()
+
+    @contextmanager
+    def stream_appointments_now(
+        self, clinic_ids: Sequence[int], appointment_ids: Sequence[int], rows: int
+    ) -> Iterator[Iterator[pa.Table]]:
+        """Yield what ``appointments_now`` returns in tables of about ``rows`` rows, at least one, in no particular
+        order: for many of them.
+        """
+        with self._reader("appointments_now", _pairs(clinic_ids, appointment_ids)) as reader:
+            yield tables(_batches(reader), rows, reader.schema)
 
     def changed_appointments(self, since: datetime) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked since then: ``clinic_id``,
@@ -208,19 +212,20 @@ class Medlock:
         Args:
             windows: ``clinic_id``, ``starts_from``, ``starts_before`` (UTC).
         """
+        with self._reader("appointments", {"medflex.windows": windows_json(windows)}) as reader:
+            yield _batches(reader)
+
+    @contextmanager
+    def _reader(self, name: str, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
+        """Run one of the queries that give appointments, by way of ADBC."""
         with ExitStack() as stack:
             with _translated():
                 # In a transaction that is never committed.
-                reader = stack.enter_context(
-                    stream(
-                        self._conninfo,
-                        query("medlock/appointments"),
-                        settings={"medflex.windows": windows_json(windows)},
-                    )
-                )
-                _check_columns(reader.schema)
+                sql = query(f"medlock/{name}")
+                reader = stack.enter_context(stream(self._conninfo, sql, settings=settings))
+                _check_columns(reader.schema, name)
             # Not translated: what goes wrong with the rows outside is not Medlock's fault.
-            yield _batches(reader)
+            yield reader
 
     def _frame(
         self, name: str, parameters: dict[str, Any], types: Mapping[str, Any] = MappingProxyType({})
@@ -302,6 +307,10 @@ def windows_json(windows: pd.DataFrame) -> str:
     )
 
 
+def _pairs(clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> dict[str, str]:
+    return {"medflex.clinic_ids": bigints(clinic_ids), "medflex.appointment_ids": bigints(appointment_ids)}
+
+
 def _list(ids: Sequence[int] | None) -> list[int] | None:
     return None if ids is None else [int(item) for item in ids]
 
@@ -311,7 +320,7 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _check_columns(schema: pa.Schema, sql: str = "appointments") -> None:
+def _check_columns(schema: pa.Schema, sql: str) -> None:
     for name, expected in APPOINTMENT_COLUMNS.items():
         if name not in schema.names:
             raise MedlockSchemaError(
