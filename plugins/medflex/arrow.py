@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,9 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Arrow's own pool keeps some 60 MB of what it was given back; malloc returns large pieces to the system at once.
+pa.set_memory_pool(pa.system_memory_pool())
 
 BATCH_BYTES = 4 * 1024 * 1024
 """How much the driver gathers before it hands a batch over; bounds the memory of a stream."""
@@ -40,6 +43,26 @@ def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[
             cursor.fetchall()
         cursor.execute(sql)
         yield cursor.fetch_record_batch()
+
+
+def tables(batches: Iterable[pa.RecordBatch], rows: int, at_least_one: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """Gather record batches into tables of about so many rows.
+
+    Args:
+        at_least_one: where there is no batch, yield one table of this schema without rows.
+    """
+    gathered: list[pa.RecordBatch] = []
+    number = 0
+    for batch in batches:
+        gathered.append(batch)
+        number += batch.num_rows
+        if number >= rows:
+            yield pa.Table.from_batches(gathered)
+            gathered, number, at_least_one = [], 0, None
+    if gathered:
+        yield pa.Table.from_batches(gathered)
+    elif at_least_one is not None:
+        yield at_least_one.empty_table()
 
 
 def is_driver_error(error: BaseException) -> bool:

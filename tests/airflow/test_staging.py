@@ -59,6 +59,32 @@ def test_parts_come_back_as_written_and_in_order(staging: Staging) -> None:
     assert staging.read(3, "extract", 0, ["id"]).column_names == ["id"]
 
 
+def test_what_is_written_in_the_background_is_there_at_the_end(staging: Staging) -> None:
+    with staging.writing(0, "extract") as write:
+        for part in range(4):
+            write(part, table(part))
+    assert [read["id"].to_pylist() for _, read in staging.read_all(0, "extract")] == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_part_that_could_not_be_written_is_told(
+    staging: Staging, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """By the next part's writing, or by the end where it was the last."""
+    really = staging.write
+
+    def write_or_fail(shard: int, kind: str, part: int, written: pa.Table) -> None:
+        if part == broken:
+            raise OSError("no space left")
+        really(shard, kind, part, written)
+
+    monkeypatch.setattr(staging, "write", write_or_fail)
+    with pytest.raises(OSError, match="no space left"), staging.writing(0, "extract") as write:  # noqa: PT012
+        for part in range(3):
+            assert part <= broken + 1
+            write(part, table(part))
+
+
 def test_the_types_and_notes_of_a_table_survive(staging: Staging) -> None:
     written = pa.table(
         {"at": pa.array([None, 1], pa.timestamp("us", "UTC")), "flag": pa.array([None, True])}

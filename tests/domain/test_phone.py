@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflex.domain import phone as phone_module
-from medflex.domain.phone import normalise_phones
+from medflex.domain.phone import missing_phones, normalise_phones
 
 ANY_PHONE = st.one_of(
     st.from_regex(re.compile(phone_module._PLAIN_MOBILE, re.ASCII), fullmatch=True),
@@ -124,6 +124,7 @@ def test_codes_that_are_only_partly_in_use_are_left_to_phonenumbers() -> None:
 def test_each_phone_is_read_missing_or_unreadable_and_alike_in_any_company(typed: list[str | None]) -> None:
     phones = pd.Series(typed, dtype="str", index=range(100, 100 + len(typed)))
     digits, missing, unreadable = normalise_phones(phones)
+    assert missing_phones(phones).tolist() == missing.tolist()
     assert digits.index.equals(phones.index)
     assert (digits.notna().to_numpy().astype(int) + missing + unreadable == 1).all()
     # Among many others they are read by other means.

@@ -287,6 +287,16 @@ def test_chunks_make_no_difference_to_the_source_suite(size: int) -> None:
     assert world.source(size) == whole
 
 
+@pytest.mark.parametrize("at_once", [60, 150])
+def test_pieces_make_no_difference_to_the_keys(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    world = source_world()
+    SOURCE["appointment_unique"](world)
+    whole = world.alone("source", {"appointment_unique"})
+    assert failed(whole) == {"appointment_unique"}
+    monkeypatch.setattr(validation, "_KEYS_AT_ONCE", at_once)
+    assert world.alone("source", {"appointment_unique"}) == whole
+
+
 @pytest.mark.parametrize("size", [150])
 def test_chunks_make_no_difference_to_the_outgoing_suite(size: int) -> None:
     world = outgoing_world()

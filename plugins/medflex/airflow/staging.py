@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,11 @@ import pyarrow.parquet as pq
 from airflow.sdk import ObjectStoragePath
 
 from medflex.errors import ConfigurationError, RunIncompleteError
+
+_DISTINCT = frozenset(
+    ("appointment_id", "id", "patient_id", "phone", "mobile_phone", "digest", "created_at", "updated_at")
+)
+"""Columns of which few values come twice: Parquet would begin a dictionary of them, and throw it away."""
 
 
 def staging_root() -> ObjectStoragePath:
@@ -55,7 +62,23 @@ class Staging:
         self._make(folder)
         # Not by the path's own open(): that would tell OpenLineage of each part as a data set of its own.
         with folder.fs.open((folder / f"{part:05}.parquet").path, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            repeated = [name for name in table.column_names if name not in _DISTINCT]
+            pq.write_table(table, file, compression="zstd", use_dictionary=repeated, write_statistics=False)
+
+    @contextmanager
+    def writing(self, shard: int, kind: str) -> Iterator[Callable[[int, pa.Table], None]]:
+        """Yield what writes a part in the background; its call waits for the part before, and the end for the last."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="staging") as thread:
+            under_way: list[Future[None]] = []
+
+            def write(part: int, table: pa.Table) -> None:
+                while under_way:
+                    under_way.pop().result()
+                under_way.append(thread.submit(self.write, shard, kind, part, table))
+
+            yield write
+            while under_way:
+                under_way.pop().result()
 
     def parts(self, shard: int, kind: str) -> list[int]:
         """Return the numbers of the parts that are there, in order."""

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from medflex.domain.access import AccessState, flags
-from medflex.domain.phone import normalise_phones
+from medflex.domain.phone import missing_phones, normalise_phones
 from medflex.domain.reasons import REASONS, WITHHOLDING, Reason
 from medflex.domain.text import fold
 from medflex.domain.window import utc_instants, zone_or_none
@@ -68,7 +68,7 @@ def clinic_not_active(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
 
 def phone_missing(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
     """R17: no phone, or nothing but white space."""
-    return fold(rows["phone"]).isna().to_numpy()
+    return missing_phones(rows["phone"])
 
 
 def phone_unreadable(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:

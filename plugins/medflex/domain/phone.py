@@ -19,6 +19,7 @@ _MOBILE_CODE = "(?:9[0-24-9][0-9]|93[1-9])"
 _PLAIN_MOBILE = rf"(?:\+7|7|8)?[ -]?(?:\({_MOBILE_CODE}\)|{_MOBILE_CODE})[ -]?[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{2}}"
 _PLAIN = re.compile(_PLAIN_MOBILE)
 _NOT_A_DIGIT = re.compile("[^0-9]")
+_SEPARATORS = str.maketrans("", "", "+-() ")
 
 # Up to here reading text by text is faster than pandas' text methods, which cost some 0.5 ms before the first one.
 _FEW = 256
@@ -33,22 +34,35 @@ def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]
     Unreadable are also a valid number with an extension, since without it somebody else would pick up, and anything
     with letters: "ask for", "do not call" and vanity numbers are doubt, and doubt never sends.
     """
-    codes, distinct = pd.factorize(fold(phones))
-    if len(distinct) <= _FEW:
-        digits = pd.array([_read_plain(text) or _read(text) for text in distinct.tolist()], dtype="str")
-    else:
-        digits = _read_many(pd.Series(distinct.array))
-    missing = codes == -1
-    read = digits.take(codes, allow_fill=True)
-    return pd.Series(read, index=phones.index), missing, read.isna() & ~missing
+    texts = phones if phones.dtype == "str" else phones.astype("str")
+    read = np.full(len(texts), None, dtype=object)
+    is_plain = np.zeros(len(texts), dtype=bool)
+    if len(texts) > _FEW:
+        # Nine tenths are told and read by the thousand, as they stand: folding would change nothing in what is plain.
+        is_plain = texts.str.fullmatch(_PLAIN_MOBILE).to_numpy(dtype=bool)
+        read[is_plain] = _digits(texts[is_plain].tolist())
+    codes, distinct = pd.factorize(fold(texts[~is_plain]))
+    # The appended one is that of code −1, no text at all.
+    others = np.array([*(_read_plain(text) or _read(text) for text in distinct.tolist()), None], dtype=object)
+    read[~is_plain] = others[codes]
+    missing = np.zeros(len(texts), dtype=bool)
+    missing[~is_plain] = codes == -1
+    digits = pd.Series(pd.array(read, dtype="str"), index=phones.index)
+    return digits, missing, digits.isna().to_numpy() & ~missing
 
 
-def _read_many(texts: pd.Series) -> Any:
-    """What ``_read_plain(text) or _read(text)`` says of each text, as an array of str."""
-    digits = "7" + texts.str.replace(r"[^0-9]", "", regex=True).str.slice(-10)
-    plain = texts.str.fullmatch(_PLAIN_MOBILE).to_numpy(dtype=bool)
-    digits[~plain] = pd.array([_read(text) for text in texts[~plain]], dtype="str")
-    return digits.array
+def missing_phones(phones: pd.Series) -> np.ndarray[Any, Any]:
+    """Tell which phones :func:`normalise_phones` would call missing, without reading the others."""
+    texts = phones if phones.dtype == "str" else phones.astype("str")
+    missing = ~texts.str.contains("[0-9]").to_numpy(dtype=bool, na_value=False)
+    missing[missing] = fold(texts[missing]).isna().to_numpy()
+    return missing
+
+
+def _digits(texts: list[str]) -> list[str]:
+    """What ``_read_plain`` says of each of these texts, which are all plain."""
+    bare = "\n".join(texts).translate(_SEPARATORS).split("\n") if texts else []
+    return ["7" + item[-10:] for item in bare]
 
 
 def _read_plain(text: str) -> str | None:

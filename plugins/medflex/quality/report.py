@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
+from functools import cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -149,7 +150,7 @@ def _validation_result(one: ExpectationResult, suite: str) -> Any:
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.expectations.metadata_types import FailureSeverity
 
-    rule = next(rule for rule in suites.SUITES[suite]() if rule.name == one.name)
+    rule = _rules(suite)[one.name]
     config = ExpectationConfiguration(
         type=one.expectation_type,
         kwargs=dict(rule.kwargs),
@@ -195,9 +196,14 @@ def _add_columns(section: Any, merged: SuiteResult, shards: Sequence[SuiteResult
         row += [f"{failed_in} of {len(shards)}"] if merged.suite != "run" else []
 
 
+@cache
+def _rules(suite: str) -> Mapping[str, suites.Rule]:
+    return {rule.name: rule for rule in suites.SUITES[suite]()}
+
+
 def _section_name(suite: str, one: ExpectationResult) -> str:
     """Where Great Expectations puts a result: under its column, or among those about more than one column."""
-    rule = next(rule for rule in suites.SUITES[suite]() if rule.name == one.name)
+    rule = _rules(suite)[one.name]
     return str(rule.kwargs.get("column", "Table-Level Expectations"))
 
 
@@ -365,10 +371,14 @@ def _table(rows: list[list[Any]], header_row: list[str] | None = None, header: s
 
 
 def _render(document: Any, title: str, home: str, links: list[dict[str, Any]]) -> str:
-    from great_expectations.render.view.view import DefaultJinjaPageView
-
-    view = DefaultJinjaPageView(custom_views_directory=str(_TEMPLATES))
     content = {**document.to_json_dict(), "page_title": title}
     with silence():
-        template = view.env.get_template("data_docs_page.j2")
-        return str(template.render(content, home=home, links=links, note=_NOTE))
+        return str(_template().render(content, home=home, links=links, note=_NOTE))
+
+
+@cache
+def _template() -> Any:
+    """Return the shell of all pages, which takes longer to compile than to fill in."""
+    from great_expectations.render.view.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView(custom_views_directory=str(_TEMPLATES)).env.get_template("data_docs_page.j2")
