@@ -56,7 +56,7 @@ lock: $(STAMP) ## make the requirements' locks anew from their .in files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
 	cp requirements.txt requirements-deploy.txt
-	for lock in requirements-deploy requirements-deploy-demo tests/deploy/requirements; do
+	for lock in requirements-deploy requirements-deploy-demo tests/deploy/requirements bench/requirements; do
 	    $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $$lock.in -o $$lock.txt
 	done
 
@@ -66,14 +66,17 @@ docs: $(STAMP) ## generate the documents that are made from code
 screenshots: $(STAMP) ## take the pictures of the documents from the running demo; wants Chromium
 	@PYTHONPATH=. $(BIN)/python scripts/screenshots.py
 
-bench: $(STAMP) ## compare speeds; takes minutes and a quiet machine
-	@$(BIN)/python -m bench
+bench: $(STAMP) ## compare speeds; takes more than an hour and a quiet machine
+	@$(BIN)/python -m bench.compare
+	$(BIN)/python -m bench
 	$(BIN)/python -m bench.withdrawals
 	$(BIN)/python -m bench.partner_actions
 	$(BIN)/python -m bench.pages
+	$(BIN)/python -m bench.scale
+	$(BIN)/python -m bench.capacity
 
 clean: stop ## stop everything, and remove the environment and all the demo's data
-	rm -rf .venv .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .stack .cache/bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The environment: made once, and brought to the locks whenever these change. Every file's hash is checked.
 # Of the names in PYTHON the first is taken that runs and has a fitting version: one that is there need not run (pyenv).

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
@@ -67,7 +67,7 @@ class StackError(RuntimeError):
 
 class Stack:
     """The stack whose state lies below ``folder``. ``dags`` and ``plugins``: folders for Airflow, the project's own
-    unless a test wants others. ``say`` prints progress."""
+    unless a test wants others. ``environment`` comes last over that of Airflow's processes. ``say`` prints progress."""
 
     def __init__(
         self,
@@ -75,10 +75,12 @@ class Stack:
         *,
         dags: Path = PROJECT / "dags",
         plugins: Path = PROJECT / "plugins",
+        environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder = Path(folder or os.environ.get("MEDFLEX_STACK_DIR") or PROJECT / ".stack").resolve()
         self.dags, self.plugins, self.say = dags, plugins, say
+        self.environment = dict(environment or {})
         self.cluster = Cluster(self.folder / "postgres")
         self.services = Services(self.folder)
         self._settings_lock = threading.Lock()
@@ -489,6 +491,7 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "MEDFLEX_STAGING_URL": f"file://{stack.folder / 'staging'}",
         "MEDFLEX_DATA_DOCS_URL": f"file://{stack.folder / 'data-docs'}",
         "MEDFLEX_DIGEST_KEY": str(stack.setting("digest key", lambda: secrets.token_hex(32))),
+        **stack.environment,
     }
 
 
