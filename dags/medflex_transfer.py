@@ -125,7 +125,8 @@ with DAG(
     publish = task(
         trigger_rule="all_done", inlets=[lineage.VALIDATIONS, lineage.NUMBERS, *lineage.MESSAGES], outlets=[lineage.RUN]
     )(transfer.publish_quality_report)()
-    settle = task(trigger_rule="all_done", inlets=[lineage.NUMBERS], outlets=[APPOINTMENTS, lineage.RUN], retries=0)(
+    # What it finds is final, whatever number of attempts it has; these are for a worker that is lost under it.
+    settle = task(trigger_rule="all_done", inlets=[lineage.NUMBERS], outlets=[APPOINTMENTS, lineage.RUN])(
         transfer.settle_run
     )()
     # Without a setup: clearing one shard would otherwise clear plan_shards as well, and with it everybody's numbers.

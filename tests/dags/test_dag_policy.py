@@ -78,7 +78,6 @@ RETRIES = {
 }
 EXCEPTIONS: dict[str, dict[str, object]] = {
     # They report: a second look at the same numbers tells nothing new.
-    "medflex_transfer/settle_run": {"retries": 0},
     "medflex_withdraw/report_lateness": {"retries": 0},
     "medflex_reconcile/settle_comparison": {"retries": 0},
     # Nobody's answer is to wait for what it sends.

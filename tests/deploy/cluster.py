@@ -6,6 +6,7 @@ Packages are those of the images' lock, in an environment of their own. Redis is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sandbox.airflow_api import Airflow
 from sandbox.containers import fill
@@ -74,12 +77,26 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> 
 
 
 class Deployment:
-    """All services of the profile ``demo`` below one folder; ``start`` and ``stop`` them."""
+    """All services of the profile ``demo`` below one folder; ``start`` and ``stop`` them.
 
-    def __init__(self, folder: Path) -> None:
+    ``change``: what a person would write into the new ``.env`` (it is changed in place). ``settings``: environment
+    of Airflow's parts that the compose file has otherwise, or not at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        change: Callable[[dict[str, str]], None] = lambda _: None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.bin = packages()
         self.variables = dotenv(new_env.filled(EXAMPLE, demo=True))
+        change(self.variables)
+        self.settings = dict(settings or {})
+        self.elsewhere: dict[str, str] = {}
+        """Addresses of the compose file's network that lead somewhere else than to their service."""
         self.services: dict[str, Any] = interpolated(self.variables)["services"]
         self.postgres, self.medlock = Cluster(folder / "pg"), Cluster(folder / "medlock")
         self.medflex = MedflexProcess(folder / "medflex", token=self.variables["DEMO_MEDFLEX_TOKEN"])
@@ -91,6 +108,7 @@ class Deployment:
     def _here(self, text: str) -> str:
         """Addresses of the compose file's network as they are on this machine."""
         for there, here in (
+            *self.elsewhere.items(),
             ("@postgres/", f"@127.0.0.1:{self.postgres.port}/"),
             ("@medlock/", f"@127.0.0.1:{self.medlock.port}/"),
             ("@redis:6379/", f"@127.0.0.1:{self.ports['redis']}/"),
@@ -126,6 +144,7 @@ class Deployment:
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
             # Celery asks before it runs as root; in the containers nobody is.
             "C_FORCE_ROOT": "1",
+            **self.settings,
         }
 
     def airflow(self, user: str, password: str) -> Airflow:
@@ -201,6 +220,30 @@ class Deployment:
             environment["HOSTNAME"] = os.uname().nodename
         done = subprocess.run(words, env=environment, cwd=self.folder, capture_output=True, timeout=120, check=False)
         return done.returncode
+
+    def tree(self, service: str) -> list[psutil.Process]:
+        """The service's process, and all that it has started and that lives: pool, supervisors, tasks."""
+        process = self.processes.process(service)
+        return [] if process is None else [process, *process.children(recursive=True)]
+
+    def kill(self, service: str) -> set[int]:
+        """Let a service die as with its machine: kill -9 of everything in it at once, so that none sees another go.
+
+        Return the ids of the processes.
+        """
+        frozen: set[psutil.Process] = set()
+        while found := set(self.tree(service)) - frozen:
+            # Whoever is frozen starts nobody any more.
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            frozen |= found
+        for process in frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.processes.stop([service])
+        assert not [process for process in frozen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return {process.pid for process in frozen}
 
     def stop(self) -> None:
         self.processes.stop()

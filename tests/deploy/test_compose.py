@@ -307,6 +307,31 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
     assert ours - set(environment) == of_the_machine
 
 
+def test_a_run_leaves_room_for_withdrawals_on_the_only_worker_that_is_left() -> None:
+    environment = with_defaults()["services"]["airflow-scheduler"]["environment"]
+    of_a_run, of_a_worker = (
+        int(environment[f"AIRFLOW__{name}"])
+        for name in ("CORE__MAX_ACTIVE_TASKS_PER_DAG", "CELERY__WORKER_CONCURRENCY")
+    )
+    assert of_a_run < of_a_worker
+
+
+def test_a_task_in_the_queue_is_sent_again_before_its_token_is_refused() -> None:
+    from airflow.configuration import conf
+
+    environment = with_defaults()["services"]["airflow-scheduler"]["environment"]
+    timeout, look, retries = (
+        float(environment[f"AIRFLOW__SCHEDULER__{name}"])
+        for name in ("TASK_QUEUED_TIMEOUT", "TASK_QUEUED_TIMEOUT_CHECK_INTERVAL", "NUM_STUCK_IN_QUEUED_RETRIES")
+    )
+    # Its token is valid for the timeout and the leeway.
+    assert look <= conf.getfloat("api_auth", "jwt_leeway")
+    # Waiting for a worker must not fail a task within the three hours that others may take.
+    assert timeout * retries > 24 * 3600
+    longest = float(environment["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"])
+    assert longest > 2 * 3 * 3600
+
+
 def test_metrics_are_sent_as_the_board_wants_them() -> None:
     environment = SERVICES["airflow-scheduler"]["environment"]
     page = (ROOT / "docs/observability.md").read_text()

@@ -78,12 +78,18 @@ def test_it_is_the_same_deployment_as_with_compose() -> None:
         if name.startswith("MEDFLEX_"):
             assert compose[name] == f"${{{name}:-{value}}}", name
         elif name != "PYTHONPATH":
-            assert compose[name] == value, name
+            assert compose[name] in (value, f"${{AIRFLOW_{name.rpartition('__')[2]}:-{value}}}"), name
     assert VALUES["config"]["core"]["auth_manager"] == compose["AIRFLOW__CORE__AUTH_MANAGER"]
     assert (
         VALUES["config"]["metrics"]["statsd_influxdb_enabled"] == compose["AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED"]
     )
-    settings = {name for name in compose if name.startswith(("AIRFLOW__WORKERS", "AIRFLOW__SCHEDULER__TASK"))}
+    concurrency = VALUES["config"]["celery"]["worker_concurrency"]
+    assert compose["AIRFLOW__CELERY__WORKER_CONCURRENCY"] == f"${{AIRFLOW_WORKER_CONCURRENCY:-{concurrency}}}"
+    alike = (
+        "AIRFLOW__WORKERS", "AIRFLOW__SCHEDULER__TASK", "AIRFLOW__SCHEDULER__NUM", "AIRFLOW__CELERY_BROKER_TRANSPORT",
+    )  # fmt: skip
+    settings = {name for name in compose if name.startswith(alike)}
+    assert len(settings) == 6
     assert settings <= set(ours)
 
 

@@ -16,6 +16,11 @@ from psycopg.rows import dict_row
 from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
 from medflex.ledger.migrate import HEAD
 
+IDLE_SECONDS = 60
+"""How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
+locked, such as the shared rate, would hold up all others until TCP gives up, which takes two hours.
+"""
+
 
 class LedgerConnection:
     """Access to the ledger's database. Connections are per thread; every method is one transaction.
@@ -57,6 +62,7 @@ class LedgerConnection:
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
                 connection.execute("SET statement_timeout = '120s'")
+                connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
                 self._local.connection = connection
                 with self._lock:
                     self._all.append(connection)
