@@ -223,6 +223,24 @@ def test_no_windows_have_no_appointments(medlock: Medlock) -> None:
     assert medlock.appointment_counts(windows()) == {}
 
 
+def test_very_many_clinics_are_counted_by_a_sample_that_a_small_table_is_in_whole(
+    medlock: Medlock, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_by: list[str] = []
+    query = hook.query
+    monkeypatch.setattr(hook, "query", lambda name: (asked_by.append(name), query(name))[1])
+    appointment(small, 101)
+    appointment(small, 102, starts_at=NOW + timedelta(hours=1))
+    appointment(small, 200, clinic_id=2, patient_id=8, doctor_id=6)
+    clinics = range(1, hook.MOST_COUNTED + 1)
+    assert medlock.appointment_counts(windows(*clinics)) == {1: 2, 2: 1}
+    assert medlock.appointment_counts(windows(*clinics, 9_999)) == {1: 2, 2: 1}
+    # Also where Postgres has counted the table's rows.
+    run(small, "ANALYZE medlock.appointment")
+    assert medlock.appointment_counts(windows(*clinics, 9_999)) == {1: 2, 2: 1}
+    assert asked_by == ["medlock/appointment_counts", *["medlock/appointment_samples"] * 2]
+
+
 @pytest.mark.parametrize("read", ["appointment_counts", "stream_appointments"])
 def test_medlock_cannot_be_written_to(small: str, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """Also with the owner's rights, by which a careless administrator may have set the connection up."""
@@ -239,6 +257,7 @@ READS: dict[str, Callable[[Medlock], object]] = {
     "clinics": lambda medlock: medlock.clinics(None, NOW),
     "consent_now": lambda medlock: medlock.consent_now(1, [100]),
     "appointment_counts": lambda medlock: medlock.appointment_counts(windows(1)),
+    "appointment_samples": lambda medlock: medlock.appointment_counts(windows(*range(1, hook.MOST_COUNTED + 2))),
     "stream_appointments": lambda medlock: extracted(medlock, windows(1)),
 }
 
@@ -268,7 +287,7 @@ def told(medlock: Medlock, read: str) -> MedflexPipelineError:
         ),
         (
             "ALTER TABLE medlock.appointment RENAME TO visit",
-            ("consent_now", "appointment_counts", "stream_appointments"),
+            ("consent_now", "appointment_counts", "appointment_samples", "stream_appointments"),
             MedlockSchemaError,
             "lacks the relation medlock.appointment",
         ),
@@ -281,7 +300,7 @@ def told(medlock: Medlock, read: str) -> MedflexPipelineError:
         ),
         (
             "ALTER TABLE medlock.appointment ALTER COLUMN starts_at TYPE text",
-            ("appointment_counts", "stream_appointments"),
+            ("appointment_counts", "appointment_samples", "stream_appointments"),
             MedlockSchemaError,
             r"fails on Medlock's data \(SQLSTATE 42883\)",
         ),

@@ -164,6 +164,34 @@ def test_a_withdrawal_and_a_new_grant_are_new_versions(ledger: Ledger) -> None:
     assert ledger.clinics_with_records() == [CLINIC]
 
 
+def test_clinics_with_records_are_those_of_which_anything_may_be_shown(ledger: Ledger, ledger_db: str) -> None:
+    assert ledger.clinics_with_records() == []
+    states = {
+        3: ["withdrawn", "withdrawn"],
+        4: ["withdrawn", "sent"],
+        5: ["aged_out"],
+        9: ["withdrawn"],
+        11: ["sending"],
+    }
+    with psycopg.connect(ledger_db) as connection:
+        for clinic_id, items in states.items():
+            for number, state in enumerate(items):
+                connection.execute(
+                    "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, changed_at)"
+                    " VALUES (%s, %s, 1, 1, %s, now())",
+                    [clinic_id, number, state],
+                )
+        # Asked about by a person, and sent without an outcome.
+        connection.execute(
+            "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live)"
+            " VALUES (9, now(), '{1}', '{1}', '{appointment_gone}', 10)"
+        )
+    assert sorted(ledger.clinics_with_records()) == [4, 5, 9, 11]
+    ledger.acquire([CLINIC], "task")
+    intent(ledger, [1], [1], [11])
+    assert sorted(ledger.clinics_with_records()) == sorted({4, 5, 9, 11, CLINIC})
+
+
 # -- leases
 
 

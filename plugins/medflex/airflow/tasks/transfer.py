@@ -16,6 +16,7 @@ from airflow.sdk import Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from medflex.airflow import connections
+from medflex.airflow.environment import whole_number
 from medflex.airflow.schedule import is_of_today, next_slot, resolve_anchor
 from medflex.airflow.tasks.parts import (
     access_rows,
@@ -45,11 +46,13 @@ CLOCK = SystemClock()
 MODES = ("transfer", "plan", "resync")
 TARGET_ROWS = 400_000
 """Rows per shard that are aimed at: so many that task start-up does not count, so few that a retry is cheap."""
+MOST_TARGET_ROWS = 10_000_000
+"""What ``MEDFLEX_SHARD_ROWS`` may ask for at most."""
 HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
-VALIDATED_ROWS = 4 * PART_ROWS
+VALIDATED_ROWS = 2 * PART_ROWS
 """Rows per batch of Great Expectations, which costs a fixed part of a second each time."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ def plan_shards() -> list[dict[str, Any]]:
 
     context = get_current_context()
     mode, clinic_ids, _ = _parameters(context)
+    target_rows = shard_rows()
     anchor = resolve_anchor(context)
     now = CLOCK.now()
     with ExitStack() as stack:
@@ -97,7 +101,7 @@ def plan_shards() -> list[dict[str, Any]]:
         # A closed clinic of which Medflex shows nothing needs no task: its line in the ledger says why it is closed.
         packed = packed[open_or_waiting | packed["clinic_id"].isin(with_records)]
         lost = pd.DataFrame({"clinic_id": gone, "expected_rows": 0, "kind": AccessState.CLOSED})
-        shards = pack_shards(pd.concat([packed, lost]) if gone else packed, TARGET_ROWS)
+        shards = pack_shards(pd.concat([packed, lost]) if gone else packed, target_rows)
         run = start_run(
             context,
             ledger,
@@ -124,6 +128,11 @@ def plan_shards() -> list[dict[str, Any]]:
     for reason, number in clinics["closed_reason"].dropna().value_counts().items():
         log.info("Closed clinics, %s: %d.", reason, number)
     return [{"shard": index, "label": shard.label} for index, shard in enumerate(shards)]
+
+
+def shard_rows() -> int:
+    """Return the rows per shard that are aimed at (``MEDFLEX_SHARD_ROWS``, default ``TARGET_ROWS``)."""
+    return whole_number("MEDFLEX_SHARD_ROWS", TARGET_ROWS, most=MOST_TARGET_ROWS, unit="rows")
 
 
 def _parameters(context: Context) -> tuple[str, list[int] | None, bool]:
@@ -260,7 +269,8 @@ def _access_frame(clinics: Any, clinic_ids: Sequence[int]) -> Any:
         list(access_rows(clinics)), columns=["clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at"]
     )
     frame = frame.drop(columns="lpu_id")
-    gone = [clinic_id for clinic_id in clinic_ids if clinic_id not in set(frame["clinic_id"])]
+    found = set(frame["clinic_id"])
+    gone = [clinic_id for clinic_id in clinic_ids if clinic_id not in found]
     lost = pd.DataFrame(
         {"clinic_id": gone, "access_state": AccessState.CLOSED.value, "closed_reason": ClosedReason.CLINIC_GONE.value}
     )
@@ -310,9 +320,9 @@ def extract(shard: Mapping[str, Any]) -> int:
         if len(windows) and not len(asked):
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
         if len(asked):
-            with medlock.stream_appointments(asked) as batches:
+            with medlock.stream_appointments(asked) as batches, staging.writing(number, "extract") as write:
                 for part, table in enumerate(_parts(batches)):
-                    staging.write(number, "extract", part, table)
+                    write(part, table)
                     seen = (
                         pa.table({"clinic_id": table["clinic_id"]}).group_by("clinic_id").aggregate([([], "count_all")])
                     )
@@ -387,22 +397,23 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
             index=pd.Index(clinic_ids, name="clinic_id"),
             columns=["eligible", "withheld", "quarantined", "unknown_statuses"],
         )
-        for part, table in staging.read_all(number, "extract"):
-            rows = to_frame(table)
-            verdict = judge(rows, clinics)
-            payload = records_of(rows[verdict.eligible], clinics, key)
-            staging.write(number, "eligible", part, pa.Table.from_pandas(payload, preserve_index=False))
-            _gather(decided, rows, verdict)
-            flags = pd.DataFrame(
-                {
-                    "clinic_id": rows["clinic_id"],
-                    "eligible": verdict.eligible,
-                    "withheld": verdict.withheld,
-                    "quarantined": verdict.quarantined,
-                    "unknown_statuses": map_status(rows["status"])[1] & verdict.eligible,
-                }
-            )
-            counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
+        with staging.writing(number, "eligible") as write:
+            for part, table in staging.read_all(number, "extract"):
+                rows = to_frame(table)
+                verdict = judge(rows, clinics)
+                payload = records_of(rows[verdict.eligible], clinics, key)
+                write(part, pa.Table.from_pandas(payload, preserve_index=False))
+                _gather(decided, rows, verdict)
+                flags = pd.DataFrame(
+                    {
+                        "clinic_id": rows["clinic_id"],
+                        "eligible": verdict.eligible,
+                        "withheld": verdict.withheld,
+                        "quarantined": verdict.quarantined,
+                        "unknown_statuses": map_status(rows["status"])[1] & verdict.eligible,
+                    }
+                )
+                counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
         _all_staged(int(counts[["eligible", "withheld", "quarantined"]].sum().sum()), ledger, run, number)
         ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
         ledger.save_numbers(run.run_key, counts.reset_index())
@@ -546,7 +557,8 @@ def _source_chunks(staging: Any, number: int) -> Iterator[Any]:
     from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS
 
     columns = [name for name in APPOINTMENT_COLUMNS if name not in ("first_name", "patronymic")]
-    yield from _joined(to_frame(table) for _, table in staging.read_all(number, "extract", columns))
+    for tables in _batched(staging.read_all(number, "extract", columns)):
+        yield to_frame(_joined(tables))
 
 
 def _outgoing_chunks(staging: Any, number: int, windows: Any) -> Iterator[Any]:
@@ -554,12 +566,10 @@ def _outgoing_chunks(staging: Any, number: int, windows: Any) -> Iterator[Any]:
     from medflex.airflow.sharing import SOURCE_WITNESSES, with_witnesses
     from medflex.domain.payload import PAYLOAD_COLUMNS
 
-    def pieces() -> Iterator[Any]:
-        for part, table in staging.read_all(number, "eligible", list(PAYLOAD_COLUMNS)):
-            source = to_frame(staging.read(number, "extract", part, ["clinic_id", "appointment_id", *SOURCE_WITNESSES]))
-            yield with_witnesses(to_frame(table), source, windows)
-
-    yield from _joined(pieces())
+    witnesses = ["clinic_id", "appointment_id", *SOURCE_WITNESSES]
+    for tables in _batched(staging.read_all(number, "eligible", list(PAYLOAD_COLUMNS))):
+        source = {part: staging.read(number, "extract", part, witnesses) for part in tables}
+        yield with_witnesses(to_frame(_joined(tables)), to_frame(_joined(source)), windows)
 
 
 def to_frame(table: Any) -> Any:
@@ -569,18 +579,25 @@ def to_frame(table: Any) -> Any:
     return to_pandas(table, nullable_ids=("patient_id", "doctor_id") if "appointment_id" in table.column_names else ())
 
 
-def _joined(frames: Iterator[Any]) -> Iterator[Any]:
-    """Put parts together to batches that are worth the fixed cost of a validation."""
-    import pandas as pd
-
-    gathered: list[Any] = []
-    for frame in frames:
-        gathered.append(frame)
-        if sum(map(len, gathered)) >= VALIDATED_ROWS:
-            yield pd.concat(gathered, ignore_index=True)
-            gathered = []
+def _batched(tables: Iterator[tuple[int, Any]]) -> Iterator[dict[int, Any]]:
+    """Gather parts, by their numbers, to batches that are worth the fixed cost of a validation."""
+    gathered: dict[int, Any] = {}
+    for part, table in tables:
+        gathered[part] = table
+        if sum(item.num_rows for item in gathered.values()) >= VALIDATED_ROWS:
+            yield gathered
+            gathered = {}
     if gathered:
-        yield pd.concat(gathered, ignore_index=True)
+        yield gathered
+
+
+def _joined(tables: dict[int, Any]) -> Any:
+    """Put parts together and let go of them: of two batches only one is to be in memory."""
+    import pyarrow as pa
+
+    whole = pa.concat_tables(tables.values())
+    tables.clear()
+    return whole
 
 
 # -- plan_changes ----------------------------------------------------------------------------------------------------
