@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from bench.document import DOCUMENT
-from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, TARGET_ROWS
+from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT
 from bench.task import PROJECT, SOURCE
+from medflex.airflow.tasks.transfer import TARGET_ROWS
 from medflex.domain.access import AccessState
 from medflex.domain.packing import MOST_CLOSED, MOST_OPEN, MOST_SHARDS, pack_shards
 from medflex.domain.window import DAYS_AHEAD, DAYS_BACK

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
 MODES = ("transfer", "plan", "resync")
-TARGET_ROWS = 400_000
+TARGET_ROWS = 700_000
 """Rows per shard that are aimed at: so many that task start-up does not count, so few that a retry is cheap."""
 MOST_TARGET_ROWS = 10_000_000
 """What ``MEDFLEX_SHARD_ROWS`` may ask for at most."""
