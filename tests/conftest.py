@@ -21,11 +21,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 
 from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster
+
+# What is drawn and checked says nothing about how busy the machine is: neither a slow example nor a slow draw fails.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
 # In memory where it has room: for each test databases are made and removed, which is hundreds of small files each time.
