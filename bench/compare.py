@@ -42,6 +42,7 @@ from bench.work import ONCE, TASKS
 from bench.world import BenchError
 from medflex.airflow.hooks.medlock import Medlock, windows_json
 from medflex.domain.window import clinic_windows
+from medflex.sql import query
 from sandbox.medlock import LOGINS
 from sandbox.medlock.generate import create_schema, generate
 from sandbox.stack import DAG_ID, ENDED, RUN_TIME, RUN_ZONE, Stack, stack_environment
@@ -166,12 +167,26 @@ def make_views(owner: str, anchor: datetime) -> tuple[str, int]:
     )
     columns = ["clinic_id", "lpu_id", "partners", "starts_from", "starts_before"]
     with psycopg.connect(owner) as medlock:
-        medlock.execute((BENCH / "contenders" / "appointments.sql").read_bytes())
+        medlock.execute((BENCH / "contenders" / "windows.sql").read_bytes())
+        medlock.execute(_same_query().encode())
+        medlock.execute((BENCH / "contenders" / "permitted.sql").read_bytes())
         with medlock.cursor().copy(f"COPY bench.clinic_window ({', '.join(columns)}) FROM STDIN".encode()) as copy:
             for row in rows[columns].itertuples(index=False):
                 copy.write_row(row)
         medlock.execute("ANALYZE bench.clinic_window")
     return windows_json(windows), len(rows)
+
+
+def _same_query() -> str:
+    """The product's query as a view, with the windows out of the benchmark's table."""
+    text, ours = query("medlock/appointments"), "jsonb_to_recordset(current_setting('medflex.windows')::jsonb)"
+    begin = text.index(ours)
+    end = text.index(")", begin + len(ours)) + 1
+    rows = f"{text[:begin]} bench.clinic_window AS clinic_window {text[end:]}"
+    return (
+        "CREATE OR REPLACE VIEW bench.appointments AS SELECT clinic_window.lpu_id, clinic_window.partners, read.*"
+        f" FROM ({rows}) AS read INNER JOIN bench.clinic_window AS clinic_window USING (clinic_id)"
+    )
 
 
 @contextmanager
@@ -408,20 +423,24 @@ class _Sampler:
     def _watch(self) -> None:
         known: dict[str, str | None] = {}
         while not self._over.wait(SAMPLE_SECONDS):
-            for entry in Path("/proc").iterdir():
-                pid = entry.name
-                if not pid.isdigit():
-                    continue
-                try:
-                    # The title comes after the start of the process, so that one without is looked at again.
-                    if known.get(pid) is None:
-                        title = _TASK_PROCESS.match((entry / "cmdline").read_bytes())
-                        if title is None:
-                            continue
-                        known[pid] = title[1].decode()
-                    self._note(entry, str(known[pid]))
-                except (OSError, ValueError, IndexError):
-                    known.pop(pid, None)
+            self.look(known)
+
+    def look(self, known: dict[str, str | None]) -> None:
+        """Look at each process once. ``known``: process id → task instance id, of earlier looks."""
+        for entry in Path("/proc").iterdir():
+            pid = entry.name
+            if not pid.isdigit():
+                continue
+            try:
+                # The title comes after the start of the process, so that one without is looked at again.
+                if known.get(pid) is None:
+                    title = _TASK_PROCESS.match((entry / "cmdline").read_bytes())
+                    if title is None:
+                        continue
+                    known[pid] = title[1].decode()
+                self._note(entry, str(known[pid]))
+            except (OSError, ValueError, IndexError):
+                known.pop(pid, None)
 
     def _note(self, entry: Path, key: str) -> None:
         # VmHWM only grows, so that a look now and then misses what was added within the last moment at most.

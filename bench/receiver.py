@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class Receiver:
         self.latency = 0.0
         self._recording: Any = None
         self._writes: dict[str, Callable[[Any], tuple[int, Any]]] = {
-            SEND: self._share,
-            WITHDRAW: self._withdraw,
+            SEND: partial(self._judge, counted="records", sign=1),
+            WITHDRAW: partial(self._judge, counted="withdrawn", sign=-1),
             ROWS: self._take_rows,
         }
 
@@ -94,32 +95,19 @@ class Receiver:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return 400, {"detail": "The body is not what this path takes."}
 
-    def _share(self, batch: Any) -> tuple[int, Any]:
+    def _judge(self, batch: Any, counted: str, sign: int) -> tuple[int, Any]:
+        """Take records that are newer than what is shown, or are what is shown; ``sign``: -1 for what is withdrawn."""
         known = self.shown[batch["lpu_id"]]
         verdicts = []
         for record in batch["records"]:
             key, version = record["id"], record["version"]
             there = known.get(key, 0)
-            if version > abs(there) or version == there:
-                known[key] = version
+            if version > abs(there) or sign * version == there:
+                known[key] = sign * version
                 verdicts.append({"id": key, "version": version, "status_code": 204, "errors": None})
             else:
                 verdicts.append(_outdated(key, version))
-        self.counts["records"] += len(verdicts)
-        return 200, {"data": verdicts}
-
-    def _withdraw(self, batch: Any) -> tuple[int, Any]:
-        known = self.shown[batch["lpu_id"]]
-        verdicts = []
-        for record in batch["records"]:
-            key, version = record["id"], record["version"]
-            there = known.get(key, 0)
-            if version > abs(there) or -version == there:
-                known[key] = -version
-                verdicts.append({"id": key, "version": version, "status_code": 204, "errors": None})
-            else:
-                verdicts.append(_outdated(key, version))
-        self.counts["withdrawn"] += len(verdicts)
+        self.counts[counted] += len(verdicts)
         return 200, {"data": verdicts}
 
     def _take_rows(self, rows: Any) -> tuple[int, Any]:

@@ -43,14 +43,19 @@ def peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
-def main(argument: str) -> None:
-    """Run what ``argument`` (JSON) names: ``task``, ``run_id``, ``mode``, ``run_after`` (ISO), ``shard``."""
-    asked = orjson.loads(argument)
+def task_context(asked: dict[str, Any]) -> tuple[Any, Any]:
+    """Import what Airflow's task process has imported before it calls the function.
+
+    Args:
+        asked: ``run_id``, ``mode``, ``run_after`` (ISO).
+
+    Returns:
+        The module of the tasks' functions, and the context in which Airflow would call one of them.
+    """
     # What Airflow's task process has in memory before it calls the function: its runner and the parsed DAG file.
     from airflow.dag_processing.dagbag import BundleDagBag
     from airflow.sdk.api.datamodels._generated import DagRun, DagRunState, DagRunType
     from airflow.sdk.execution_time import task_runner  # noqa: F401 - for the memory it takes
-    from airflow.sdk.execution_time.context import set_current_context
 
     dags = PROJECT / "dags"
     bag = BundleDagBag(str(dags / f"{DAG_ID}.py"), bundle_path=dags, bundle_name="dags", safe_mode=False)
@@ -58,8 +63,6 @@ def main(argument: str) -> None:
 
     from medflex.airflow.tasks import transfer
 
-    # All clinics in one shard: the case to measure is a shard of that size.
-    transfer.TARGET_ROWS = 10**12
     dag_run = DagRun(
         dag_id=DAG_ID,
         run_id=asked["run_id"],
@@ -74,9 +77,31 @@ def main(argument: str) -> None:
         consumed_asset_events=[],
         partition_key=None,
     )
-    # Of the task instance only the number of its attempt is asked for: staging has a folder for each.
-    attempt = SimpleNamespace(try_number=1)
-    context: Any = {"dag_run": dag_run, "ti": attempt, "params": {"mode": asked["mode"], "clinic_ids": None}}
+    context = {
+        "dag_run": dag_run,
+        # Asked for are the number of the attempt, as staging has a folder for each, and whether another run waits.
+        "ti": SimpleNamespace(try_number=1, get_dr_count=lambda **_: 0),
+        "params": {"mode": asked["mode"], "clinic_ids": None, "accept_row_counts": None},
+        "outlet_events": _Events(),
+    }
+    return transfer, context
+
+
+class _Events:
+    """Takes the events of assets and forgets them."""
+
+    def __getitem__(self, _: object) -> Any:
+        return SimpleNamespace(extra={}, add=lambda *_: None)
+
+
+def main(argument: str) -> None:
+    """Run what ``argument`` (JSON) names: ``task``, ``run_id``, ``mode``, ``run_after`` (ISO), ``shard``."""
+    asked = orjson.loads(argument)
+    from airflow.sdk.execution_time.context import set_current_context
+
+    transfer, context = task_context(asked)
+    # All clinics in one shard: the case to measure is a shard of that size.
+    transfer.TARGET_ROWS = 10**12
     tasks: dict[str, Callable[[Any], Any]] = {
         "plan_shards": lambda _: transfer.plan_shards(),
         SOURCE: lambda _: _read_and_discard(context),

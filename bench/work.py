@@ -12,12 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
 
-from bench.task import DAG_ID, PROJECT, peak_mb
+from bench.task import peak_mb, task_context
 
 ONCE = ("plan_shards", "publish_quality_report", "settle_run", "remove_staging")
 """These have no shard."""
@@ -59,37 +58,9 @@ def main(argument: str) -> None:
     """
     asked = orjson.loads(argument)
     imports = ImportTime()
-    from airflow.dag_processing.dagbag import BundleDagBag
-    from airflow.sdk.api.datamodels._generated import DagRun, DagRunState, DagRunType
-    from airflow.sdk.execution_time import task_runner  # noqa: F401 - a task process has it
     from airflow.sdk.execution_time.context import set_current_context
 
-    dags = PROJECT / "dags"
-    bag = BundleDagBag(str(dags / f"{DAG_ID}.py"), bundle_path=dags, bundle_name="dags", safe_mode=False)
-    assert not bag.import_errors, bag.import_errors
-
-    from medflex.airflow.tasks import transfer
-
-    dag_run = DagRun(
-        dag_id=DAG_ID,
-        run_id=asked["run_id"],
-        logical_date=None,
-        data_interval_start=None,
-        data_interval_end=None,
-        run_after=asked["run_after"],
-        start_date=asked["run_after"],
-        end_date=None,
-        run_type=DagRunType.MANUAL,
-        state=DagRunState.RUNNING,
-        consumed_asset_events=[],
-        partition_key=None,
-    )
-    context: Any = {
-        "dag_run": dag_run,
-        "ti": SimpleNamespace(try_number=1, get_dr_count=lambda **_: 0),
-        "params": {"mode": asked["mode"], "clinic_ids": None, "accept_row_counts": None},
-        "outlet_events": _Events(),
-    }
+    transfer, context = task_context(asked)
     name = asked["task"]
     function: Callable[..., Any] = getattr(transfer, name)
     calls = []
@@ -119,13 +90,6 @@ def main(argument: str) -> None:
     # Whatever is no plain JSON (there should be nothing) is told by its text.
     said = orjson.dumps({"calls": calls, "peak_mb": peak_mb()}, default=str)
     sys.stdout.write("\n" + said.decode() + "\n")
-
-
-class _Events:
-    """Takes the events of assets and forgets them."""
-
-    def __getitem__(self, _: object) -> Any:
-        return SimpleNamespace(extra={}, add=lambda *_: None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from bench.compare import VENV, _Sampler, make_views
+from bench.compare import VENV, _Sampler, make_views, prepare_venv
 from bench.compare_report import judge, render
 from bench.floors import PART_ROWS
 from bench.receiver import SEND, TOKEN, WITHDRAW, Client, bodies, started
@@ -80,10 +79,10 @@ def test_the_receivers_replies_keep_the_contract() -> None:
 
     app = Receiver()
     for version, code in ((2, 204), (1, 409)):
-        status, reply = app._share({"lpu_id": 1, "records": [record(version)]})
+        status, reply = app._writes[SEND]({"lpu_id": 1, "records": [record(version)]})
         contract.validate_reply(BATCH, status, reply)
         assert reply["data"][0]["status_code"] == code
-    status, reply = app._withdraw({"lpu_id": 1, "records": [{"id": RECORD, "version": 1, "reason": "a"}]})
+    status, reply = app._writes[WITHDRAW]({"lpu_id": 1, "records": [{"id": RECORD, "version": 1, "reason": "a"}]})
     contract.validate_reply("withdrawAppointments", status, reply)
     assert reply["data"][0]["status_code"] == 409
 
@@ -163,9 +162,9 @@ def test_the_plain_task_posts_exactly_what_may_be_shared(
     assert receiver.counts()["/rows"] == (number if task == "send_records" else -(-number // 500))
 
 
+@pytest.mark.long
 def test_dlt_posts_exactly_what_may_be_shared(filled_world: Any, receiver: Client, tmp_path: Path) -> None:
-    if not (VENV / "bin" / "python").exists():
-        pytest.skip("dlt is installed by bench.compare only")
+    prepare_venv()
     make_views(filled_world.medlock, datetime.now(UTC))
     uri = filled_world.medlock_app.replace("postgresql:", "postgresql+psycopg2:")
     asked = {"postgres": uri, "receiver": receiver.url, "folder": str(tmp_path), "incremental": False}
@@ -184,10 +183,12 @@ def test_the_extraction_is_measured_with_parts_as_large_as_the_products() -> Non
 
 
 def test_the_time_of_imports_is_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\n")
+    # By a clock that only moves while the module is imported.
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.moment += 0.25\n")
     program = (
-        "from bench.work import ImportTime; times = ImportTime(); import slow_to_import; first = times.seconds;"
-        " import slow_to_import; assert times.seconds == first; print(first)"
+        "import time; time.moment = 0.0; time.perf_counter = lambda: time.moment;"
+        " from bench.work import ImportTime; times = ImportTime(); time.moment += 1; import slow_to_import;"
+        " first = times.seconds; import slow_to_import; assert times.seconds == first; print(first)"
     )
     path = os.pathsep.join((str(ROOT), str(tmp_path)))
     done = subprocess.run(
@@ -197,7 +198,7 @@ def test_the_time_of_imports_is_told_apart(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert float(done.stdout) >= 0.3
+    assert float(done.stdout) == 0.25
 
 
 def test_memory_and_work_of_a_tasks_process_are_seen_by_its_title() -> None:
@@ -208,20 +209,14 @@ def test_memory_and_work_of_a_tasks_process_are_seen_by_its_title() -> None:
         " held = b'x' * 200_000_000; del held; reserved = mmap.mmap(-1, 1_000_000_000);"
         " sum(range(20_000_000)); print('there', flush=True); input()"
     )
-    with (
-        _Sampler() as sampler,
-        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
-    ):
+    sampler = _Sampler()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        deadline = time.monotonic() + 30
-        # A look may have come while memory was still being filled; the next one sees all.
-        while sampler.seen.get(key, (0.0, 0.0))[0] < 200:
-            assert time.monotonic() < deadline, sampler.seen
-            time.sleep(0.05)
+        sampler.look({})
         process.communicate(b"\n")
     peak, cpu = sampler.seen[key]
-    assert peak < 300
+    assert 200 <= peak < 300
     assert cpu > 0.1
 
 

@@ -33,6 +33,7 @@ def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_the_whole_benchmark_on_a_small_shard(capsys: pytest.CaptureFixture[str]) -> None:
     document = ROOT / "docs" / "benchmarks.md"
     before = document.read_bytes() if document.exists() else None
