@@ -24,15 +24,27 @@ from typing import Any
 import hypothesis
 import psycopg
 import pytest
+from hypothesis import strategies
 
 from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster
 
-# What is drawn and checked says nothing about how busy the machine is: neither a slow example nor a slow draw fails.
-hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+
+@hypothesis.settings(
+    database=None, max_examples=1, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("any machine")
+@hypothesis.given(strategies.text(), strategies.from_regex(r"\w\d\s"))
+def _read_unicode(_text: str, _match: str) -> None:
+    """Let Hypothesis make its tables of Unicode.
+
+    In a fresh clone that takes seconds, and the first test that draws a text would be told that it draws slowly.
+    """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unicode() -> None:
+    _read_unicode()
+
 
 ROOT = Path(__file__).parent.parent
 # In memory where it has room: for each test databases are made and removed, which is hundreds of small files each time.

@@ -184,6 +184,20 @@ class Deployment:
             }
         )
 
+    def start_airflow(self, user: str, password: str) -> None:
+        """Migrate, make the buckets and an administrator, and start all of Airflow, until it is healthy."""
+        for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
+            self.run(once)
+        self.run(
+            "airflow-cli",
+            ["airflow", "users", "create", "--role", "Admin", "--username", user, "--password", password,
+             "--firstname", "-", "--lastname", "-", "--email", f"{user}@example.com"],
+        )  # fmt: skip
+        self.start("airflow-api-server")
+        self.wait_healthy("airflow-api-server")
+        self.start(*COMPONENTS[1:], *WORKERS)
+        self.wait_healthy(*COMPONENTS[1:], *WORKERS)
+
     def start(self, *services: str) -> None:
         """Start parts of Airflow; `wait_healthy` tells when they are there."""
         for service in services:

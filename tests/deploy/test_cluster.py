@@ -17,7 +17,7 @@ import requests
 
 from sandbox.airflow_api import Airflow
 from sandbox.stack import DAG_ID, OTHER_DAG_IDS, RUN_TIME, RUN_ZONE
-from tests.deploy.cluster import COMPONENTS, WORKERS, Deployment, packages, wait_for
+from tests.deploy.cluster import WORKERS, Deployment, packages, wait_for
 from tests.deploy.compose import EXAMPLE, ROOT, dotenv, interpolated
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -31,17 +31,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     try:
         found.start_servers()
         found.fill_medlock(1_000, 12)
-        for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
-            found.run(once)
-        found.run(
-            "airflow-cli",
-            ["airflow", "users", "create", "--role", "Admin", "--username", USER, "--password", PASSWORD,
-             "--firstname", "-", "--lastname", "-", "--email", "head-1@example.com"],
-        )  # fmt: skip
-        found.start("airflow-api-server")
-        found.wait_healthy("airflow-api-server")
-        found.start(*COMPONENTS[1:], *WORKERS)
-        found.wait_healthy(*COMPONENTS[1:], *WORKERS)
+        found.start_airflow(USER, PASSWORD)
         yield found
     finally:
         found.stop()

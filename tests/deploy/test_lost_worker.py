@@ -22,7 +22,7 @@ import pytest
 
 from sandbox.medflex.control import Match
 from sandbox.stack import DAG_ID
-from tests.deploy.cluster import COMPONENTS, WORKERS, Deployment, wait_for
+from tests.deploy.cluster import WORKERS, Deployment, wait_for
 from tests.deploy.tap import Tap
 from tests.domain.oracles.loop import expected_records
 
@@ -238,17 +238,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 " WHERE clinic_id = ANY(%s)",
                 [CLINICS],
             )
-            for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
-                deployment.run(once)
-            deployment.run(
-                "airflow-cli",
-                ["airflow", "users", "create", "--role", "Admin", "--username", USER, "--password", PASSWORD,
-                 "--firstname", "-", "--lastname", "-", "--email", "head-1@example.com"],
-            )  # fmt: skip
-            deployment.start("airflow-api-server")
-            deployment.wait_healthy("airflow-api-server")
-            deployment.start(*COMPONENTS[1:], *WORKERS)
-            deployment.wait_healthy(*COMPONENTS[1:], *WORKERS)
+            deployment.start_airflow(USER, PASSWORD)
             wait_for("the DAG", lambda: found.airflow.dag(DAG_ID) is not None)
             found.airflow.unpause(DAG_ID)
             # The day's own run comes by itself.
