@@ -59,7 +59,7 @@ def tables(batches: Iterable[pa.RecordBatch], rows: int, at_least_one: pa.Schema
         if number >= rows:
             yield pa.Table.from_batches(gathered)
             gathered, number, at_least_one = [], 0, None
-    if gathered:
+    if number:
         yield pa.Table.from_batches(gathered)
     elif at_least_one is not None:
         yield at_least_one.empty_table()

@@ -295,6 +295,7 @@ def extract(shard: Mapping[str, Any]) -> int:
     import pandas as pd
     import pyarrow as pa
 
+    from medflex.arrow import tables
     from medflex.domain.access import AccessState
     from medflex.domain.window import clinic_windows
 
@@ -321,7 +322,7 @@ def extract(shard: Mapping[str, Any]) -> int:
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
         if len(asked):
             with medlock.stream_appointments(asked) as batches, staging.writing(number, "extract") as write:
-                for part, table in enumerate(_parts(batches)):
+                for part, table in enumerate(tables(batches, PART_ROWS)):
                     write(part, table)
                     seen = (
                         pa.table({"clinic_id": table["clinic_id"]}).group_by("clinic_id").aggregate([([], "count_all")])
@@ -344,22 +345,6 @@ def extract(shard: Mapping[str, Any]) -> int:
     total = int(counts.sum())
     log.info("Extracted %d appointments of %d clinics.", total, len(asked))
     return total
-
-
-def _parts(batches: Iterator[Any]) -> Iterator[Any]:
-    """Gather record batches into tables of about ``PART_ROWS`` rows."""
-    import pyarrow as pa
-
-    gathered: list[Any] = []
-    rows = 0
-    for batch in batches:
-        gathered.append(batch)
-        rows += batch.num_rows
-        if rows >= PART_ROWS:
-            yield pa.Table.from_batches(gathered)
-            gathered, rows = [], 0
-    if rows:
-        yield pa.Table.from_batches(gathered)
 
 
 # -- withhold --------------------------------------------------------------------------------------------------------
