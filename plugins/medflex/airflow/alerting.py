@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import pkgutil
 import signal
 import threading
@@ -25,6 +24,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.configuration import conf
 
 from medflex.airflow import connections
+from medflex.airflow.environment import setting
 from medflex.domain.alerts import TITLES, AlertKind
 from medflex.errors import AlertNotToldError, ConfigurationError
 from medflex.ledger.alerts import Alerts, Message
@@ -114,7 +114,7 @@ def channels() -> list[Channel]:
         ConfigurationError: the variable cannot be used; without its content, which may hold secrets. One entry that
             cannot be used is its channel's problem, so that the others are told.
     """
-    text = os.environ.get(VARIABLE, "")
+    text = setting(VARIABLE)
     if text:
         return [_channel(number, entry) for number, entry in enumerate(_entries(text), 1)]
     try:

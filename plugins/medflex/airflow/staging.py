@@ -6,7 +6,6 @@ It is the one place outside Medlock and Medflex where names and phones lie, and 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from airflow.sdk import ObjectStoragePath
 
+from medflex.airflow.environment import setting
 from medflex.errors import ConfigurationError, RunIncompleteError
 
 _DISTINCT = frozenset(
@@ -26,7 +26,7 @@ _DISTINCT = frozenset(
 
 def staging_root() -> ObjectStoragePath:
     """Return the folder of all runs, readable by all workers."""
-    url = os.environ.get("MEDFLEX_STAGING_URL", "")
+    url = setting("MEDFLEX_STAGING_URL")
     if not url:
         raise ConfigurationError(
             "MEDFLEX_STAGING_URL is not set: name a folder or bucket that all workers can read and nobody else,"

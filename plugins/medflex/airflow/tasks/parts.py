@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from medflex.airflow import connections
+from medflex.airflow.environment import setting
 from medflex.errors import BadParameterError, ConfigurationError, MedflexPipelineError
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def data_docs_url() -> str:
     Raises:
         ConfigurationError: ``MEDFLEX_DATA_DOCS_URL`` is not set.
     """
-    url = os.environ.get("MEDFLEX_DATA_DOCS_URL", "")
+    url = setting("MEDFLEX_DATA_DOCS_URL")
     if not url:
         raise ConfigurationError("MEDFLEX_DATA_DOCS_URL is not set: name a folder or bucket for the quality reports.")
     return url
