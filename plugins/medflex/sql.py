@@ -1,9 +1,20 @@
-"""The queries of include/sql, read once by name."""
+"""The queries of include/sql, read once by name, and what is put into them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import orjson
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+
+Ids: TypeAlias = "Sequence[int] | np.ndarray[Any, np.dtype[np.int64]]"
 
 ROOT = Path(__file__).resolve().parents[2]
 SQL_FOLDER = ROOT / "include" / "sql"
@@ -13,3 +24,17 @@ SQL_FOLDER = ROOT / "include" / "sql"
 def query(name: str) -> str:
     """Return the text of ``include/sql/<name>.sql``, for example ``query("medlock/clinics")``."""
     return (SQL_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def bigints(ids: Ids) -> str:
+    """Return ids as a literal of Postgres' ``bigint[]``: a list the driver turns into one number by number, twenty
+    times slower.
+
+    Raises:
+        TypeError: an id is missing, or no whole number.
+    """
+    # Arrays whose numbers don't lie side by side are no use to orjson.
+    numbers = orjson.dumps(ids, default=lambda array: array.tolist(), option=orjson.OPT_SERIALIZE_NUMPY).decode()[1:-1]
+    if any(mark in numbers for mark in 'ne."['):  # null, true and false, fractions, texts, lists.
+        raise TypeError("An id is missing, or no whole number.")
+    return f"{{{numbers}}}"

@@ -159,7 +159,7 @@ class Loader(Writer):
             reasons: np.ndarray[Any, Any] = np.array(
                 last_look(
                     delivery.records,
-                    self._medlock.consent_now(delivery.clinic_id, delivery.records["id"].tolist()),
+                    self._medlock.consent_now(delivery.clinic_id, delivery.records["id"].to_numpy()),
                     self._medlock.clinics([delivery.clinic_id], delivery.looked_at),
                 ),
                 dtype=object,
@@ -186,11 +186,11 @@ class Loader(Writer):
             operation=self.operation,
             holder=self._holder,
             epoch=self._epochs[delivery.clinic_id],
-            appointment_ids=records["id"].tolist(),
-            versions=delivery.versions.tolist(),
-            digests=records["digest"].tolist(),
+            appointment_ids=records["id"].to_numpy(),
+            versions=delivery.versions,
+            digests=records["digest"].to_numpy(),
             extracted_at=self._extracted_at,
-            patient_ids=records["patient_id"].tolist(),
+            patient_ids=records["patient_id"].to_numpy(),
             partner_ids=sorted({int(item) for ids in set(records["partners"].tolist()) for item in ids.split(",")}),
         )
 

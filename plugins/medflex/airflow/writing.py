@@ -40,6 +40,7 @@ from medflex.errors import (
     MedflexUnavailableError,
 )
 from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger
+from medflex.sql import Ids
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class MedlockReader(Protocol):
         """Return CLINICS judged at ``now``."""
         ...
 
-    def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
+    def consent_now(self, clinic_id: int, appointment_ids: Ids) -> pd.DataFrame:
         """Return the flags behind appointments as committed now."""
         ...
 
@@ -66,7 +67,7 @@ class MedlockReader(Protocol):
         ...
 
     def stream_appointments_now(
-        self, clinic_ids: Sequence[int], appointment_ids: Sequence[int], rows: int
+        self, clinic_ids: Ids, appointment_ids: Ids, rows: int
     ) -> AbstractContextManager[Iterator[pa.Table]]:
         """Yield the same in tables of about so many rows, at least one."""
         ...

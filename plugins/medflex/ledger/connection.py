@@ -57,17 +57,29 @@ class LedgerConnection:
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
+        """A cursor whose statements hold together, or not at all."""
         with translated_ledger_errors():
-            connection = getattr(self._local, "connection", None)
-            if connection is None or connection.closed:
-                connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
-                connection.execute("SET statement_timeout = '120s'")
-                connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
-                self._local.connection = connection
-                with self._lock:
-                    self._all.append(connection)
+            connection = self._connection()
             with connection.transaction(), connection.cursor() as cursor:
                 yield cursor
+
+    @contextmanager
+    def _statement(self) -> Iterator[psycopg.Cursor[Any]]:
+        """A cursor for one statement, a transaction by itself: to begin and to commit one takes two round trips."""
+        with translated_ledger_errors(), self._connection().cursor() as cursor:
+            yield cursor
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        """The connection of this thread, in autocommit."""
+        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
+            connection.execute("SET statement_timeout = '120s'")
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
+            self._local.connection = connection
+            with self._lock:
+                self._all.append(connection)
+        return connection
 
     def _present(self) -> datetime | None:
         return self._now() if self._now else None

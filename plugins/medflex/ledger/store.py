@@ -28,8 +28,8 @@ from medflex.ledger.messages import Messages
 from medflex.ledger.reconciliation import Reconciliation
 from medflex.ledger.sums import RUN_SUITE_SHARD, SUM_TABLES, keep_sums
 from medflex.ledger.switches import Switches
-from medflex.ledger.withdrawals import Withdrawals, bigints
-from medflex.sql import query
+from medflex.ledger.withdrawals import Withdrawals
+from medflex.sql import Ids, bigints, query
 
 LEASE_SECONDS = 300
 """How long a lease outlives its last renewal; above the longest time a single request can take."""
@@ -417,7 +417,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def renew(self, epochs: Mapping[int, int], holder: str, seconds: int = LEASE_SECONDS) -> int:
         """Keep the leases that are still ours for another ``seconds``; return how many these are."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/renew_leases"),
                 {
@@ -458,13 +458,13 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         operation: str,
         holder: str,
         epoch: int,
-        appointment_ids: Sequence[int],
-        versions: Sequence[int],
-        digests: Sequence[int] | None,
+        appointment_ids: Ids,
+        versions: Ids,
+        digests: Ids | None,
         extracted_at: datetime | None = None,
         reasons: Sequence[str] | None = None,
-        patient_ids: Sequence[int] | None = None,
-        partner_ids: Sequence[int] | None = None,
+        patient_ids: Ids | None = None,
+        partner_ids: Ids | None = None,
         revoked_at: Sequence[datetime | None] | None = None,
     ) -> Intent:
         """Make a batch durable; only then may its first byte leave.
@@ -472,7 +472,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         Raises:
             LeaseLostError: another task has taken the clinic over.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/record_intent"),
                 {
@@ -507,7 +507,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         Args:
             looked_at: the instant of the last look before its first byte left.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/resolve_batch"),
                 {
@@ -551,7 +551,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
         A place further away than ``most_seconds`` is not taken; the number returned is then larger.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/reserve_slot"),
                 {

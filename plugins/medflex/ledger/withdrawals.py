@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from medflex.arrow import of_types, read_frame
 from medflex.domain.revocations import ABSENCE
 from medflex.errors import BadParameterError
-from medflex.sql import query
+from medflex.sql import bigints, query
 
 KEY = ("clinic_id", "appointment_id", "lpu_id")
 """What names a record."""
@@ -314,11 +314,6 @@ class Withdrawals:
         with self._transaction() as cursor:
             cursor.execute(query(name), parameters)
             return {int(row["clinic_id"]): int(row["records"]) for row in cursor.fetchall()}
-
-
-def bigints(ids: Sequence[int]) -> str:
-    """Return ids as a bigint[] literal."""
-    return "{" + ",".join([str(int(item)) for item in ids]) + "}"
 
 
 # What Python's calendar can hold; Postgres and Arrow hold more. Nothing that is missing lies between them.

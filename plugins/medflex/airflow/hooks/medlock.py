@@ -26,8 +26,7 @@ from medflex.errors import (
     MedlockUnavailableError,
 )
 from medflex.ledger.connection import refused_login
-from medflex.ledger.withdrawals import bigints
-from medflex.sql import query
+from medflex.sql import Ids, bigints, query
 
 APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
     "clinic_id": pa.int64(),
@@ -138,9 +137,9 @@ class Medlock:
         """Return the clinics that a log-in's owner is the head of (R2)."""
         return {int(item) for item in self._frame("medlock/headed_clinics", {"login": login})["clinic_id"]}
 
-    def consent_now(self, clinic_id: int, appointment_ids: Sequence[int]) -> pd.DataFrame:
+    def consent_now(self, clinic_id: int, appointment_ids: Ids) -> pd.DataFrame:
         """Return the flags behind these appointments as they are committed now; a deleted one has no row."""
-        parameters = {"clinic_id": clinic_id, "appointment_ids": _list(appointment_ids)}
+        parameters = {"clinic_id": clinic_id, "appointment_ids": bigints(appointment_ids)}
         return self._frame("medlock/consent_now", parameters, _CONSENT_TYPES)
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
@@ -153,9 +152,7 @@ class Medlock:
             return reader.read_all()
 
     @contextmanager
-    def stream_appointments_now(
-        self, clinic_ids: Sequence[int], appointment_ids: Sequence[int], rows: int
-    ) -> Iterator[Iterator[pa.Table]]:
+    def stream_appointments_now(self, clinic_ids: Ids, appointment_ids: Ids, rows: int) -> Iterator[Iterator[pa.Table]]:
         """Yield what ``appointments_now`` returns in tables of about ``rows`` rows, at least one, in no particular
         order: for many of them.
         """
@@ -307,7 +304,7 @@ def windows_json(windows: pd.DataFrame) -> str:
     )
 
 
-def _pairs(clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> dict[str, str]:
+def _pairs(clinic_ids: Ids, appointment_ids: Ids) -> dict[str, str]:
     return {"medflex.clinic_ids": bigints(clinic_ids), "medflex.appointment_ids": bigints(appointment_ids)}
 
 

@@ -19,8 +19,7 @@ from psycopg.types.datetime import TimestamptzLoader
 from medflex.airflow.hooks.medlock import translated_error
 from medflex.domain.partner_actions import Action, ActionType, Ruling, Slot
 from medflex.errors import ActionsWaitError, MedlockRefusedError
-from medflex.ledger.withdrawals import bigints
-from medflex.sql import query
+from medflex.sql import bigints, query
 
 LOCK_SECONDS = 3
 """So long is somebody waited for who is changing the appointment; then the action waits for the next run."""
