@@ -45,9 +45,9 @@ NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "per
 
 WATCH = "consent"
 SWEEP_WATCH = "sweep"
-_PRESENT_ROWS = 50_000
+_PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_LIVE_ROWS = 800_000
+_LIVE_ROWS = 250_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
@@ -264,7 +264,7 @@ class Withdrawer(Writer):
         gone = np.ones(len(live), dtype=bool)
         nothing = pd.DataFrame()
         with self._medlock.stream_appointments_now(
-            asked["clinic_id"].tolist(), asked["appointment_id"].tolist(), _PRESENT_ROWS
+            asked["clinic_id"].to_numpy(), asked["appointment_id"].to_numpy(), _PRESENT_ROWS
         ) as answer:
             for table in answer:
                 present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
