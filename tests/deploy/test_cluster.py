@@ -82,6 +82,14 @@ def test_the_daily_run_goes_through_on_two_workers_that_share_an_object_store(
         assert list((deployment.folder / worker / "logs").rglob(f"*{DAG_ID}*/**/*.log")), worker
 
 
+def test_the_workers_have_imported_the_tasks_libraries_before_they_fork(deployment: Deployment) -> None:
+    for worker in WORKERS:
+        process = deployment.processes.process(worker)
+        assert process is not None
+        # Of the worker itself: what a task imports is gone with its process.
+        assert any("/pandas/_libs/" in entry.path for entry in process.memory_maps()), worker
+
+
 def test_staging_is_gone_and_the_report_is_there(deployment: Deployment, run_id: str) -> None:
     keys = "print(*[o['Key'] for o in s3.list_objects_v2(Bucket='{}').get('Contents', [])], sep='\\n')"
     assert s3(deployment, keys.format("medflex-staging")) == ""

@@ -293,15 +293,16 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
     for name in (
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "AIRFLOW__CORE__LOAD_EXAMPLES", "DO_NOT_TRACK",
-        "GX_ANALYTICS_ENABLED",
+        "GX_ANALYTICS_ENABLED", "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "MALLOC_ARENA_MAX",
     ):  # fmt: skip
         assert environment[name] == stack[name], name
-    # What the stack sets and this file does not: places, and sizes of a demo.
+    # What the stack sets and this file does not: places, sizes of a demo, and how LocalExecutor makes its processes.
     of_the_machine = {
         "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "AIRFLOW__CORE__PARALLELISM",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT", "AIRFLOW__API__WORKERS",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL",
+        "AIRFLOW__SCHEDULER__MP_START_METHOD", "AIRFLOW__CORE__MP_FORKSERVER_PRELOAD",
     }  # fmt: skip
     ours = {name for name in stack if name.startswith(("AIRFLOW", "MEDFLEX_"))}
     assert ours - set(environment) == of_the_machine

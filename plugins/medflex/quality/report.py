@@ -22,8 +22,9 @@ from typing import Any
 from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.domain.reasons import Reason
 from medflex.quality import suites
+from medflex.quality.library import import_great_expectations, silence
 from medflex.quality.results import ExpectationResult, SuiteResult
-from medflex.quality.validation import Funnel, import_great_expectations, merge, silence
+from medflex.quality.validation import Funnel, merge
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _TITLES = {"source": "Source", "outgoing": "Outgoing", "run": "Whole run"}

@@ -10,20 +10,11 @@ value of the data, no argument and no exception text of Great Expectations leave
 from __future__ import annotations
 
 import builtins
-import logging
-import os
 import re
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +23,7 @@ import pandas as pd
 from medflex.domain.reasons import Reason
 from medflex.domain.window import zone_or_none
 from medflex.quality import suites
+from medflex.quality.library import import_great_expectations, silence
 from medflex.quality.results import ExpectationResult, Severity, SuiteResult
 from medflex.quality.suites import EQUATIONS, Kind, Rule
 
@@ -484,40 +476,6 @@ class _GreatExpectations:
         return list(validator.graph_validate(rules, {"result_format": result_format}))
 
 
-def import_great_expectations() -> Any:
-    """Import Great Expectations with its analytics off; the switch is read at import."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    with silence(), _at_first_use("altair", "scipy.stats"):
-        import great_expectations as gx
-    return gx
-
-
-@contextmanager
-def _at_first_use(*names: str) -> Iterator[None]:
-    """Let modules that are imported within be loaded when something in them is asked for.
-
-    Great Expectations imports these for statistics and plots of which no rule of ours makes use: a third of the time
-    and half of the memory that its import takes.
-    """
-    finder = _LazyFinder(names)
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-class _LazyFinder(MetaPathFinder):
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in self._names else None
-        if spec is not None and spec.loader is not None:
-            spec.loader = LazyLoader(spec.loader)
-        return spec
-
-
 def to_expectation(rule: Rule) -> Any:
     """Return the rule as an object of Great Expectations."""
     from great_expectations.expectations.metadata_types import FailureSeverity
@@ -575,25 +533,6 @@ def _exception_class(info: Any) -> str | None:
                 if isinstance(kind, type) and issubclass(kind, BaseException):
                     return name
     return "Exception"
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Keep Great Expectations' log lines and warnings in: both may quote a value.
-
-    Levels would not do: some of its modules set their own.
-    """
-    logger = logging.getLogger("great_expectations")
-    propagate, handler = logger.propagate, logging.NullHandler()
-    logger.propagate = False
-    logger.addHandler(handler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.propagate = propagate
-            logger.removeHandler(handler)
 
 
 def merge(results: Sequence[SuiteResult]) -> SuiteResult:
