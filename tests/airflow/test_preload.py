@@ -48,7 +48,7 @@ def test_a_task_finds_its_libraries_imported_and_reads_the_products_code_anew(en
         "medflex.airflow",
         "medflex.airflow.preload",
         "medflex.quality",
-        "medflex.quality.library",
+        "medflex.quality.gx",
     }
     assert {name.partition(".")[0] for name in anew} & HEAVY == set()
     assert "medflex.airflow.tasks.transfer" in anew

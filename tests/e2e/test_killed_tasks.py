@@ -224,6 +224,16 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         patch.undo()
 
 
+@pytest.fixture
+def no_reconciliation(airflow: Airflow) -> Iterator[None]:
+    """At each half hour one begins, and would withdraw refusals before the task that is to die gets to them."""
+    airflow.pause("medflex_reconcile")
+    wait_for(lambda: airflow.quiet("medflex_reconcile"), "no reconciliation under way")
+    yield
+    airflow.pause("medflex_reconcile", paused=False)
+
+
+@pytest.mark.usefixtures("no_reconciliation")
 def test_a_transfer_whose_withdrawals_and_loads_are_killed_at_each_step_ends_green_and_exact(airflow: Airflow) -> None:
     airflow.pause("medflex_withdraw")
     airflow.one_clinic_per_shard()
@@ -245,13 +255,12 @@ def test_a_transfer_whose_withdrawals_and_loads_are_killed_at_each_step_ends_gre
     airflow.pause("medflex_withdraw", paused=False)
 
 
+@pytest.mark.usefixtures("no_reconciliation")
 @pytest.mark.parametrize("deaths", WITHDRAW_NOW, ids=lambda deaths: ", then ".join(deaths))
 def test_a_quick_withdrawal_that_is_killed_is_brought_to_its_end_by_the_next_attempt(
     airflow: Airflow, deaths: tuple[str, ...]
 ) -> None:
-    # At each half hour a reconciliation begins, which would withdraw the refusal before the task that is to die.
-    airflow.pause("medflex_reconcile")
-    wait_for(lambda: airflow.quiet("medflex_reconcile", "medflex_withdraw"), "nothing that withdraws under way")
+    wait_for(lambda: airflow.quiet("medflex_withdraw"), "no withdrawal under way")
     before = airflow.states("medflex_withdraw")
     airflow.order("withdraw_revoked_now", deaths)
     airflow.refuse(1 + WITHDRAW_NOW.index(deaths) % CLINICS)
@@ -260,7 +269,6 @@ def test_a_quick_withdrawal_that_is_killed_is_brought_to_its_end_by_the_next_att
     ended = {run_id: state for run_id, state in airflow.states("medflex_withdraw").items() if run_id not in before}
     assert set(ended.values()) == {"success"}
     airflow.check()
-    airflow.pause("medflex_reconcile", paused=False)
 
 
 def test_a_reconciliation_that_is_killed_at_each_step_ends_green_and_exact(airflow: Airflow) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from medflex.domain.payload import PAYLOAD_COLUMNS
 from medflex.domain.reasons import Reason
-from medflex.quality import library, suites, validation
+from medflex.quality import gx, suites, validation
 from medflex.quality.results import Severity
 from medflex.quality.suites import Rule
 
@@ -36,7 +36,7 @@ def test_importing_the_package_does_not_import_great_expectations() -> None:
 def test_great_expectations_comes_without_what_no_rule_uses() -> None:
     """Statistics and plots: a third of the seconds and half of the memory of its import. They are there when asked."""
     code = (
-        "import sys; from medflex.quality.library import import_great_expectations as load; load();"
+        "import sys; from medflex.quality.gx import import_great_expectations as load; load();"
         "assert not {'scipy.stats._stats_py', 'altair.vegalite'} & set(sys.modules);"
         "assert not any(type(one).__name__ == '_LazyFinder' for one in sys.meta_path);"
         "import altair; from scipy import stats; stats.norm.cdf(0); altair.Chart"
@@ -82,7 +82,7 @@ def test_a_suite_takes_no_argument_and_is_the_same_each_time(suite: str) -> None
 
 
 def test_each_rule_is_an_expectation_that_great_expectations_knows() -> None:
-    library.import_great_expectations()
+    gx.import_great_expectations()
     for _, rule in ALL:
         expectation = validation.to_expectation(rule)
         assert expectation.expectation_type == rule.expectation_type

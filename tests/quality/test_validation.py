@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from medflex.domain.reasons import Reason
-from medflex.quality import library, suites, validation
+from medflex.quality import gx, suites, validation
 from medflex.quality.results import Severity, SuiteResult
 from medflex.quality.suites import Rule
 from medflex.quality.validation import Funnel
@@ -607,7 +607,7 @@ def test_log_lines_and_warnings_of_great_expectations_are_kept_in(caplog: pytest
     loud.setLevel(logging.DEBUG)  # as some of its modules do
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with library.silence():
+        with gx.silence():
             loud.error("Канарейкина")
             warnings.warn("Канарейкина", stacklevel=1)
     assert not caught

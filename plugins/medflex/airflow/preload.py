@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from importlib import import_module
 
-from medflex.quality.library import import_great_expectations
+from medflex.quality.gx import import_great_expectations
 
 LIBRARIES = (
     "adbc_driver_postgresql.dbapi",
@@ -39,5 +39,3 @@ for _name in LIBRARIES:
         import_module(_name)
 with suppress(Exception):
     import_great_expectations()
-    import_module("great_expectations.execution_engine.pandas_execution_engine")
-    import_module("great_expectations.validator.validator")

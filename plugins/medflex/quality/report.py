@@ -22,7 +22,7 @@ from typing import Any
 from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.domain.reasons import Reason
 from medflex.quality import suites
-from medflex.quality.library import import_great_expectations, silence
+from medflex.quality.gx import import_great_expectations, silence
 from medflex.quality.results import ExpectationResult, SuiteResult
 from medflex.quality.validation import Funnel, merge
 

@@ -23,7 +23,7 @@ import pandas as pd
 from medflex.domain.reasons import Reason
 from medflex.domain.window import zone_or_none
 from medflex.quality import suites
-from medflex.quality.library import import_great_expectations, silence
+from medflex.quality.gx import import_great_expectations, silence
 from medflex.quality.results import ExpectationResult, Severity, SuiteResult
 from medflex.quality.suites import EQUATIONS, Kind, Rule
 
