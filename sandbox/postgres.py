@@ -213,7 +213,8 @@ class Cluster:
             "timezone": "UTC",
             "log_timezone": "UTC",
             "max_connections": "150",
-            "shared_buffers": "128MB",
+            # What is not touched takes no memory.
+            "shared_buffers": "512MB" if self.durable else "128MB",
             "work_mem": "32MB",
             "maintenance_work_mem": "128MB",
             "max_wal_size": "2GB",
