@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
@@ -40,6 +40,11 @@ from medflex.errors import (
     ValidationFailedError,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medflex.ledger.store import Decision
+
 log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
@@ -52,7 +57,7 @@ HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
-VALIDATED_ROWS = 2 * PART_ROWS
+VALIDATED_ROWS = 5 * PART_ROWS
 """Rows per batch of Great Expectations, which costs a fixed part of a second each time."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
@@ -376,7 +381,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         staging.clear(number, "eligible")
         snapshot = pa.Table.from_pandas(clinics.drop(columns=JUDGED_COLUMNS), preserve_index=False)
         staging.write(number, "clinics", 0, snapshot.replace_schema_metadata({"judged_at": judged_at.isoformat()}))
-        decided: dict[tuple[int, str, tuple[str, ...]], list[int]] = {}
+        held = _Held()
         counts = pd.DataFrame(
             0,
             index=pd.Index(clinic_ids, name="clinic_id"),
@@ -388,7 +393,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
                 verdict = judge(rows, clinics)
                 payload = records_of(rows[verdict.eligible], clinics, key)
                 write(part, pa.Table.from_pandas(payload, preserve_index=False))
-                _gather(decided, rows, verdict)
+                held.add(rows, verdict)
                 flags = pd.DataFrame(
                     {
                         "clinic_id": rows["clinic_id"],
@@ -400,16 +405,17 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
                 )
                 counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
         _all_staged(int(counts[["eligible", "withheld", "quarantined"]].sum().sum()), ledger, run, number)
-        ledger.save_decisions(run.run_key, "withhold", clinic_ids, _decisions(decided))
+        decisions = list(held.decisions())
+        ledger.save_decisions(run.run_key, "withhold", clinic_ids, decisions)
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
     totals = logged({str(name): int(value) for name, value in counts.sum().items()})
     if totals["unknown_statuses"]:
         log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
     by_reason: dict[str, int] = {}
-    for (_, _, reasons), ids in decided.items():
-        for reason in reasons:
-            by_reason[reason] = by_reason.get(reason, 0) + len(ids)
+    for decision in decisions:
+        for reason in decision.reasons:
+            by_reason[reason] = by_reason.get(reason, 0) + len(decision.appointment_ids)
     for reason, records in sorted(by_reason.items()):
         log.info("Not sent, %s: %d.", reason, records)
     return totals
@@ -425,28 +431,41 @@ def _all_staged(judged: int, ledger: Any, run: Any, number: int) -> None:
         )
 
 
-def _gather(decided: dict[tuple[int, str, tuple[str, ...]], list[int]], rows: Any, verdict: Any) -> None:
-    """Add the ids of a part's withheld and quarantined rows to those with exactly the same reasons."""
-    import numpy as np
+class _Held:
+    """Gathers which records are not sent and why, part by part."""
 
-    held = ~verdict.eligible
-    if not held.any():
-        return
-    names = list(verdict.reasons.columns)
-    reasons = verdict.reasons.to_numpy(dtype=bool)[held]
-    # One bit per reason: rows with the same reasons have the same number.
-    codes = reasons @ (1 << np.arange(len(names)))
-    frame = rows.loc[held, ["clinic_id", "appointment_id"]].assign(code=codes, withheld=verdict.withheld[held])
-    for (clinic_id, code, withheld), ids in frame.groupby(["clinic_id", "code", "withheld"])["appointment_id"]:
-        which = tuple(name for bit, name in enumerate(names) if int(code) >> bit & 1)
-        decided.setdefault((int(clinic_id), "withheld" if withheld else "quarantined", which), []).extend(ids.tolist())
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._parts: list[tuple[np.ndarray[Any, Any], ...]] = []
 
+    def add(self, rows: Any, verdict: Any) -> None:
+        """Take up a part's withheld and quarantined rows."""
+        import numpy as np
 
-def _decisions(decided: Mapping[tuple[int, str, tuple[str, ...]], list[int]]) -> Iterator[Any]:
-    from medflex.ledger.store import Decision
+        held = ~verdict.eligible
+        self._names = list(verdict.reasons.columns)
+        reasons = verdict.reasons.to_numpy(dtype=bool)[held]
+        # One bit per reason: rows with the same reasons have the same number. The lowest bit: withheld.
+        codes = reasons @ (2 << np.arange(len(self._names))) + verdict.withheld[held]
+        ids = (rows[name].to_numpy("int64")[held] for name in ("clinic_id", "appointment_id"))
+        self._parts.append((*ids, codes))
 
-    for (clinic_id, decision, reasons), ids in decided.items():
-        yield Decision(clinic_id, decision, reasons, sorted(ids))
+    def decisions(self) -> Iterator[Decision]:
+        """Yield the records of each clinic that share exactly the same reasons."""
+        import numpy as np
+
+        from medflex.ledger.store import Decision
+
+        if not sum(len(ids) for ids, *_ in self._parts):
+            return
+        clinics, ids, codes = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        order = np.lexsort((ids, codes, clinics))
+        clinics, ids, codes = clinics[order], ids[order], codes[order]
+        starts = np.flatnonzero(np.r_[True, (clinics[1:] != clinics[:-1]) | (codes[1:] != codes[:-1])])
+        for start, records in zip(starts.tolist(), np.split(ids, starts[1:]), strict=True):
+            code = int(codes[start])
+            which = tuple(name for bit, name in enumerate(self._names, start=1) if code >> bit & 1)
+            yield Decision(int(clinics[start]), "withheld" if code & 1 else "quarantined", which, records)
 
 
 # -- validate --------------------------------------------------------------------------------------------------------
