@@ -325,6 +325,64 @@ def test_a_refusal_after_an_attempt_in_doubt_stays_written_down_as_maybe_sent(fi
     assert states == [("sending",)]
 
 
+class Counting:
+    """Medlock, and how often it was asked for flags."""
+
+    def __init__(self, medlock: Any) -> None:
+        self._medlock, self.looks = medlock, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._medlock, name)
+
+    def consent_now(self, *arguments: Any) -> Any:
+        self.looks += 1
+        return self._medlock.consent_now(*arguments)
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 2), (0.3, 10)])
+def test_batches_are_looked_at_together_and_again_when_their_turn_comes_late(
+    filled: World, seconds: float, looks: int
+) -> None:
+    """Sixteen batches. Where each request takes 0.3 s, the fifth of eight begins 1.2 s after the look."""
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(32)
+    clock = FakeClock()
+    with filled.parts(batch_size=2, parallel=1) as (medlock, ledger, client):
+        counting, post = Counting(medlock), client.post_batch
+
+        def slow(*arguments: Any) -> Any:
+            clock.sleep(seconds)
+            return post(*arguments)
+
+        client.post_batch = slow  # type: ignore[method-assign]
+        loader = Loader(
+            client=client, medlock=counting, ledger=ledger, clock=clock, holder="test/0", run_key=None,
+            extracted_at=EXTRACTED_AT,
+        )  # fmt: skip
+        result = loader.load([int(records["clinic_id"].iloc[0])], lambda: [records])
+    assert totals(result) == only(accepted=32)
+    assert counting.looks == looks
+    assert filled.read_ledger(
+        "SELECT count(*), count(*) FILTER (WHERE outcome = 'acknowledged') FROM ledger.batch"
+    ) == [(16, 16)]
+
+
+def test_a_refusal_while_a_batch_waits_for_its_turn_is_honoured(filled: World) -> None:
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(16)
+    patient = int(records["patient_id"].iloc[-1])
+    refused = set(records.loc[records["patient_id"] == patient, "id"].tolist())
+    assert not refused & set(records["id"].head(2))
+
+    class RefusingClock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            filled.edit("UPDATE medlock.patient SET refused_marketing = true WHERE id = %s", [patient])
+
+    # One request in two seconds: all eight batches were looked at before the first of these waits.
+    result = load(filled, records, clock=RefusingClock(), parallel=1, batch_size=2, rate_per_second=0.5)
+    assert totals(result) == only(accepted=16 - len(refused), dropped=len(refused))
+    assert not refused & {key[1] for key in filled.control.records()}
+
+
 # -- leases, crashes, restored ledgers -------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ def test_ids_beyond_what_a_float_can_hold_are_exact(medlock: Medlock, small: str
     assert medlock.clinics([HUGE], NOW)["clinic_id"].tolist() == [HUGE]
     assert medlock.appointment_counts(windows(1, HUGE)) == {1: 1, HUGE: 2}
 
-    now = medlock.consent_now(HUGE, [HUGE, HUGE + 2]).sort_values("appointment_id")
+    now = medlock.consent_now([HUGE], [HUGE, HUGE + 2]).sort_values("appointment_id")
     rows = extracted(medlock, windows(1, HUGE)).query("clinic_id == @HUGE").sort_values("appointment_id")
     for frame in (now, rows):
         assert frame["appointment_id"].tolist() == [HUGE, HUGE + 2]
@@ -133,19 +133,19 @@ def test_consent_is_read_as_committed_now_and_a_deleted_appointment_has_no_row(m
     appointment(small, 200, clinic_id=2, patient_id=8, doctor_id=6)
     ids = [100, 101, 102, 103, 200, 999]
     # That of another clinic has no row either.
-    assert sorted(medlock.consent_now(1, ids)["appointment_id"]) == [100, 101, 102, 103]
+    assert sorted(medlock.consent_now([1], ids)["appointment_id"]) == [100, 101, 102, 103]
     run(small, "DELETE FROM medlock.appointment WHERE id = 100")
     run(small, "UPDATE medlock.appointment SET clinic_id = 2 WHERE id = 101")
     run(small, "UPDATE medlock.appointment SET is_anonymous = NULL, patient_id = 8 WHERE id = 102")
     run(small, "UPDATE medlock.doctor SET medflex_banned = true WHERE id = 5")
-    now = medlock.consent_now(1, ids).set_index("appointment_id").sort_index()
+    now = medlock.consent_now([1], ids).set_index("appointment_id").sort_index()
     assert now.index.tolist() == [102, 103]
     # Patient 8 is of another clinic, so nothing is known of their consent.
     assert now["patient_found"].tolist() == [False, True]
     assert now["refused_marketing"].tolist() == [pd.NA, False]
     assert now["is_anonymous"].tolist() == [pd.NA, False]
     assert now["doctor_banned"].tolist() == [True, True]
-    assert medlock.consent_now(1, []).empty
+    assert medlock.consent_now([1], []).empty
 
 
 def test_windows_are_cut_to_the_microsecond(medlock: Medlock, small: str) -> None:
@@ -255,7 +255,7 @@ def test_medlock_cannot_be_written_to(small: str, monkeypatch: pytest.MonkeyPatc
 
 READS: dict[str, Callable[[Medlock], object]] = {
     "clinics": lambda medlock: medlock.clinics(None, NOW),
-    "consent_now": lambda medlock: medlock.consent_now(1, [100]),
+    "consent_now": lambda medlock: medlock.consent_now([1], [100]),
     "appointment_counts": lambda medlock: medlock.appointment_counts(windows(1)),
     "appointment_samples": lambda medlock: medlock.appointment_counts(windows(*range(1, hook.MOST_COUNTED + 2))),
     "stream_appointments": lambda medlock: extracted(medlock, windows(1)),

@@ -5,8 +5,8 @@ test's own Airflow; Python runs it at the start of each of Airflow's processes. 
 before and after it, it looks whether a death is ordered there.
 
 An order is a file ``<task id>@<map index>.<number>`` in the folder ``orders`` that says ``before acquire`` or ``after
-resolve``; with ``, both`` behind it the supervisor dies with the task. The orders of a task instance are carried out
-one after another, so that each attempt dies at the next one.
+resolve_together``; with ``, both`` behind it the supervisor dies with the task.
+The orders of a task instance are carried out one after another, so that each attempt dies at the next one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ STEPS = {
             "begin_writing",
             "acquire",
             "fold_open_batches",
-            "record_intent",
-            "resolve",
+            "record_intents",
+            "resolve_together",
             "release",
             "save_revocations",
             "correct_records",

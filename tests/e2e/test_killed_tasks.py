@@ -34,33 +34,33 @@ SETTINGS = {
 LOAD = (
     ("before acquire", "after acquire"),
     ("after fold_open_batches", "after set_stage"),
-    ("after record_intent", "after post_batch"),
-    ("before post_batch", "after resolve"),
-    ("before resolve, both", "before save_numbers"),
+    ("after record_intents", "after post_batch"),
+    ("before post_batch", "after resolve_together"),
+    ("before resolve_together, both", "before save_numbers"),
     ("after save_numbers", "before set_stage"),
 )
 WITHDRAW = (
     ("before save_revocations", "after save_revocations"),
     ("before acquire", "after acquire"),
-    ("after fold_open_batches", "before record_intent"),
-    ("after record_intent", "before post_batch"),
-    ("after post_batch, both", "before resolve"),
-    ("after resolve", "after save_numbers"),
+    ("after fold_open_batches", "before record_intents"),
+    ("after record_intents", "before post_batch"),
+    ("after post_batch, both", "before resolve_together"),
+    ("after resolve_together", "after save_numbers"),
 )
 WITHDRAW_NOW = (
     ("after save_revocations", "before acquire"),
     ("after acquire", "after fold_open_batches"),
-    ("after record_intent", "before post_batch"),
-    ("after post_batch", "before resolve"),
-    ("after resolve",),
-    ("after record_intent, both",),
+    ("after record_intents", "before post_batch"),
+    ("after post_batch", "before resolve_together"),
+    ("after resolve_together",),
+    ("after record_intents, both",),
 )
 RECONCILE = (
     ("after acquire", "before correct_records"),
     ("after fold_open_batches", "after correct_records"),
     ("after release", "after save_revocations"),
-    ("after record_intent", "after post_batch"),
-    ("after resolve", "after save_findings"),
+    ("after record_intents", "after post_batch"),
+    ("after resolve_together", "after save_findings"),
     ("after set_withdraw_stage", "after save_numbers"),
 )
 

@@ -17,6 +17,9 @@ from tests.faults.medlock import FLAGS, Key, Medlock, Row, clinic_of
 MOST_ABSENT = 10
 """So many records of a clinic may be withdrawn within a day because rows are gone; 2 % of so few records is less."""
 
+MOST_AGE = timedelta(seconds=1)
+"""So old a last look may be when the request begins."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -81,16 +84,15 @@ class Judge:
 
     def on_read(self, process: Process, name: str, arguments: tuple[Any, ...]) -> None:
         """The product reads Medlock; what the last look sees is what is committed at this instant."""
-        medlock = self.medlock
+        medlock, now = self.medlock, self.machine.clock.now()
         if name == "consent_now":
             for id_ in arguments[1]:
                 row = medlock.rows["appointment"].get(id_)
                 patient = row["patient_id"] if row and medlock.people(row) != (None, None) else None
-                process.flags_seen[id_] = (row is not None and not medlock.refused(id_), patient)
+                process.flags_seen[id_] = (row is not None and not medlock.refused(id_), patient, now)
         elif name == "clinics":
-            now = self.machine.clock.now()
             for clinic_id, row in medlock.rows["clinic"].items():
-                state = (medlock.is_open(clinic_id, now), medlock.partners(clinic_id), row["lpu_id"])
+                state = (medlock.is_open(clinic_id, now), medlock.partners(clinic_id), row["lpu_id"], now)
                 process.clinics_seen[clinic_id] = state
 
     def on_request(self, process: Process, path: str, key: str, body: Row) -> None:
@@ -110,10 +112,10 @@ class Judge:
                 self.blame("I4", f"{process.name} uses version {version} for two contents")
             if sends:
                 self._may_be_sent(process, lpu_id, record)
+                # Whoever sends it again has to look again.
+                process.flags_seen.pop(record["id"], None)
             else:
                 self._may_be_withdrawn(process, lpu_id, record["id"])
-        process.flags_seen.clear()
-        process.clinics_seen.clear()
 
     def on_refusal(self) -> None:
         """The request just received was turned away unread: its versions may be used again."""
@@ -123,11 +125,13 @@ class Judge:
 
     def _may_be_sent(self, process: Process, lpu_id: int, record: Row) -> None:
         id_ = record["id"]
-        permitted, patient = process.flags_seen.get(id_, (None, None))
-        is_open, partners, lpu_now = process.clinics_seen.get(clinic_of(id_), (None, set(), None))
+        permitted, patient, seen = process.flags_seen.get(id_, (None, None, None))
+        is_open, partners, lpu_now, clinic_seen = process.clinics_seen.get(clinic_of(id_), (None, set(), None, None))
         what = f"{process.name} sends {id_} (version {record['version']})"
-        if permitted is None or is_open is None:
+        if seen is None or clinic_seen is None:
             self.blame("I1", f"{what} without a last look")
+        elif process.stepped_at - min(seen, clinic_seen) > MOST_AGE:
+            self.blame("I1", f"{what} long after the last look")
         elif not permitted:
             self.blame("I1", f"{what}, which the last look has seen refused")
         elif not is_open or lpu_now != lpu_id:

@@ -200,7 +200,9 @@ class Process:
     """One process of the product.
 
     Attributes:
-        looks: appointment → what the last look read of it, see ``Judge``; emptied by each request.
+        flags_seen: appointment → what the last look read of it, and when, see ``Judge``.
+        clinics_seen: the same of clinics.
+        stepped_at: when the present step began; it may have stood still since.
         log: the kind of each step.
         result: what became of it, for the trace and for the judge; empty while it has not ended.
     """
@@ -215,6 +217,7 @@ class Process:
         self.error: BaseException | None = None
         self.flags_seen: dict[int, Any] = {}
         self.clinics_seen: dict[int, Any] = {}
+        self.stepped_at = machine.clock.now()
         self.real_ledger = Ledger(machine.connections.ledger, now=machine.clock.now)
         self.real_medlock = Medlock(machine.connections.medlock)
         machine.connections.lend(self.real_ledger, machine.connections.ledger)
@@ -254,6 +257,7 @@ class Process:
         self.log.append(kind)
         # No two steps of anybody are made at the same instant.
         self.machine.clock.sleep(STEP_SECONDS)
+        self.stepped_at = self.machine.clock.now()
         if number > MOST_STEPS:
             raise RunsForeverError(f"{self.name} has made {number} steps and does not end")
         action = self.plan.get(number, "")

@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import medflex.airflow.loading as loading
-import medflex.ledger.store as store
-from medflex.errors import LeaseLostError
-from medflex.ledger.store import BatchOutcome, Intent, Ledger
+import medflex.airflow.writing as writing
+import medflex.ledger.connection as connection
+from medflex.ledger.store import BatchContent, Intent, Ledger, Resolution
 
 
 def intent_after_action(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is written down when its outcome is known, not before its first byte leaves."""
-    record_intent, resolve = Ledger.record_intent, Ledger.resolve
-    pending: dict[int, dict[str, Any]] = {}
+    record_intents, resolve_together = Ledger.record_intents, Ledger.resolve_together
+    pending: dict[int, BatchContent] = {}
 
-    def postponed(ledger: Ledger, **batch: Any) -> Intent:
-        pending[-len(pending) - 1] = batch
-        return Intent(-len(pending), uuid.uuid4())
+    def postponed(ledger: Ledger, batches: Sequence[BatchContent]) -> list[Intent | None]:
+        intents: list[Intent | None] = []
+        for batch in batches:
+            pending[-len(pending) - 1] = batch
+            intents.append(Intent(-len(pending), uuid.uuid4()))
+        return intents
 
-    def both(ledger: Ledger, batch_id: int, result: BatchOutcome, *more: Any) -> bool:
-        try:
-            written = record_intent(ledger, **pending[batch_id])
-        except LeaseLostError:
-            return False
-        return resolve(ledger, written.batch_id, result, *more)
+    def both(ledger: Ledger, resolutions: Sequence[Resolution]) -> list[bool]:
+        resolved = []
+        for resolution in resolutions:
+            (written,) = record_intents(ledger, [pending[resolution.batch_id]])
+            resolved += (
+                resolve_together(ledger, [replace(resolution, batch_id=written.batch_id)]) if written else [False]
+            )
+        return resolved
 
-    monkeypatch.setattr(Ledger, "record_intent", postponed)
-    monkeypatch.setattr(Ledger, "resolve", both)
+    monkeypatch.setattr(Ledger, "record_intents", postponed)
+    monkeypatch.setattr(Ledger, "resolve_together", both)
 
 
 def key_without_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The idempotency key is made from what is sent, and does not know how often it was sent before."""
-    record_intent = Ledger.record_intent
+    record_intents = Ledger.record_intents
 
-    def by_content(ledger: Ledger, **batch: Any) -> Intent:
-        intent = record_intent(ledger, **batch)
-        names = ("operation", "lpu_id", "appointment_ids", "digests")
-        return Intent(intent.batch_id, uuid.uuid5(uuid.NAMESPACE_URL, str([batch[name] for name in names])))
+    def by_content(ledger: Ledger, batches: Sequence[BatchContent]) -> list[Intent | None]:
+        intents = record_intents(ledger, batches)
+        contents = [
+            str((batch.operation, batch.lpu_id, list(batch.appointment_ids), _listed(batch.digests)))
+            for batch in batches
+        ]
+        return [
+            intent and Intent(intent.batch_id, uuid.uuid5(uuid.NAMESPACE_URL, content))
+            for intent, content in zip(intents, contents, strict=True)
+        ]
 
-    monkeypatch.setattr(Ledger, "record_intent", by_content)
+    monkeypatch.setattr(Ledger, "record_intents", by_content)
+
+
+def _listed(ids: Any) -> list[int] | None:
+    return None if ids is None else list(ids)
 
 
 def version_without_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +78,14 @@ def no_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "last_look", lambda prepared, *_: [loading.PERMITTED] * len(prepared))
 
 
+def old_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked at may leave whenever it gets round to it."""
+    monkeypatch.setattr(writing, "LOOK_SECONDS", float("inf"))
+
+
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever once had a clinic's lease may go on writing for it."""
-    query = store.query
+    query = connection.query
     fence = "lease.clinic_id = %(clinic_id)s AND lease.holder = %(holder)s::text AND lease.epoch = %(epoch)s"
     assert fence in query("ledger/record_intent")
 
@@ -72,7 +93,7 @@ def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
         text = query(name)
         return text.replace(fence, "lease.clinic_id = %(clinic_id)s") if name == "ledger/record_intent" else text
 
-    monkeypatch.setattr(store, "query", without)
+    monkeypatch.setattr(connection, "query", without)
     monkeypatch.setattr(loading.Loader, "_require_lease", lambda *_: None)
 
 
@@ -83,6 +104,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         key_without_generation,
         version_without_generation,
         no_last_look,
+        old_look,
         no_fence,
     )
 }

@@ -7,9 +7,9 @@ mutation, when something must be.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -22,7 +22,7 @@ import medflex.airflow.writing as writing
 import medflex.domain.eligibility as eligibility
 from medflex.airflow.hooks.medflex import BatchReply
 from medflex.domain.changes import Change
-from medflex.ledger.store import BatchOutcome, Ledger
+from medflex.ledger.store import BatchOutcome, Ledger, Resolution
 from tests.faults import mutations, product
 from tests.faults.events import Event, Schedule
 from tests.faults.medlock import FLAGS, Clinic, appointment_id, doctor_id, patient_id
@@ -106,12 +106,15 @@ def success_is_judged_per_row(stage: Stage) -> Problems:
 
 
 def a_batch_with_one_success_is_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Ledger.resolve
+    original = Ledger.resolve_together
 
-    def as_a_whole(ledger: Ledger, batch_id: int, result: BatchOutcome, *more: Any) -> bool:
-        return original(ledger, batch_id, BatchOutcome(result.outcome, result.http_status), *more)
+    def as_a_whole(ledger: Ledger, resolutions: Sequence[Resolution]) -> list[bool]:
+        whole = [
+            replace(item, outcome=BatchOutcome(item.outcome.outcome, item.outcome.http_status)) for item in resolutions
+        ]
+        return original(ledger, whole)
 
-    monkeypatch.setattr(Ledger, "resolve", as_a_whole)
+    monkeypatch.setattr(Ledger, "resolve_together", as_a_whole)
 
 
 def a_reply_of_200_with_failures_is_read(stage: Stage) -> Problems:

@@ -16,7 +16,7 @@ from medflex.domain.packing import Shard
 from medflex.errors import LeaseLostError, LedgerRefusedError, LedgerUnavailableError, RunIncompleteError
 from medflex.ledger import migrate as migrations
 from medflex.ledger.report import funnel_text
-from medflex.ledger.store import BatchOutcome, Decision, Intent, Ledger, Run
+from medflex.ledger.store import BatchContent, BatchOutcome, Decision, Intent, Ledger, Resolution, Run
 from sandbox.postgres import free_port
 from tests.ledger.times import NOW, Time
 
@@ -42,6 +42,40 @@ def states(ledger: Ledger) -> dict[int, tuple[str, int, int | None]]:
         )
         for row in known.itertuples()
     }
+
+
+# -- several batches at once
+
+
+def test_batches_are_written_down_together_but_for_the_clinic_that_was_taken_over(ledger: Ledger) -> None:
+    epochs = ledger.acquire([CLINIC, CLINIC + 1], "task")
+    assert ledger.acquire([CLINIC], "withdrawal", purpose="withdraw") == {CLINIC: epochs[CLINIC] + 1}
+    batches = [
+        BatchContent(
+            run_key=None, clinic_id=clinic_id, lpu_id=LPU, operation="send", holder="task", epoch=epochs[clinic_id],
+            appointment_ids=ids, versions=[1] * len(ids), digests=ids,
+        )
+        for clinic_id, ids in ((CLINIC + 1, [1, 2]), (CLINIC, [3]), (CLINIC + 1, [4]))
+    ]  # fmt: skip
+    intents = ledger.record_intents(batches)
+    assert [intent is None for intent in intents] == [False, True, False]
+    assert set(ledger.known([CLINIC, CLINIC + 1])["appointment_id"]) == {1, 2, 4}
+    assert len({intent.idempotency_key for intent in intents if intent}) == 2
+    # In the order in which they were asked for, whatever the order in which they are locked.
+    assert intents[0] is not None
+    assert ledger.resolve(intents[0].batch_id, BatchOutcome("acknowledged", 200))
+    known = ledger.known([CLINIC + 1]).set_index("appointment_id")["state"]
+    assert known.to_dict() == {1: "sent", 2: "sent", 4: "sending"}
+
+
+def test_batches_are_resolved_together_but_for_those_that_somebody_else_has_resolved(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    first, second, third = (intent(ledger, [number], [1], [11]) for number in (1, 2, 3))
+    assert ledger.resolve(second.batch_id, BatchOutcome("to_retry"))
+    done = BatchOutcome("acknowledged", 200)
+    resolutions = [Resolution(item.batch_id, done, NOW) for item in (third, second, first)]
+    assert ledger.resolve_together(resolutions) == [True, False, True]
+    assert states(ledger) == {1: ("sent", 1, 11), 3: ("sent", 1, 11)}
 
 
 # -- migrations

@@ -3,13 +3,22 @@
 -- Grain:      one row with the number of batches.
 -- Parameters: clinic_ids bigint[], now timestamptz or NULL for the server's clock
 -- Personal:   none.
-WITH batch AS (
+WITH unresolved AS (
+    SELECT batch_id
+    FROM ledger.batch
+    WHERE clinic_id = any(%(clinic_ids)s::bigint[]) AND outcome IS NULL
+    -- Whoever resolves several batches locks them in this order, too.
+    ORDER BY batch_id
+    FOR UPDATE
+),
+
+batch AS (
     UPDATE ledger.batch
     SET
         outcome = 'unknown',
         unknown_ids = appointment_ids,
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
-    WHERE clinic_id = any(%(clinic_ids)s::bigint[]) AND outcome IS NULL
+    WHERE batch_id IN (SELECT unresolved.batch_id FROM unresolved) AND outcome IS NULL
     RETURNING *
 ),
 

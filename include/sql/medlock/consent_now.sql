@@ -1,6 +1,6 @@
 -- Purpose:    the last look: what decides whether these appointments may be sent, as it is committed now (R7-R10, R16).
--- Grain:      one row per appointment that still exists in that clinic.
--- Parameters: clinic_id        bigint
+-- Grain:      one row per appointment that still exists in one of these clinics.
+-- Parameters: clinic_ids       bigint[]
 --             appointment_ids  bigint[]
 -- Personal:   none.
 SELECT
@@ -21,5 +21,5 @@ LEFT JOIN medlock.patient AS patient
 LEFT JOIN medlock.doctor AS doctor
     ON appointment.doctor_id = doctor.id AND appointment.clinic_id = doctor.clinic_id
 WHERE
-    appointment.clinic_id = %(clinic_id)s
+    appointment.clinic_id = any(%(clinic_ids)s::bigint[])
     AND appointment.id = any(%(appointment_ids)s::bigint[])

@@ -13,15 +13,17 @@ import pandas as pd
 
 from medflex.airflow.encoding import batch_body, record_tails
 from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
-from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
+from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult, taken_over
 from medflex.domain.last_look import PERMITTED, Turned, last_look
 from medflex.domain.payload import PAYLOAD_COLUMNS
 from medflex.domain.window import as_utc
 from medflex.errors import VersionsOutdatedError
-from medflex.ledger.store import Decision
+from medflex.ledger.store import BatchContent, Decision
 
 LOAD_COLUMNS = (*PAYLOAD_COLUMNS, "patient_id", "lpu_id")
 """What the loader needs of a record: the payload, and by whom and where to it was prepared."""
+_LOOKED_AT = ("clinic_id", "id", "doctor_id", "patient_id", "partners", "lpu_id")
+"""What the last look needs of a record."""
 _NUMBERS = ("clinic_id", "id", "doctor_id", "patient_id", "lpu_id", "digest")
 
 
@@ -58,6 +60,7 @@ class Loader(Writer):
     operation = "send"
     purpose = "send"
     path = SEND_PATH
+    together = 8
 
     def __init__(self, *, extracted_at: datetime, resync: bool = False, **writer: Any) -> None:
         super().__init__(**writer)
@@ -146,40 +149,68 @@ class Loader(Writer):
             self._result.dropped[clinic_id, reason].extend(ids.tolist())
         self._count(clinic_id, dropped=len(ids))
 
-    def _prepare(self, delivery: Delivery) -> None:
+    def _prepare(self, deliveries: Sequence[Delivery]) -> None:
         """Write down what is left, then drop what may no longer leave.
 
         In this order: whoever looks for revocations after a change either finds the intent, or the change came before
         this look.
         """
-        while len(delivery.records):
-            if delivery.intent is None:
-                self._write_down(delivery)
-            delivery.looked_at = self._clock.now()
-            reasons: np.ndarray[Any, Any] = np.array(
-                last_look(
-                    delivery.records,
-                    self._medlock.consent_now(delivery.clinic_id, delivery.records["id"].to_numpy()),
-                    self._medlock.clinics([delivery.clinic_id], delivery.looked_at),
-                ),
-                dtype=object,
-            )
-            dropped = reasons != PERMITTED
-            if not dropped.any():
+        pending = list(deliveries)
+        while pending:
+            self._write_down([delivery for delivery in pending if delivery.intent is None])
+            pending = [delivery for delivery in pending if delivery.intent is not None]
+            if not pending:
                 break
-            # Another body needs another key; what the old one did stays written down.
-            self._close(delivery)
-            ids = delivery.records["id"].to_numpy()
-            for reason in sorted(set(reasons[dropped])):
-                self._drop(delivery.clinic_id, ids[reasons == reason], reason)
-            delivery.keep(~dropped)
-        if len(delivery.records) and not delivery.body:
-            columns = (delivery.records["id"].tolist(), delivery.versions.tolist(), delivery.records["tail"].tolist())
-            delivery.body = self._client.encode(batch_body(delivery.lpu_id, *columns))
+            ends = np.cumsum([len(delivery.records) for delivery in pending])[:-1]
+            turned = []
+            for delivery, reasons in zip(pending, np.split(self._look(pending), ends), strict=True):
+                dropped = reasons != PERMITTED
+                if not dropped.any():
+                    delivery.ready_at = delivery.looked_at
+                    continue
+                # Another body needs another key; what the old one did stays written down.
+                self._close(delivery)
+                ids = delivery.records["id"].to_numpy()
+                for reason in sorted(set(reasons[dropped])):
+                    self._drop(delivery.clinic_id, ids[reasons == reason], reason)
+                delivery.keep(~dropped)
+                if len(delivery.records):
+                    turned.append(delivery)
+            pending = turned
+        for delivery in deliveries:
+            if delivery.ready_at is not None and not delivery.body:
+                records = delivery.records
+                columns = (records["id"].tolist(), delivery.versions.tolist(), records["tail"].tolist())
+                delivery.body = self._client.encode(batch_body(delivery.lpu_id, *columns))
 
-    def _write_down(self, delivery: Delivery) -> None:
+    def _look(self, deliveries: Sequence[Delivery]) -> np.ndarray[Any, Any]:
+        """Return, for the records of these one after the other, why they may not leave now, or ``PERMITTED``."""
+        now = self._clock.now()
+        for delivery in deliveries:
+            delivery.looked_at = now
+        # By arrays: to put frames together takes longer than to look at them.
+        records = pd.DataFrame(
+            {name: np.concatenate([item.records[name].to_numpy() for item in deliveries]) for name in _LOOKED_AT}
+        )
+        clinic_ids = sorted({delivery.clinic_id for delivery in deliveries})
+        reasons = last_look(
+            records,
+            self._medlock.consent_now(clinic_ids, records["id"].to_numpy()),
+            self._medlock.clinics(clinic_ids, now),
+        )
+        return np.array(reasons, dtype=object)
+
+    def _write_down(self, deliveries: Sequence[Delivery]) -> None:
+        """Write batches down; one whose clinic has been taken over stays without an intent."""
+        intents = self._ledger.record_intents([self._content(delivery) for delivery in deliveries])
+        for delivery, intent in zip(deliveries, intents, strict=True):
+            delivery.intent = intent
+            if intent is None:
+                self._trouble(taken_over(delivery.clinic_id), delivery.clinic_id)
+
+    def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records
-        delivery.intent = self._ledger.record_intent(
+        return BatchContent(
             run_key=self._run_key,
             clinic_id=delivery.clinic_id,
             lpu_id=delivery.lpu_id,

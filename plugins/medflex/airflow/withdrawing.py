@@ -406,9 +406,13 @@ class Withdrawer(Writer):
                     clinic_id, part.rename(columns={"appointment_id": "id"}), part["version"].to_numpy("int64") + 1
                 )
 
-    def _prepare(self, delivery: Delivery) -> None:
-        if delivery.intent is not None:
-            return
+    def _prepare(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.intent is None:
+                self._write_down(delivery)
+            delivery.ready_at = self._clock.now()
+
+    def _write_down(self, delivery: Delivery) -> None:
         records = delivery.records
         delivery.looked_at = self._found_at
         delivery.intent = self._ledger.record_intent(

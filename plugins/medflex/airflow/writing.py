@@ -12,10 +12,11 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -39,11 +40,13 @@ from medflex.errors import (
     MedflexPipelineError,
     MedflexUnavailableError,
 )
-from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger
+from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger, Resolution
 from medflex.sql import Ids
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0
+"""How long before its first byte leaves a batch may have been looked at; later it is looked at again, by itself."""
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
 """So many clinics whose requests keep failing mean that Medflex itself is failing."""
@@ -58,7 +61,7 @@ class MedlockReader(Protocol):
         """Return CLINICS judged at ``now``."""
         ...
 
-    def consent_now(self, clinic_id: int, appointment_ids: Ids) -> pd.DataFrame:
+    def consent_now(self, clinic_ids: Ids, appointment_ids: Ids) -> pd.DataFrame:
         """Return the flags behind appointments as committed now."""
         ...
 
@@ -111,8 +114,10 @@ class Delivery:
         self.intent: Intent | None = None
         self.body = b""
         self.looked_at: datetime | None = None
+        self.ready_at: datetime | None = None
         self.in_doubt = False
         self.retry_after: float | None = None
+        self.reply: BatchReply | None = None
 
     @property
     def key(self) -> str:
@@ -133,6 +138,11 @@ class Delivery:
         """Go on with these records only."""
         self.records = self.records[mask]
         self.versions = self.versions[mask]
+
+    def take_leave(self, now: datetime) -> bool:
+        """Tell whether it may leave as it was prepared. It may so once, and not long after."""
+        ready_at, self.ready_at = self.ready_at, None
+        return ready_at is not None and (now - ready_at).total_seconds() <= LOOK_SECONDS
 
 
 @dataclass
@@ -269,7 +279,7 @@ class LeaseHolder(Paced, ABC):
     def _require_lease(self, clinic_id: int) -> None:
         """Raise :class:`LeaseLostError` unless the clinic is still ours."""
         if not self._ledger.renew({clinic_id: self._epochs[clinic_id]}, self._holder):
-            raise _taken_over(clinic_id)
+            raise taken_over(clinic_id)
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
@@ -315,9 +325,12 @@ class Writer(LeaseHolder):
 
     # -- what a writer writes ---------------------------------------------------------------------------------------
 
+    together: int = 1
+    """So many batches are written down, looked at and resolved in one go: each of these costs a fixed part."""
+
     @abstractmethod
-    def _prepare(self, delivery: Delivery) -> None:
-        """See to it that what is left of a delivery is written down and may leave now."""
+    def _prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """See to it that what is left of these is written down and may leave now (``ready_at``)."""
 
     @abstractmethod
     def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
@@ -331,25 +344,35 @@ class Writer(LeaseHolder):
 
     def _run(self, batches: Iterator[Batch]) -> None:
         """Deliver batches, several at a time."""
+        groups = iter(lambda: list(islice(batches, self.together)), [])
         if self._settings.parallel == 1:
-            for batch in batches:
-                self._send(batch)
+            for group in groups:
+                self._send(group)
             return
-        with ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex") as pool:
+        # Some groups of batches are prepared and resolved while the requests of others are under way.
+        with (
+            ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex-request") as requests,
+            ThreadPoolExecutor(self._at_once, thread_name_prefix="medflex-batches") as pool,
+        ):
             try:
                 under_way: set[Future[None]] = set()
-                for batch in batches:
-                    # Two per thread: enough to keep them busy, few enough to bound the memory.
-                    under_way = self._await(under_way, 2 * self._settings.parallel - 1)
-                    under_way.add(pool.submit(self._send, batch))
+                for group in groups:
+                    # One waits, so that no thread does; no more of them, to bound the memory.
+                    under_way = self._await(under_way, self._at_once)
+                    under_way.add(pool.submit(self._send, group, requests))
                 self._await(under_way, 0)
             except BaseException:
                 # A time-out of the task, a signal, a bug: the threads must not go on sending behind its back.
                 self._halted = True
                 raise
 
+    @property
+    def _at_once(self) -> int:
+        """How many groups are under way at a time: few, or what was looked at would wait for long."""
+        return self._settings.parallel if self.together == 1 else min(2, self._settings.parallel)
+
     def _await(self, under_way: set[Future[None]], most: int) -> set[Future[None]]:
-        """Wait until no more than ``most`` batches are under way."""
+        """Wait until no more than ``most`` groups of batches are under way."""
         while len(under_way) > most:
             done, under_way = wait(under_way, timeout=10, return_when=FIRST_COMPLETED)
             for future in done:
@@ -358,33 +381,81 @@ class Writer(LeaseHolder):
                 self._keep_leases()
         return under_way
 
-    def _send(self, batch: Batch) -> None:
-        """Bring one batch to its end; every record of it is counted exactly once."""
-        delivery = Delivery(batch)
-        if not self._halted and batch.clinic_id not in self._lost:
-            try:
-                self._deliver(delivery)
-            except MedflexPipelineError as error:
-                self._trouble(error, batch.clinic_id)
-        if len(delivery.records):
-            if delivery.intent is not None:
-                with self._contained():
-                    self._close(delivery)
-            self._left(delivery)
+    def _send(self, batches: Sequence[Batch], requests: Executor | None = None) -> None:
+        """Bring some batches to their end; every record of them is counted exactly once.
 
-    def _deliver(self, delivery: Delivery) -> None:
+        Args:
+            requests: makes the requests, several at a time; without it they are made here, one after the other.
+        """
+        deliveries = [Delivery(batch) for batch in batches]
+        with self._troubled(deliveries):
+            if ready := self._on(deliveries):
+                self._prepare(ready)
+        answered: list[Delivery] = []
+        if requests is None or len(deliveries) == 1:
+            for delivery in deliveries:
+                self._bring(delivery, answered)
+        else:
+            futures = [requests.submit(self._bring, delivery, answered) for delivery in deliveries]
+            under_way = set(futures)
+            while under_way:
+                _, under_way = wait(under_way, timeout=LOOK_SECONDS)
+                self._settle(answered)
+            for future in futures:
+                future.result()
+        self._settle(answered)
+        for delivery in deliveries:
+            if len(delivery.records):
+                if delivery.intent is not None:
+                    with self._contained():
+                        self._close(delivery)
+                self._left(delivery)
+
+    def _bring(self, delivery: Delivery, answered: list[Delivery]) -> None:
+        begun = self._clock.now()
+        if self._on([delivery]):
+            with self._troubled([delivery]):
+                self._deliver(delivery, answered)
+        if (self._clock.now() - begun).total_seconds() > LOOK_SECONDS:
+            self._settle(answered)
+
+    def _on(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Return those of them for which sending has not stopped."""
+        if self._halted:
+            return []
+        return [item for item in deliveries if len(item.records) and item.clinic_id not in self._lost]
+
+    @contextmanager
+    def _troubled(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
+        """Whatever goes wrong in here is trouble of these deliveries' clinics."""
+        try:
+            yield
+        except MedflexPipelineError as error:
+            for clinic_id in sorted({delivery.clinic_id for delivery in deliveries}):
+                self._trouble(error, clinic_id)
+
+    def _deliver(self, delivery: Delivery, answered: list[Delivery]) -> None:
+        """Post one batch until it is answered, or there is no hope.
+
+        Args:
+            answered: takes it up when it is; what is in there is written down before any longer wait.
+        """
         failure, everywhere = "", False
         for number in range(self._settings.attempts):
-            if number and not self._back_off(number, delivery.retry_after):
-                break
+            if number:
+                self._settle(answered)
+                if not self._back_off(number, delivery.retry_after):
+                    break
             if not self._wait_for_slot() or delivery.clinic_id in self._lost:
                 return
             self._keep_leases()
-            if delivery.intent is not None:
-                self._require_lease(delivery.clinic_id)
-            self._prepare(delivery)
-            if not len(delivery.records):
-                return
+            if not delivery.take_leave(self._clock.now()):
+                if delivery.intent is not None:
+                    self._require_lease(delivery.clinic_id)
+                self._prepare([delivery])
+                if not self._on([delivery]):
+                    return
+                delivery.ready_at = None
             delivery.retry_after = None
             try:
                 reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
@@ -399,27 +470,34 @@ class Writer(LeaseHolder):
                 delivery.retry_after = error.retry_after
                 delivery.in_doubt = True
             else:
-                self._settle(delivery, reply)
+                # Medflex has it; should the ledger fail now, that must not look as if it had not.
+                delivery.in_doubt = True
+                delivery.reply = reply
+                answered.append(delivery)
                 return
             if delivery.retry_after:
                 self._pause(delivery.retry_after)
         self._halted |= everywhere
         raise unavailable(failure)
 
-    def _settle(self, delivery: Delivery, reply: BatchReply) -> None:
-        """Write Medflex's verdicts down."""
-        # Medflex has it; should the ledger fail now, that must not look as if it had not.
-        delivery.in_doubt = True
-        outcome = BatchOutcome(
-            "acknowledged",
-            reply.http_status,
-            rejected=reply.rejected,
-            outdated=sorted(reply.outdated),
-            unknown=sorted(reply.unknown),
-        )
-        assert delivery.intent is not None  # noqa: S101 - for the type checker: _prepare has set it
-        if not self._ledger.resolve(delivery.intent.batch_id, outcome, delivery.looked_at):
-            raise _taken_over(delivery.clinic_id)
+    def _settle(self, answered: list[Delivery]) -> None:
+        """Write Medflex's verdicts down, and empty the list."""
+        with self._lock:
+            deliveries = list(answered)
+            answered.clear()
+        if not deliveries:
+            return
+        with self._troubled(deliveries):
+            resolved = self._ledger.resolve_together([_resolution(delivery) for delivery in deliveries])
+            for delivery, is_ours in zip(deliveries, resolved, strict=True):
+                if is_ours:
+                    self._settled(delivery)
+                else:
+                    self._trouble(taken_over(delivery.clinic_id), delivery.clinic_id)
+
+    def _settled(self, delivery: Delivery) -> None:
+        reply = delivery.reply
+        assert reply is not None  # noqa: S101 - for the type checker: only what is answered comes here
         with self._lock:
             if reply.outdated:
                 self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
@@ -475,7 +553,22 @@ class Writer(LeaseHolder):
         return caught_up
 
 
-def _taken_over(clinic_id: int) -> LeaseLostError:
+def _resolution(delivery: Delivery) -> Resolution:
+    """What Medflex has answered, as the ledger notes it."""
+    reply, intent = delivery.reply, delivery.intent
+    assert reply is not None and intent is not None  # noqa: S101, PT018 - for the type checker: it was sent and answered
+    outcome = BatchOutcome(
+        "acknowledged",
+        reply.http_status,
+        rejected=reply.rejected,
+        outdated=sorted(reply.outdated),
+        unknown=sorted(reply.unknown),
+    )
+    return Resolution(intent.batch_id, outcome, delivery.looked_at)
+
+
+def taken_over(clinic_id: int) -> LeaseLostError:
+    """Return the error for a clinic that somebody else writes for now."""
     return LeaseLostError(f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it.")
 
 

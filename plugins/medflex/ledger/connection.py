@@ -5,7 +5,7 @@ asks a few numbers need not load pandas.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
 from medflex.ledger.migrate import HEAD
+from medflex.sql import query
 
 IDLE_SECONDS = 60
 """How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
@@ -68,6 +69,19 @@ class LedgerConnection:
         """A cursor for one statement, a transaction by itself: to begin and to commit one takes two round trips."""
         with translated_ledger_errors(), self._connection().cursor() as cursor:
             yield cursor
+
+    def _each(self, name: str, parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+        """Run a query once for each of these, all in one transaction and one round trip; return the first row of each.
+
+        Args:
+            name: as for :func:`medflex.sql.query`.
+        """
+        if len(parameters) == 1:
+            with self._statement() as cursor:
+                return [cursor.execute(query(name), parameters[0]).fetchone()]
+        with self._transaction() as cursor:
+            cursor.executemany(query(name), parameters, returning=True)
+            return [result.fetchone() for result in cursor.results()]
 
     def _connection(self) -> psycopg.Connection[Any]:
         """The connection of this thread, in autocommit."""

@@ -75,13 +75,40 @@ class Intent:
 
 
 @dataclass(frozen=True)
+class BatchContent:
+    """What is written down of a batch before its first byte leaves; of the records in parallel, one element each.
+
+    Attributes:
+        holder: who has the clinic's lease; with ``epoch`` the fence.
+        reasons: of withdrawals: why; ``revoked_at``: since when (aware).
+        extracted_at: of what is sent: the instant whose state of Medlock it shows (aware).
+        partner_ids: of what is sent: who sees it.
+    """
+
+    run_key: int | None
+    clinic_id: int
+    lpu_id: int
+    operation: str
+    holder: str
+    epoch: int
+    appointment_ids: Ids
+    versions: Ids
+    digests: Ids | None
+    extracted_at: datetime | None = None
+    reasons: Sequence[str] | None = None
+    patient_ids: Ids | None = None
+    partner_ids: Ids | None = None
+    revoked_at: Sequence[datetime | None] | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
     """The appointments of one clinic that share exactly these reasons for not being sent."""
 
     clinic_id: int
     decision: str
     reasons: tuple[str, ...]
-    appointment_ids: list[int]
+    appointment_ids: Ids
 
 
 @dataclass(frozen=True)
@@ -93,6 +120,15 @@ class BatchOutcome:
     rejected: Mapping[int, Sequence[str]] = field(default_factory=dict)
     outdated: Sequence[int] = ()
     unknown: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A batch, what became of it, and the instant of the last look before its first byte left (aware)."""
+
+    batch_id: int
+    outcome: BatchOutcome
+    looked_at: datetime | None = None
 
 
 class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
@@ -240,7 +276,14 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
             ) as copy:
                 for item in decisions:
                     copy.write_row(
-                        (run_key, item.clinic_id, stage, item.decision, list(item.reasons), item.appointment_ids)
+                        (
+                            run_key,
+                            item.clinic_id,
+                            stage,
+                            item.decision,
+                            list(item.reasons),
+                            bigints(item.appointment_ids),
+                        )
                     )
 
     def save_validation(self, run_key: int, shard: int, suite: str, result: Mapping[str, Any]) -> None:
@@ -449,57 +492,45 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def record_intent(
-        self,
-        *,
-        run_key: int | None,
-        clinic_id: int,
-        lpu_id: int,
-        operation: str,
-        holder: str,
-        epoch: int,
-        appointment_ids: Ids,
-        versions: Ids,
-        digests: Ids | None,
-        extracted_at: datetime | None = None,
-        reasons: Sequence[str] | None = None,
-        patient_ids: Ids | None = None,
-        partner_ids: Ids | None = None,
-        revoked_at: Sequence[datetime | None] | None = None,
-    ) -> Intent:
+    def record_intent(self, **content: Any) -> Intent:
         """Make a batch durable; only then may its first byte leave.
+
+        Args:
+            content: the fields of :class:`BatchContent`.
 
         Raises:
             LeaseLostError: another task has taken the clinic over.
         """
-        with self._statement() as cursor:
-            cursor.execute(
-                query("ledger/record_intent"),
-                {
-                    "run_key": run_key,
-                    "clinic_id": clinic_id,
-                    "lpu_id": lpu_id,
-                    "operation": operation,
-                    "holder": holder,
-                    "epoch": epoch,
-                    # As literals: the driver looks at each number of a list by itself.
-                    "appointment_ids": bigints(appointment_ids),
-                    "versions": bigints(versions),
-                    "digests": bigints(digests) if digests is not None else None,
-                    "reasons": list(reasons) if reasons is not None else None,
-                    "patient_ids": bigints(patient_ids) if patient_ids is not None else None,
-                    "partner_ids": bigints(partner_ids) if partner_ids is not None else None,
-                    "revoked_at": list(revoked_at) if revoked_at is not None else None,
-                    "extracted_at": extracted_at,
-                    "now": self._present(),
-                },
-            )
-            row = cursor.fetchone()
-        if row is None:
+        (intent,) = self.record_intents([BatchContent(**content)])
+        if intent is None:
             raise LeaseLostError(
-                f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it."
+                f"Clinic {content['clinic_id']} has been taken over by another task, so this one stops sending for it."
             )
-        return Intent(row["batch_id"], row["idempotency_key"])
+        return intent
+
+    def record_intents(self, batches: Sequence[BatchContent]) -> list[Intent | None]:
+        """Make batches durable, all or none; ``None`` for one whose clinic another task has taken over."""
+        # In this order everybody locks leases, so that no two wait for each other.
+        order = sorted(range(len(batches)), key=lambda position: batches[position].clinic_id)
+        rows = self._each("ledger/record_intent", [self._intent(batches[position]) for position in order])
+        intents: list[Intent | None] = [None] * len(batches)
+        for position, row in zip(order, rows, strict=True):
+            if row is not None:
+                intents[position] = Intent(row["batch_id"], row["idempotency_key"])
+        return intents
+
+    def _intent(self, batch: BatchContent) -> dict[str, Any]:
+        return {
+            **vars(batch),
+            # As literals: the driver looks at each number of a list by itself.
+            **{
+                name: bigints(ids) if (ids := getattr(batch, name)) is not None else None
+                for name in ("appointment_ids", "versions", "digests", "patient_ids", "partner_ids")
+            },
+            "reasons": list(batch.reasons) if batch.reasons is not None else None,
+            "revoked_at": list(batch.revoked_at) if batch.revoked_at is not None else None,
+            "now": self._present(),
+        }
 
     def resolve(self, batch_id: int, result: BatchOutcome, looked_at: datetime | None = None) -> bool:
         """Write down what became of a batch and of its records; ``False`` when another task did so before.
@@ -507,22 +538,33 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         Args:
             looked_at: the instant of the last look before its first byte left.
         """
-        with self._statement() as cursor:
-            cursor.execute(
-                query("ledger/resolve_batch"),
-                {
-                    "batch_id": batch_id,
-                    "outcome": result.outcome,
-                    "http_status": result.http_status,
-                    "rejected_ids": list(result.rejected),
-                    "rejected_fields": Jsonb({str(key): list(value) for key, value in result.rejected.items()}),
-                    "outdated_ids": list(result.outdated),
-                    "unknown_ids": list(result.unknown),
-                    "looked_at": looked_at,
-                    "now": self._present(),
-                },
-            )
-            return bool(cursor.fetchone()["batches"])  # type: ignore[index]
+        return self.resolve_together([Resolution(batch_id, result, looked_at)])[0]
+
+    def resolve_together(self, resolutions: Sequence[Resolution]) -> list[bool]:
+        """Write down what became of batches and their records, all or none; ``False`` for one that another task has
+        resolved before.
+        """
+        # In this order everybody locks batches, so that no two wait for each other.
+        order = sorted(range(len(resolutions)), key=lambda position: resolutions[position].batch_id)
+        rows = self._each("ledger/resolve_batch", [self._resolution(resolutions[position]) for position in order])
+        resolved = [False] * len(resolutions)
+        for position, row in zip(order, rows, strict=True):
+            resolved[position] = bool(row and row["batches"])
+        return resolved
+
+    def _resolution(self, resolution: Resolution) -> dict[str, Any]:
+        result = resolution.outcome
+        return {
+            "batch_id": resolution.batch_id,
+            "outcome": result.outcome,
+            "http_status": result.http_status,
+            "rejected_ids": list(result.rejected),
+            "rejected_fields": Jsonb({str(key): list(value) for key, value in result.rejected.items()}),
+            "outdated_ids": list(result.outdated),
+            "unknown_ids": list(result.unknown),
+            "looked_at": resolution.looked_at,
+            "now": self._present(),
+        }
 
     def raise_versions(
         self, clinic_id: int, lpu_id: int, versions: Mapping[int, int], hidden: Sequence[int] = ()

@@ -307,7 +307,13 @@ class Withdrawals:
                 (holder, self._present()),
             )
             token: uuid.UUID = cursor.fetchone()["token"]  # type: ignore[index]
-            cursor.execute("UPDATE ledger.lease SET holder = NULL WHERE holder = %s", (holder,))
+            cursor.execute(
+                # Locked in the order in which everybody locks leases.
+                "WITH held AS (SELECT clinic_id FROM ledger.lease WHERE holder = %s ORDER BY clinic_id"
+                " FOR NO KEY UPDATE) UPDATE ledger.lease SET holder = NULL FROM held"
+                " WHERE lease.clinic_id = held.clinic_id",
+                (holder,),
+            )
             return token
 
     def _counts(self, name: str, parameters: Mapping[str, Any]) -> dict[int, int]:

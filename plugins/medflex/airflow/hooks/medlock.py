@@ -137,9 +137,11 @@ class Medlock:
         """Return the clinics that a log-in's owner is the head of (R2)."""
         return {int(item) for item in self._frame("medlock/headed_clinics", {"login": login})["clinic_id"]}
 
-    def consent_now(self, clinic_id: int, appointment_ids: Ids) -> pd.DataFrame:
-        """Return the flags behind these appointments as they are committed now; a deleted one has no row."""
-        parameters = {"clinic_id": clinic_id, "appointment_ids": bigints(appointment_ids)}
+    def consent_now(self, clinic_ids: Ids, appointment_ids: Ids) -> pd.DataFrame:
+        """Return the flags behind these appointments of these clinics as they are committed now; one that was deleted,
+        or moved to a clinic that is not named, has no row.
+        """
+        parameters = {"clinic_ids": bigints(clinic_ids), "appointment_ids": bigints(appointment_ids)}
         return self._frame("medlock/consent_now", parameters, _CONSENT_TYPES)
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
