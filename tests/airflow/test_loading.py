@@ -427,6 +427,46 @@ def test_a_clinic_whose_requests_keep_failing_does_not_hold_up_the_others(filled
         assert [type(problem) for problem in result.problems] == [MedflexUnavailableError]
 
 
+def test_two_clinics_that_wait_for_another_attempt_keep_no_others_waiting(filled: World) -> None:
+    """Each of them is among eight batches that were prepared together, of which two such groups are under way."""
+    from sandbox.medflex.faults import Match
+
+    records = planned(filled)
+    first, second, third = (of_one for _, of_one in records.groupby("clinic_id", sort=False))
+    for failing in (first, second):
+        filled.control.add_fault("status", match=Match(lpu_id=int(failing["lpu_id"].iloc[0])), status=500)
+    others = third.head(2 * 22)
+    # One batch of a failing clinic and seven of the other one, twice, and then eight more of that one.
+    order = [first.head(2), others.iloc[:14], second.head(2), others.iloc[14:28], others.iloc[28:]]
+    all_sent = threading.Event()
+
+    class Waiting(FakeClock):
+        in_time = True
+
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            self.in_time &= all_sent.wait(20)
+
+    clock = Waiting()
+    with filled.parts(batch_size=2, parallel=4) as (medlock, ledger, client):
+        post = client.post_batch
+
+        def watching(*arguments: Any) -> Any:
+            reply = post(*arguments)
+            if len(filled.control.records()) == len(others):
+                all_sent.set()
+            return reply
+
+        client.post_batch = watching  # type: ignore[method-assign]
+        loader = Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=clock, holder="test/0", run_key=None,
+            extracted_at=EXTRACTED_AT,
+        )  # fmt: skip
+        result = loader.load(sorted(records["clinic_id"].unique().tolist()), lambda: order)
+    assert clock.in_time
+    assert totals(result) == only(accepted=len(others), unknown=4)
+
+
 def test_a_pause_that_medflex_asked_for_is_remembered_but_not_slept_through(filled: World) -> None:
     records = planned(filled).head(20)
     filled.control.add_fault("rate_limited", times=1, retry_after=86_400)

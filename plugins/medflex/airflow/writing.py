@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -191,6 +192,9 @@ class LeaseHolder(Paced, ABC):
         self._failing: set[int] = set()
         self._renewed = clock.now()
         self._outdated: dict[tuple[int, int], set[int]] = defaultdict(set)
+        # Two at a time: one is prepared while the requests of the other are under way. What more of them had looked at
+        # would wait for long.
+        self._turns = threading.Semaphore(2)
 
     # -- what is done under leases -----------------------------------------------------------------------------------
 
@@ -352,24 +356,19 @@ class Writer(LeaseHolder):
         # Some groups of batches are prepared and resolved while the requests of others are under way.
         with (
             ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex-request") as requests,
-            ThreadPoolExecutor(self._at_once, thread_name_prefix="medflex-batches") as pool,
+            ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex-batches") as pool,
         ):
             try:
                 under_way: set[Future[None]] = set()
                 for group in groups:
-                    # One waits, so that no thread does; no more of them, to bound the memory.
-                    under_way = self._await(under_way, self._at_once)
+                    # One more than threads: enough to keep them busy, few enough to bound the memory.
+                    under_way = self._await(under_way, self._settings.parallel)
                     under_way.add(pool.submit(self._send, group, requests))
                 self._await(under_way, 0)
             except BaseException:
                 # A time-out of the task, a signal, a bug: the threads must not go on sending behind its back.
                 self._halted = True
                 raise
-
-    @property
-    def _at_once(self) -> int:
-        """How many groups are under way at a time: few, or what was looked at would wait for long."""
-        return self._settings.parallel if self.together == 1 else min(2, self._settings.parallel)
 
     def _await(self, under_way: set[Future[None]], most: int) -> set[Future[None]]:
         """Wait until no more than ``most`` groups of batches are under way."""
@@ -388,21 +387,24 @@ class Writer(LeaseHolder):
             requests: makes the requests, several at a time; without it they are made here, one after the other.
         """
         deliveries = [Delivery(batch) for batch in batches]
-        with self._troubled(deliveries):
-            if ready := self._on(deliveries):
-                self._prepare(ready)
         answered: list[Delivery] = []
         if requests is None or len(deliveries) == 1:
+            self._ready(deliveries)
             for delivery in deliveries:
                 self._bring(delivery, answered)
         else:
-            futures = [requests.submit(self._bring, delivery, answered) for delivery in deliveries]
-            under_way = set(futures)
-            while under_way:
-                _, under_way = wait(under_way, timeout=LOOK_SECONDS)
-                self._settle(answered)
-            for future in futures:
-                future.result()
+            with ExitStack() as turn:
+                turn.enter_context(self._turns)
+                self._ready(deliveries)
+                futures = [requests.submit(self._bring, delivery, answered) for delivery in deliveries]
+                under_way = set(futures)
+                while under_way:
+                    _, under_way = wait(under_way, timeout=LOOK_SECONDS)
+                    self._settle(answered)
+                    # Who is slow, for a fault of its clinics, say, does not keep others waiting.
+                    turn.close()
+                for future in futures:
+                    future.result()
         self._settle(answered)
         for delivery in deliveries:
             if len(delivery.records):
@@ -410,6 +412,11 @@ class Writer(LeaseHolder):
                     with self._contained():
                         self._close(delivery)
                 self._left(delivery)
+
+    def _ready(self, deliveries: Sequence[Delivery]) -> None:
+        with self._troubled(deliveries):
+            if ready := self._on(deliveries):
+                self._prepare(ready)
 
     def _bring(self, delivery: Delivery, answered: list[Delivery]) -> None:
         begun = self._clock.now()
