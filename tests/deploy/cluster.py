@@ -76,6 +76,13 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> 
         pause.wait(0.2)
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Deployment:
     """All services of the profile ``demo`` below one folder; ``start`` and ``stop`` them.
 
@@ -256,7 +263,8 @@ class Deployment:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.processes.stop([service])
-        assert not [process for process in frozen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        # What has much memory takes a moment to go.
+        wait_for(f"{service} is gone", lambda: not any(_lives(process) for process in frozen), 30)
         return {process.pid for process in frozen}
 
     def stop(self) -> None:
