@@ -304,15 +304,13 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
             )
             return [row["result"] for row in cursor.fetchall()]
 
-    def row_history(
-        self, clinic_ids: Sequence[int] | None, *, before_run_key: int | None = None, runs: int = 7
-    ) -> pd.DataFrame:
+    def row_history(self, clinic_ids: Ids, *, before_run_key: int | None = None, runs: int = 7) -> pd.DataFrame:
         """Return how many appointments the last runs extracted: columns ``clinic_id``, ``extracted``, newest first."""
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/row_history"),
                 {
-                    "clinic_ids": list(clinic_ids) if clinic_ids is not None else None,
+                    "clinic_ids": bigints(clinic_ids),
                     "before_run_key": before_run_key,
                     "runs": runs,
                 },
