@@ -5,6 +5,8 @@ A message never holds a row, a name, a phone or a driver's text that could quote
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class MedflexPipelineError(Exception):
     """Base of all errors of this product.
@@ -57,6 +59,11 @@ class LeaseLostError(MedflexPipelineError):
     """Another task has taken over the clinic; this one must not send any more."""
 
     transient = True
+
+    @classmethod
+    def of(cls, clinic_id: int) -> Self:
+        """Return the error for a clinic that somebody else writes for now."""
+        return cls(f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it.")
 
 
 class MedflexUnavailableError(MedflexPipelineError):

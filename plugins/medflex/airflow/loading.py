@@ -13,7 +13,7 @@ import pandas as pd
 
 from medflex.airflow.encoding import batch_body, record_tails
 from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
-from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult, taken_over
+from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.domain.last_look import PERMITTED, Turned, last_look
 from medflex.domain.payload import PAYLOAD_COLUMNS
 from medflex.domain.window import as_utc
@@ -157,7 +157,7 @@ class Loader(Writer):
         """
         pending = list(deliveries)
         while pending:
-            self._write_down([delivery for delivery in pending if delivery.intent is None])
+            self._write_down(pending)
             pending = [delivery for delivery in pending if delivery.intent is not None]
             if not pending:
                 break
@@ -199,14 +199,6 @@ class Loader(Writer):
             self._medlock.clinics(clinic_ids, now),
         )
         return np.array(reasons, dtype=object)
-
-    def _write_down(self, deliveries: Sequence[Delivery]) -> None:
-        """Write batches down; one whose clinic has been taken over stays without an intent."""
-        intents = self._ledger.record_intents([self._content(delivery) for delivery in deliveries])
-        for delivery, intent in zip(deliveries, intents, strict=True):
-            delivery.intent = intent
-            if intent is None:
-                self._trouble(taken_over(delivery.clinic_id), delivery.clinic_id)
 
     def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records

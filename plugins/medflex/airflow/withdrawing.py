@@ -29,7 +29,7 @@ from medflex.domain.revocations import (
 )
 from medflex.domain.window import clinic_windows
 from medflex.errors import MedflexContractError
-from medflex.ledger.store import Decision
+from medflex.ledger.store import BatchContent, Decision
 from medflex.ledger.withdrawals import KEY, instants
 
 OVERLAP = timedelta(hours=2)
@@ -407,29 +407,33 @@ class Withdrawer(Writer):
                 )
 
     def _prepare(self, deliveries: Sequence[Delivery]) -> None:
+        self._write_down(deliveries)
         for delivery in deliveries:
-            if delivery.intent is None:
-                self._write_down(delivery)
+            delivery.looked_at = self._found_at
             delivery.ready_at = self._clock.now()
+            if delivery.intent is not None and not delivery.body:
+                delivery.body = self._body(delivery)
 
-    def _write_down(self, delivery: Delivery) -> None:
+    def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records
-        delivery.looked_at = self._found_at
-        delivery.intent = self._ledger.record_intent(
+        return BatchContent(
             run_key=self._run_key,
             clinic_id=delivery.clinic_id,
             lpu_id=delivery.lpu_id,
             operation=self.operation,
             holder=self._holder,
             epoch=self._epochs[delivery.clinic_id],
-            appointment_ids=records["id"].tolist(),
-            versions=delivery.versions.tolist(),
+            appointment_ids=records["id"].to_numpy("int64"),
+            versions=delivery.versions,
             digests=None,
             reasons=records["reason"].tolist(),
             revoked_at=[instant or self._found_at for instant in instants(records["revoked_at"])],
         )
+
+    def _body(self, delivery: Delivery) -> bytes:
+        records = delivery.records
         items = zip(records["id"].tolist(), delivery.versions.tolist(), records["reason"].tolist(), strict=True)
-        delivery.body = self._client.encode(
+        return self._client.encode(
             {
                 "lpu_id": delivery.lpu_id,
                 "records": [{"id": id_, "version": version, "reason": reason} for id_, version, reason in items],

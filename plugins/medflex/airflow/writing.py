@@ -41,7 +41,7 @@ from medflex.errors import (
     MedflexPipelineError,
     MedflexUnavailableError,
 )
-from medflex.ledger.store import LEASE_SECONDS, BatchOutcome, Intent, Ledger, Resolution
+from medflex.ledger.store import LEASE_SECONDS, BatchContent, BatchOutcome, Intent, Ledger, Resolution
 from medflex.sql import Ids
 
 log = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ class LeaseHolder(Paced, ABC):
     def _require_lease(self, clinic_id: int) -> None:
         """Raise :class:`LeaseLostError` unless the clinic is still ours."""
         if not self._ledger.renew({clinic_id: self._epochs[clinic_id]}, self._holder):
-            raise taken_over(clinic_id)
+            raise LeaseLostError.of(clinic_id)
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
@@ -335,6 +335,10 @@ class Writer(LeaseHolder):
     @abstractmethod
     def _prepare(self, deliveries: Sequence[Delivery]) -> None:
         """See to it that what is left of these is written down and may leave now (``ready_at``)."""
+
+    @abstractmethod
+    def _content(self, delivery: Delivery) -> BatchContent:
+        """Return what is written down of a delivery before its first byte leaves."""
 
     @abstractmethod
     def _acknowledged(self, delivery: Delivery, reply: BatchReply) -> None:
@@ -389,14 +393,14 @@ class Writer(LeaseHolder):
         deliveries = [Delivery(batch) for batch in batches]
         answered: list[Delivery] = []
         if requests is None or len(deliveries) == 1:
-            self._ready(deliveries)
+            self._prepare_contained(deliveries)
             for delivery in deliveries:
-                self._bring(delivery, answered)
+                self._deliver_contained(delivery, answered)
         else:
             with ExitStack() as turn:
                 turn.enter_context(self._turns)
-                self._ready(deliveries)
-                futures = [requests.submit(self._bring, delivery, answered) for delivery in deliveries]
+                self._prepare_contained(deliveries)
+                futures = [requests.submit(self._deliver_contained, delivery, answered) for delivery in deliveries]
                 under_way = set(futures)
                 while under_way:
                     _, under_way = wait(under_way, timeout=LOOK_SECONDS)
@@ -413,20 +417,20 @@ class Writer(LeaseHolder):
                         self._close(delivery)
                 self._left(delivery)
 
-    def _ready(self, deliveries: Sequence[Delivery]) -> None:
+    def _prepare_contained(self, deliveries: Sequence[Delivery]) -> None:
         with self._troubled(deliveries):
-            if ready := self._on(deliveries):
+            if ready := self._not_stopped(deliveries):
                 self._prepare(ready)
 
-    def _bring(self, delivery: Delivery, answered: list[Delivery]) -> None:
+    def _deliver_contained(self, delivery: Delivery, answered: list[Delivery]) -> None:
         begun = self._clock.now()
-        if self._on([delivery]):
+        if self._not_stopped([delivery]):
             with self._troubled([delivery]):
                 self._deliver(delivery, answered)
         if (self._clock.now() - begun).total_seconds() > LOOK_SECONDS:
             self._settle(answered)
 
-    def _on(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def _not_stopped(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Return those of them for which sending has not stopped."""
         if self._halted:
             return []
@@ -460,7 +464,7 @@ class Writer(LeaseHolder):
                 if delivery.intent is not None:
                     self._require_lease(delivery.clinic_id)
                 self._prepare([delivery])
-                if not self._on([delivery]):
+                if not self._not_stopped([delivery]):
                     return
                 delivery.ready_at = None
             delivery.retry_after = None
@@ -487,6 +491,17 @@ class Writer(LeaseHolder):
         self._halted |= everywhere
         raise unavailable(failure)
 
+    def _write_down(self, deliveries: Sequence[Delivery]) -> None:
+        """Write down those that are not yet; one whose clinic has been taken over stays without an intent."""
+        new = [delivery for delivery in deliveries if delivery.intent is None]
+        if not new:
+            return
+        intents = self._ledger.record_intents([self._content(delivery) for delivery in new])
+        for delivery, intent in zip(new, intents, strict=True):
+            delivery.intent = intent
+            if intent is None:
+                self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id)
+
     def _settle(self, answered: list[Delivery]) -> None:
         """Write Medflex's verdicts down, and empty the list."""
         with self._lock:
@@ -500,7 +515,7 @@ class Writer(LeaseHolder):
                 if is_ours:
                     self._settled(delivery)
                 else:
-                    self._trouble(taken_over(delivery.clinic_id), delivery.clinic_id)
+                    self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id)
 
     def _settled(self, delivery: Delivery) -> None:
         reply = delivery.reply
@@ -572,11 +587,6 @@ def _resolution(delivery: Delivery) -> Resolution:
         unknown=sorted(reply.unknown),
     )
     return Resolution(intent.batch_id, outcome, delivery.looked_at)
-
-
-def taken_over(clinic_id: int) -> LeaseLostError:
-    """Return the error for a clinic that somebody else writes for now."""
-    return LeaseLostError(f"Clinic {clinic_id} has been taken over by another task, so this one stops sending for it.")
 
 
 def _clinics(clinic_ids: Sequence[int]) -> str:

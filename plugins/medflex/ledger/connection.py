@@ -70,18 +70,23 @@ class LedgerConnection:
         with translated_ledger_errors(), self._connection().cursor() as cursor:
             yield cursor
 
-    def _each(self, name: str, parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+    def _for_each(self, name: str, parameters: Sequence[Mapping[str, Any]], *, by: str) -> list[dict[str, Any] | None]:
         """Run a query once for each of these, all in one transaction and one round trip; return the first row of each.
 
         Args:
             name: as for :func:`medflex.sql.query`.
+            by: the parameter in whose ascending order they run, and lock.
         """
         if len(parameters) == 1:
             with self._statement() as cursor:
                 return [cursor.execute(query(name), parameters[0]).fetchone()]
+        order = sorted(range(len(parameters)), key=lambda place: parameters[place][by])
+        rows: list[dict[str, Any] | None] = [None] * len(parameters)
         with self._transaction() as cursor:
-            cursor.executemany(query(name), parameters, returning=True)
-            return [result.fetchone() for result in cursor.results()]
+            cursor.executemany(query(name), [parameters[place] for place in order], returning=True)
+            for place, result in zip(order, cursor.results(), strict=True):
+                rows[place] = result.fetchone()
+        return rows
 
     def _connection(self) -> psycopg.Connection[Any]:
         """The connection of this thread, in autocommit."""

@@ -418,6 +418,24 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     # -- leases -----------------------------------------------------------------------------------------------------
 
+    def begin_writing(self, holder: str) -> UUID:
+        """Become the living attempt of a task that writes.
+
+        Whoever was it before can acquire nothing any more, and what it still holds is let go: this attempt may find
+        nothing left to do for these clinics, and others would wait for them until the lease expires.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger.writer (holder, started_at) VALUES (%s, coalesce(%s::timestamptz,"
+                " clock_timestamp())) ON CONFLICT (holder) DO UPDATE SET token = excluded.token,"
+                " started_at = excluded.started_at RETURNING token",
+                (holder, self._present()),
+            )
+            token: UUID = cursor.fetchone()["token"]  # type: ignore[index]
+            cursor.execute("SELECT clinic_id, epoch FROM ledger.lease WHERE holder = %s", (holder,))
+            self.release({row["clinic_id"]: row["epoch"] for row in cursor.fetchall()}, holder)
+            return token
+
     def acquire(
         self,
         clinic_ids: Sequence[int],
@@ -458,9 +476,16 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def renew(self, epochs: Mapping[int, int], holder: str, seconds: int = LEASE_SECONDS) -> int:
         """Keep the leases that are still ours for another ``seconds``; return how many these are."""
+        return self._update_leases(epochs, holder, seconds)
+
+    def release(self, epochs: Mapping[int, int], holder: str) -> None:
+        """Let the leases go that are still ours."""
+        self._update_leases(epochs, holder, None)
+
+    def _update_leases(self, epochs: Mapping[int, int], holder: str, seconds: int | None) -> int:
         with self._statement() as cursor:
             cursor.execute(
-                query("ledger/renew_leases"),
+                query("ledger/update_leases"),
                 {
                     "clinic_ids": list(epochs),
                     "epochs": list(epochs.values()),
@@ -470,14 +495,6 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
                 },
             )
             return cursor.rowcount
-
-    def release(self, epochs: Mapping[int, int], holder: str) -> None:
-        """Let the leases go that are still ours."""
-        with self._transaction() as cursor:
-            cursor.execute(
-                query("ledger/release_leases"),
-                {"clinic_ids": list(epochs), "epochs": list(epochs.values()), "holder": holder},
-            )
 
     def fold_open_batches(self, clinic_ids: Sequence[int]) -> int:
         """Mark what an interrupted task may have sent as ``sending``; return the number of such batches.
@@ -501,21 +518,14 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         """
         (intent,) = self.record_intents([BatchContent(**content)])
         if intent is None:
-            raise LeaseLostError(
-                f"Clinic {content['clinic_id']} has been taken over by another task, so this one stops sending for it."
-            )
+            raise LeaseLostError.of(content["clinic_id"])
         return intent
 
     def record_intents(self, batches: Sequence[BatchContent]) -> list[Intent | None]:
         """Make batches durable, all or none; ``None`` for one whose clinic another task has taken over."""
         # In this order everybody locks leases, so that no two wait for each other.
-        order = sorted(range(len(batches)), key=lambda position: batches[position].clinic_id)
-        rows = self._each("ledger/record_intent", [self._intent(batches[position]) for position in order])
-        intents: list[Intent | None] = [None] * len(batches)
-        for position, row in zip(order, rows, strict=True):
-            if row is not None:
-                intents[position] = Intent(row["batch_id"], row["idempotency_key"])
-        return intents
+        rows = self._for_each("ledger/record_intent", [self._intent(batch) for batch in batches], by="clinic_id")
+        return [Intent(row["batch_id"], row["idempotency_key"]) if row else None for row in rows]
 
     def _intent(self, batch: BatchContent) -> dict[str, Any]:
         return {
@@ -543,12 +553,8 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         resolved before.
         """
         # In this order everybody locks batches, so that no two wait for each other.
-        order = sorted(range(len(resolutions)), key=lambda position: resolutions[position].batch_id)
-        rows = self._each("ledger/resolve_batch", [self._resolution(resolutions[position]) for position in order])
-        resolved = [False] * len(resolutions)
-        for position, row in zip(order, rows, strict=True):
-            resolved[position] = bool(row and row["batches"])
-        return resolved
+        rows = self._for_each("ledger/resolve_batch", [self._resolution(item) for item in resolutions], by="batch_id")
+        return [bool(row and row["batches"]) for row in rows]
 
     def _resolution(self, resolution: Resolution) -> dict[str, Any]:
         result = resolution.outcome

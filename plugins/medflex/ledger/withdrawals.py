@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -292,29 +291,6 @@ class Withdrawals:
             return cursor.rowcount == 1
 
     # -- writers ----------------------------------------------------------------------------------------------------
-
-    def begin_writing(self, holder: str) -> uuid.UUID:
-        """Become the living attempt of a task that writes.
-
-        Whoever was it before can acquire nothing any more, and what it still holds is let go: this attempt may find
-        nothing left to do for these clinics, and others would wait for them until the lease expires.
-        """
-        with self._transaction() as cursor:
-            cursor.execute(
-                "INSERT INTO ledger.writer (holder, started_at) VALUES (%s, coalesce(%s::timestamptz,"
-                " clock_timestamp())) ON CONFLICT (holder) DO UPDATE SET token = excluded.token,"
-                " started_at = excluded.started_at RETURNING token",
-                (holder, self._present()),
-            )
-            token: uuid.UUID = cursor.fetchone()["token"]  # type: ignore[index]
-            cursor.execute(
-                # Locked in the order in which everybody locks leases.
-                "WITH held AS (SELECT clinic_id FROM ledger.lease WHERE holder = %s ORDER BY clinic_id"
-                " FOR NO KEY UPDATE) UPDATE ledger.lease SET holder = NULL FROM held"
-                " WHERE lease.clinic_id = held.clinic_id",
-                (holder,),
-            )
-            return token
 
     def _counts(self, name: str, parameters: Mapping[str, Any]) -> dict[int, int]:
         with self._transaction() as cursor:

@@ -1,5 +1,6 @@
--- Purpose:    let the clinics that are still ours go.
--- Parameters: holder text, clinic_ids bigint[], epochs bigint[]
+-- Purpose:    keep the clinics that are still ours, or let them go.
+-- Parameters: holder text, clinic_ids bigint[], epochs bigint[], now timestamptz or NULL; seconds int for how long to
+--             keep them, or NULL to let them go
 -- Personal:   none.
 WITH held AS (
     SELECT lease.clinic_id
@@ -14,6 +15,10 @@ WITH held AS (
 )
 
 UPDATE ledger.lease AS lease
-SET holder = NULL
+SET
+    holder = CASE WHEN %(seconds)s::int IS NOT NULL THEN lease.holder END,
+    expires_at = coalesce(
+        coalesce(%(now)s::timestamptz, clock_timestamp()) + make_interval(secs => %(seconds)s::int), lease.expires_at
+    )
 FROM held
 WHERE lease.clinic_id = held.clinic_id
