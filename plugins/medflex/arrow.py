@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,20 @@ def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[
             cursor.fetchall()
         cursor.execute(sql)
         yield cursor.fetch_record_batch()
+
+
+def read_ahead(reader: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
+    """Yield what a reader yields, the next batch being read while the caller works with the last one.
+
+    Else the server waits for the caller, since little fits into a socket. What reading raises is raised here. Close
+    this before what is read from: then nothing reads any more.
+    """
+    batches = iter(reader)
+    with ThreadPoolExecutor(1, "read-ahead") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 def tables(batches: Iterable[pa.RecordBatch], rows: int, at_least_one: pa.Schema | None = None) -> Iterator[pa.Table]:

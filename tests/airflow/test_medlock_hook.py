@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import adbc_driver_manager.dbapi as adbc
 import pandas as pd
 import psycopg
 import pytest
@@ -425,3 +427,32 @@ def test_an_error_of_our_own_while_streaming_stays_what_it_is(medlock: Medlock, 
     with pytest.raises(type(error)) as caught:
         read()
     assert caught.value is error
+
+
+def test_a_stream_that_is_left_in_the_middle_reads_no_more_and_ends_its_session(
+    medlock: Medlock, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch that is being read ahead is waited for before its connection is closed."""
+    run(
+        small,
+        "INSERT INTO medlock.appointment (id, clinic_id, patient_id, doctor_id, starts_at, status, entry)"
+        f" SELECT id, 1, 7, 5, '{NOW.isoformat()}', 'confirmed', 'direct' FROM generate_series(1000, 50999) AS id",
+    )
+    monkeypatch.setattr("medflex.arrow.BATCH_BYTES", 100_000)
+    threads = set(threading.enumerate())
+    closed = []
+    original = adbc.Connection.close
+
+    def close(connection: adbc.Connection) -> None:
+        closed.append(set(threading.enumerate()) - threads)
+        original(connection)
+
+    monkeypatch.setattr(adbc.Connection, "close", close)
+    for read in (
+        medlock.stream_appointments(windows(1)),
+        medlock.stream_appointments_now([1] * 50_000, list(range(1000, 51_000)), 1000),
+    ):
+        with read as parts:
+            assert next(iter(parts)).num_rows
+        assert closed.pop() == set()
+    assert set(threading.enumerate()) == threads

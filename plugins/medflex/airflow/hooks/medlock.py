@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import psycopg
 import pyarrow as pa
 from psycopg.rows import tuple_row
 
-from medflex.arrow import is_driver_error, stream, tables
+from medflex.arrow import is_driver_error, read_ahead, stream, tables
 from medflex.domain.access import AccessState, judge_access
 from medflex.errors import (
     MedflexPipelineError,
@@ -158,8 +158,11 @@ class Medlock:
         """Yield what ``appointments_now`` returns in tables of about ``rows`` rows, at least one, in no particular
         order: for many of them.
         """
-        with self._reader("appointments_now", _pairs(clinic_ids, appointment_ids)) as reader:
-            yield tables(_batches(reader), rows, reader.schema)
+        with (
+            self._reader("appointments_now", _pairs(clinic_ids, appointment_ids)) as reader,
+            closing(_batches(reader)) as batches,
+        ):
+            yield tables(batches, rows, reader.schema)
 
     def changed_appointments(self, since: datetime) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked since then: ``clinic_id``,
@@ -211,8 +214,11 @@ class Medlock:
         Args:
             windows: ``clinic_id``, ``starts_from``, ``starts_before`` (UTC).
         """
-        with self._reader("appointments", {"medflex.windows": windows_json(windows)}) as reader:
-            yield _batches(reader)
+        with (
+            self._reader("appointments", {"medflex.windows": windows_json(windows)}) as reader,
+            closing(_batches(reader)) as batches,
+        ):
+            yield batches
 
     @contextmanager
     def _reader(self, name: str, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
@@ -314,9 +320,10 @@ def _list(ids: Sequence[int] | None) -> list[int] | None:
     return None if ids is None else [int(item) for item in ids]
 
 
-def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+def _batches(reader: pa.RecordBatchReader) -> Generator[pa.RecordBatch]:
+    """To be closed before the reader's connection: it may still be reading."""
     with _translated():
-        yield from reader
+        yield from read_ahead(reader)
 
 
 def _check_columns(schema: pa.Schema, sql: str) -> None:
