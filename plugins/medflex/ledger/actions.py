@@ -82,7 +82,7 @@ class PartnerActions:
 
     def action_cursor(self) -> str | None:
         """Return from where Medflex's queue is to be read on; ``None`` for its beginning."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT value ->> 'cursor' AS place FROM ledger.watch WHERE name = %s", (CURSOR,))
             row = cursor.fetchone()
         return row["place"] if row else None
@@ -121,7 +121,7 @@ class PartnerActions:
 
     def undecided(self, after_seq: int, size: int) -> list[tuple[int, Action]]:
         """Return actions that nobody has decided about, with their places, in the order of their first delivery."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/undecided_actions"), {"after_seq": after_seq, "size": size})
             rows = cursor.fetchall()
         return [(row.pop("seq"), _action(row)) for row in rows]
@@ -172,7 +172,7 @@ class PartnerActions:
         if not decisions:
             return
         rows = [vars(decision) for decision in decisions]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/save_action_decisions"),
                 {"decisions": Jsonb(rows, dumps=orjson.dumps), "decided_in": run_id},
@@ -182,7 +182,7 @@ class PartnerActions:
 
     def unanswered(self, after_seq: int, size: int) -> list[Unanswered]:
         """Return decisions that Medflex is to be told, in the order of their actions' first delivery."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/unanswered_actions"), {"after_seq": after_seq, "size": size})
             return [Unanswered(**row) for row in cursor.fetchall()]
 
@@ -190,7 +190,7 @@ class PartnerActions:
         """Note what Medflex said to our answers: action → ``taken``, ``contradicted`` or ``unknown_action``."""
         if not answers:
             return
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/save_action_answers"),
                 {
@@ -203,7 +203,7 @@ class PartnerActions:
 
     def waiting_actions(self) -> Waiting:
         """Return how many actions wait, and since when."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/waiting_actions"))
             return Waiting(**cursor.fetchone())  # type: ignore[arg-type]
 
@@ -211,13 +211,13 @@ class PartnerActions:
 
     def unshared(self, since: datetime, size: int) -> list[Changed]:
         """Return appointments that partners have changed since then and of which Medflex was not told, oldest first."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/unshared_actions"), {"since": since, "size": size})
             return [Changed(**row) for row in cursor.fetchall()]
 
     def mark_shared(self, changed: Sequence[Changed]) -> None:
         """Note that these changes need not be looked at again."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/mark_shared"),
                 {

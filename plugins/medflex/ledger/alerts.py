@@ -141,7 +141,7 @@ class Alerts:
 
     def alerts(self, limit: int = 50) -> list[Alert]:
         """Return the alerts that stand and the last ones that were cleared, those first, the newest first."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT alert_id, kind, since, raised_at, cleared_at, sentence, over_sentence, facts, held_up,"
                 " raise_told_at, clear_told_at FROM ledger.alert"
@@ -154,14 +154,14 @@ class Alerts:
 
     def untold(self) -> list[Message]:
         """Return the messages that not every channel has had, in the order in which they arose."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/alerts/untold"))
             return [Message(**row) for row in cursor.fetchall()]
 
     def note_told(self, message: Message, channel: str) -> None:
         """Note that a channel has had a message."""
         name = _TOLD[message.state]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 f"UPDATE ledger.alert SET {name}_told_to = {name}_told_to || %s::text WHERE alert_id = %s"
                 f" AND %s <> ALL({name}_told_to)",
@@ -171,7 +171,7 @@ class Alerts:
     def note_all_told(self, message: Message) -> None:
         """Note that no channel is left that has not had a message."""
         name = _TOLD[message.state]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 f"UPDATE ledger.alert SET {name}_told_at = coalesce(%s::timestamptz, clock_timestamp())"
                 " WHERE alert_id = %s",
@@ -182,7 +182,7 @@ class Alerts:
 
     def note_contact(self, failure: str | None) -> None:
         """Note how a request to Medflex went: ``None`` for a good contact, else a ``Failure``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/alerts/note_contact"), {"failure": failure, "now": self._present()})
 
     def note_missed_deadline(self, dag_id: str, run_id: str) -> bool:
@@ -190,7 +190,7 @@ class Alerts:
 
         A run that the ledger does not know has not even begun.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/alerts/note_missed_deadline"),
                 {"dag": dag_id, "run": run_id, "now": self._present()},

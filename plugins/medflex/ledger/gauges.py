@@ -47,12 +47,12 @@ class Gauges:
         Args:
             deadline_seconds: a revocation that is open for longer is late.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/standing"), {"deadline_seconds": deadline_seconds, "now": self._present()})
             return Standing(**cursor.fetchone())  # type: ignore[arg-type]
 
     def reason_totals(self, run_key: int) -> dict[tuple[str, str], int]:
         """Return (stage, reason) → records of a run; the stages are ``withhold``, ``last_look`` and ``revoke``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/reason_totals"), {"run_key": run_key})
             return {(row["stage"], row["reason"]): row["records"] for row in cursor.fetchall()}

@@ -28,7 +28,7 @@ class Reconciliation:
         ``acked_version`` (Int64), ``is_open`` (bool: in an intent without outcome); one row per record and lpu_id.
         """
         columns = ["appointment_id", "lpu_id", "version", "state", "acked_version", "is_open"]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/records"), {"clinic_id": clinic_id})
             frame = pd.DataFrame(cursor.fetchall(), columns=columns, dtype=object)
         return frame.astype(
@@ -38,13 +38,13 @@ class Reconciliation:
 
     def doubtful_clinics(self, since: datetime) -> list[int]:
         """Return the clinics with requests since then of which nobody could tell whether they had their effect."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/doubtful_clinics"), {"since": since})
             return [row["clinic_id"] for row in cursor.fetchall()]
 
     def last_full_comparison(self) -> datetime | None:
         """Return when all clinics were last compared, with whatever outcome; ``None`` if never."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT max(started_at) AS at FROM ledger.run WHERE mode = 'reconcile' AND clinic_ids IS NULL"
             )
@@ -73,7 +73,7 @@ class Reconciliation:
         Raises:
             LeaseLostError: another task has taken the clinic over.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/correct_records"),
                 {
@@ -117,7 +117,7 @@ class Reconciliation:
 
     def findings(self, run_key: int) -> pd.DataFrame:
         """Return what a reconciliation found: ``clinic_id``, ``lpu_id``, ``kind``, ``appointment_ids``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT clinic_id, lpu_id, kind, appointment_ids FROM ledger.finding WHERE run_key = %s"
                 " ORDER BY clinic_id, lpu_id, kind",

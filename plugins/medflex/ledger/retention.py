@@ -34,14 +34,14 @@ class LedgerRetention(Ledger):
         A run hangs together: its shards, funnel, decisions, validations and findings go with it. The last
         ``KEPT_RUNS`` of each kind stay, and so does a run without an end until it is twice as old.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/retention_old_runs"), {"days": days, "keep": KEPT_RUNS, "now": self._present()}
             )
             run_keys = [row["run_key"] for row in cursor.fetchall()]
         removed = 0
         for run_key in run_keys:
-            with self._transaction() as cursor:
+            with self._statement() as cursor:
                 cursor.execute(
                     query("ledger/retention_delete_run"), {"run_key": run_key, "days": days, "now": self._present()}
                 )
@@ -52,7 +52,7 @@ class LedgerRetention(Ledger):
         """Remove batches that were written down more than ``days`` times 24 hours ago and have an outcome."""
         removed, after_id = 0, 0
         while True:
-            with self._transaction() as cursor:
+            with self._statement() as cursor:
                 cursor.execute(
                     query("ledger/retention_delete_batches"),
                     {"after_id": after_id, "size": chunk, "days": days, "now": self._present()},
@@ -88,14 +88,14 @@ class LedgerRetention(Ledger):
 
     def run_ids(self, dag_id: str) -> list[str]:
         """Return the ids of all runs of a DAG that the ledger knows."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/retention_run_ids"), {"dag_id": dag_id})
             return [row["run_id"] for row in cursor.fetchall()]
 
     def _in_chunks(self, name: str, days: int, chunk: int) -> int:
         removed = 0
         while True:
-            with self._transaction() as cursor:
+            with self._statement() as cursor:
                 cursor.execute(query(name), {"days": days, "size": chunk, "now": self._present()})
                 done = cursor.rowcount
             removed += done

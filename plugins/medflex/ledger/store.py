@@ -193,7 +193,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def run(self, dag_id: str, run_id: str) -> Run:
         """Return the run; raise :class:`RunIncompleteError` when ``plan_shards`` has not written it down."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT run_key, dag_id, run_id, run_type, mode, anchor, clinic_ids, started_at FROM ledger.run"
                 " WHERE dag_id = %s AND run_id = %s",
@@ -210,7 +210,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def shards(self, run_key: int) -> list[RunShard]:
         """Return the shards of a run in order."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT run_key, shard, label, kind, clinic_ids, stage, skipped_because, problem, extracted_at,"
                 " withdraw_stage, withdraw_problem FROM ledger.run_shard WHERE run_key = %s ORDER BY shard",
@@ -220,7 +220,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def set_stage(self, run_key: int, shard: int, stage: str, *, because: str | None = None) -> None:
         """Note how far a shard has come; a problem of an earlier attempt is forgotten."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL, critical = 0"
                 " WHERE run_key = %s AND shard = %s",
@@ -229,7 +229,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def set_withdraw_stage(self, run_key: int, shard: int, stage: str, problem: str | None) -> None:
         """Note how far a shard's withdrawals have come, and why they stopped."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.run_shard SET withdraw_stage = %s, withdraw_problem = %s"
                 " WHERE run_key = %s AND shard = %s",
@@ -238,7 +238,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def set_extracted_at(self, run_key: int, shard: int, extracted_at: datetime) -> None:
         """Note the instant whose state of Medlock the shard's staged copy shows."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.run_shard SET extracted_at = %s WHERE run_key = %s AND shard = %s",
                 (extracted_at, run_key, shard),
@@ -250,7 +250,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         Args:
             critical: how many critical expectations have stopped it.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.run_shard SET problem = %s, critical = %s WHERE run_key = %s AND shard = %s",
                 (problem, critical, run_key, shard),
@@ -259,7 +259,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
     def save_numbers(self, run_key: int, numbers: pd.DataFrame) -> None:
         """Set numbers of the funnel: column ``clinic_id`` and any of the columns of ``ledger.run_clinic``."""
         rows = json.loads(numbers.to_json(orient="records", date_format="iso", date_unit="us"))
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/save_numbers"), {"run_key": run_key, "numbers": Jsonb(rows)})
 
     def save_decisions(
@@ -288,7 +288,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def save_validation(self, run_key: int, shard: int, suite: str, result: Mapping[str, Any]) -> None:
         """Keep the reduced result of one suite for one shard."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "INSERT INTO ledger.run_validation (run_key, shard, suite, result) VALUES (%s, %s, %s, %s)"
                 " ON CONFLICT (run_key, shard, suite) DO UPDATE SET result = excluded.result",
@@ -297,7 +297,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def validations(self, run_key: int) -> list[dict[str, Any]]:
         """Return the reduced results of a run's shards, by shard and suite."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT result FROM ledger.run_validation WHERE run_key = %s AND shard <> %s ORDER BY shard, suite",
                 (run_key, RUN_SUITE_SHARD),
@@ -306,7 +306,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def row_history(self, clinic_ids: Ids, *, before_run_key: int | None = None, runs: int = 7) -> pd.DataFrame:
         """Return how many appointments the last runs extracted: columns ``clinic_id``, ``extracted``, newest first."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/row_history"),
                 {
@@ -319,14 +319,14 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def run_clinics(self, run_key: int) -> pd.DataFrame:
         """Return the funnel of a run, one row per clinic: the columns of ``ledger.run_clinic``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT * FROM ledger.run_clinic WHERE run_key = %s ORDER BY clinic_id", (run_key,))
             columns = [column.name for column in cursor.description or ()]
             return pd.DataFrame(cursor.fetchall(), columns=columns)
 
     def reasons(self, run_key: int) -> pd.DataFrame:
         """Return how many records each set of reasons held back: ``clinic_id, stage, decision, reasons, records``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT clinic_id, stage, decision, reasons, cardinality(appointment_ids) AS records"
                 " FROM ledger.run_decision WHERE run_key = %s ORDER BY clinic_id, stage, decision, reasons",
@@ -338,7 +338,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
         """Return the records under their clinics' present ``lpu_id`` that a run found revoked, and does not hold:
         ``clinic_id``, ``appointment_id``.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT clinic_id, unnest(appointment_ids) AS appointment_id FROM ledger.run_decision"
                 " WHERE run_key = %s AND stage = 'revoke' AND decision = 'revoked' AND clinic_id = ANY(%s)"
@@ -349,18 +349,18 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def reason_history(self, before_run_key: int, runs: int = 7) -> pd.DataFrame:
         """Return records per reason and run of the runs before: ``run_key, reason, records, extracted``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/reason_history"), {"run_key": before_run_key, "runs": runs})
             return pd.DataFrame(cursor.fetchall(), columns=["run_key", "reason", "records", "extracted"])
 
     def set_report(self, run_key: int, report: str | None) -> None:
         """Note where the Data Docs of a run lie; ``None`` while they are being made anew."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("UPDATE ledger.run SET report = %s WHERE run_key = %s", (report, run_key))
 
     def report(self, run_key: int) -> str | None:
         """Return where the Data Docs of a run lie, or ``None`` when they were not published."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT report FROM ledger.run WHERE run_key = %s", (run_key,))
             row = cursor.fetchone()
         return row["report"] if row else None
@@ -384,7 +384,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
         For a DAG with one run at a time, before it begins one.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.run SET outcome = 'failed', settled_at = coalesce(%s::timestamptz, clock_timestamp()),"
                 " problems = ARRAY['It was killed before its end; the run after it has done what was left over.']"
@@ -412,7 +412,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def clinics_with_records(self) -> list[int]:
         """Return the clinics of which Medflex may show anything: something was sent, or may have been."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/clinics_with_records"))
             return [row["clinic_id"] for row in cursor.fetchall()]
 
@@ -501,7 +501,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
         Only the holder of the clinics' leases may call this.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/fold_open_batches"), {"clinic_ids": list(clinic_ids), "now": self._present()})
             return int(cursor.fetchone()["batches"])  # type: ignore[index]
 
@@ -579,7 +579,7 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
             hidden: records for which Medflex holds a newer version that it does not show (withdrawn there): these are
                 numbered on by a leap, or each attempt would come one version closer only.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/raise_versions"),
                 {
@@ -611,5 +611,5 @@ class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconci
 
     def pause_rate(self, name: str, seconds: float) -> None:
         """Let nobody use the rate called ``name`` for ``seconds`` from now."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/pause_rate"), {"name": name, "seconds": seconds, "now": self._present()})

@@ -49,7 +49,7 @@ class Switches:
             for switch in switches
             if switch.enabled is not None or switch.changed_at is not None
         ]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/note_switches"), {"switches": json.dumps(rows), "via": via, "now": self._present()}
             )

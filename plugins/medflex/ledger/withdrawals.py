@@ -91,7 +91,7 @@ class Withdrawals:
         """Return the records that may show these appointments or patients, under whichever clinic: ``clinic_id``,
         ``appointment_id`` (int64).
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/touched"),
                 {"appointment_ids": _list(appointment_ids), "patient_ids": _list(patient_ids)},
@@ -108,7 +108,7 @@ class Withdrawals:
 
     def age_out(self, records: pd.DataFrame) -> None:
         """Mark records (``KEY``) as having left the window by the passing of time."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/age_out"), _key_lists(records))
 
     # -- revocations ------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Withdrawals:
         """Return what is to be withdrawn and not acknowledged: ``KEY``, ``reason``, ``by_absence``, ``revoked_at``,
         ``found_at``.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at"
                 " FROM ledger.revocation"
@@ -190,7 +190,7 @@ class Withdrawals:
 
     def late_revocations(self, deadline_seconds: float) -> Late:
         """Return what has been open for longer than ``deadline_seconds``."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 query("ledger/late_revocations"), {"deadline_seconds": deadline_seconds, "now": self._present()}
             )
@@ -201,7 +201,7 @@ class Withdrawals:
         ``revoked_at``, ``acknowledged_at``, ``seconds`` between the two.
         """
         columns = ["clinic_id", "appointment_id", "reason", "revoked_at", "acknowledged_at", "seconds"]
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/times_to_withdraw"), {"since": since})
             return pd.DataFrame(cursor.fetchall(), columns=columns)
 
@@ -209,7 +209,7 @@ class Withdrawals:
 
     def watch(self, name: str) -> tuple[datetime, dict[str, Any]] | None:
         """Return how far a look has come, and what it noted; ``None`` if there was none yet."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT looked_at, value FROM ledger.watch WHERE name = %s", (name,))
             row = cursor.fetchone()
         return (row["looked_at"], row["value"]) if row else None
@@ -218,7 +218,7 @@ class Withdrawals:
         """Return the permissions of each clinic as last looked at, and when they last changed:
         clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at FROM ledger.clinic_seen")
             return {row.pop("clinic_id"): row for row in cursor.fetchall()}
 
@@ -226,7 +226,7 @@ class Withdrawals:
 
     def holds(self, clinic_ids: Sequence[int], decided_since: datetime) -> list[Hold]:
         """Return the open questions about these clinics, and those that were decided since then."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "SELECT * FROM ledger.hold WHERE clinic_id = ANY(%s) AND (state = 'open' OR decided_at >= %s)"
                 " ORDER BY hold_id",
@@ -237,7 +237,7 @@ class Withdrawals:
     def save_hold(self, records: pd.DataFrame, *, live: int, found_at: datetime, run_key: int | None) -> bool:
         """Ask about records of one clinic (``KEY``, ``reason``); ``False`` when a question about it is open."""
         keys = _key_lists(records)
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live, run_key)"
                 " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (clinic_id) WHERE state = 'open' DO NOTHING",
@@ -257,13 +257,13 @@ class Withdrawals:
         """Take over the questions that nobody asks yet, or that have stood in another run for a week (it may have been
         deleted; only the newest question counts); return them with those taken before, by clinic.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query("ledger/claim_holds"), {"asked_in": asked_in, "now": self._present()})
             return sorted((Hold(**row) for row in cursor.fetchall()), key=lambda hold: hold.clinic_id)
 
     def unasked_holds(self) -> int:
         """Return how many questions nobody asks."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT count(*) AS holds FROM ledger.hold WHERE state = 'open' AND asked_in IS NULL")
             return int(cursor.fetchone()["holds"])  # type: ignore[index]
 
@@ -273,7 +273,7 @@ class Withdrawals:
         Raises:
             BadParameterError: there is no such hold.
         """
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute("SELECT * FROM ledger.hold WHERE hold_id = %s", (hold_id,))
             row = cursor.fetchone()
         if row is None:
@@ -282,7 +282,7 @@ class Withdrawals:
 
     def decide_hold(self, hold_id: int, state: str, decided_by: str | None) -> bool:
         """Close a question as ``released``, ``kept`` or ``obsolete``; ``False`` when it was closed before."""
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(
                 "UPDATE ledger.hold SET state = %s, decided_by = %s,"
                 " decided_at = coalesce(%s::timestamptz, clock_timestamp()) WHERE hold_id = %s AND state = 'open'",
@@ -293,7 +293,7 @@ class Withdrawals:
     # -- writers ----------------------------------------------------------------------------------------------------
 
     def _counts(self, name: str, parameters: Mapping[str, Any]) -> dict[int, int]:
-        with self._transaction() as cursor:
+        with self._statement() as cursor:
             cursor.execute(query(name), parameters)
             return {int(row["clinic_id"]): int(row["records"]) for row in cursor.fetchall()}
 
