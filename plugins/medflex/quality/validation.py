@@ -64,7 +64,7 @@ def validate_source(
 ) -> SuiteResult:
     """Judge what came out of Medlock.
 
-    ``chunks``: ROWS without ``first_name`` and ``patronymic``, 100,000 to 250,000 rows each. ``clinics``: CLINICS of
+    ``chunks``: ROWS without ``first_name`` and ``patronymic``, about 100,000 rows each. ``clinics``: CLINICS of
     the shard, one row each. ``windows``: ``clinic_id, starts_from, starts_before`` (UTC) as the extract used them.
     ``history``: ``clinic_id, rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at the
     extract, aware. Raises nothing for bad data: a wrong column or type is a critical result that names the column.

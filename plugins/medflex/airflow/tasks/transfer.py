@@ -57,8 +57,9 @@ HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
-VALIDATED_ROWS = 5 * PART_ROWS
-"""Rows per batch of Great Expectations, which costs a fixed part of a second each time."""
+VALIDATED_ROWS = 2 * PART_ROWS
+"""Rows per batch of Great Expectations: each costs a fixed part of a second, and larger ones would make the memory of
+this task grow with its shard up to their size."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
 
