@@ -110,9 +110,12 @@ def test_stack_folder_follows_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_
 
 HOLDER = (
     "import signal, sys; from pathlib import Path; from sandbox.stack import Stack\n"
+    # Kept back until it is waited for: one that comes just before the process begins to wait would not end its waiting.
+    "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
     "with Stack(Path(sys.argv[1])).lock():\n"
     "    print('held', flush=True)\n"
-    "    signal.pause()\n"
+    "    signal.sigwait({signal.SIGINT})\n"
+    "    raise KeyboardInterrupt\n"
 )
 
 
