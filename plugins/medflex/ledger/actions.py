@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
-import psycopg
 from psycopg.types.json import Jsonb
 
 from medflex.domain.partner_actions import Action, ActionType, Made, Standing, Version
+from medflex.ledger.connection import LedgerConnection
 from medflex.sql import query
 
 CURSOR = "partner_actions"
@@ -69,14 +68,8 @@ class Waiting:
     oldest: datetime | None
 
 
-class PartnerActions:
+class PartnerActions(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,14 +49,8 @@ class Message:
     told_to: list[str]
 
 
-class Alerts:
+class Alerts(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -198,5 +191,5 @@ class Alerts:
             return cursor.rowcount == 1
 
 
-class AlertLedger(LedgerConnection, Alerts):
+class AlertLedger(Alerts):
     """Only this part of the ledger, for tasks that need nothing else: it does not load pandas."""

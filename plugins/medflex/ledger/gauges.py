@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-import psycopg
-
+from medflex.ledger.connection import LedgerConnection
 from medflex.sql import query
 
 
@@ -32,14 +28,8 @@ class Standing:
     look_age_seconds: float | None
 
 
-class Gauges:
+class Gauges(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     def standing(self, deadline_seconds: float) -> Standing:
         """Return what is open now.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -13,19 +12,12 @@ import psycopg
 
 from medflex.arrow import stream, to_pandas
 from medflex.domain.messages import MessageLook, MessageWarning, Twice
+from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
 from medflex.sql import query
 
 
-class Messages:
+class Messages(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    _conninfo: str
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     def notifications(self, run_key: int, since: datetime) -> Generator[pd.DataFrame, None, None]:
         """Yield, in parts, which messages partners sent about appointments of a run's clinics (R14).
@@ -36,8 +28,6 @@ class Messages:
         Args:
             since: aware; what was recorded earlier is left out.
         """
-        from medflex.ledger.connection import translated_ledger_errors
-
         settings = {"medflex.run_key": str(int(run_key)), "medflex.since": since.isoformat()}
         with (
             translated_ledger_errors(),

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any
 
 import pandas as pd
-import psycopg
 
 from medflex.errors import LeaseLostError
+from medflex.ledger.connection import LedgerConnection
 from medflex.sql import query
 
 
-class Reconciliation:
+class Reconciliation(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     def records(self, clinic_id: int) -> pd.DataFrame:
         """Return what is known of a clinic's records: ``appointment_id``, ``lpu_id``, ``version`` (int64), ``state``,

@@ -22,7 +22,7 @@ from medflex.domain.packing import Shard
 from medflex.errors import LeaseLostError, RunIncompleteError
 from medflex.ledger.actions import PartnerActions
 from medflex.ledger.alerts import Alerts
-from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
+from medflex.ledger.connection import translated_ledger_errors
 from medflex.ledger.gauges import Gauges
 from medflex.ledger.messages import Messages
 from medflex.ledger.reconciliation import Reconciliation
@@ -131,7 +131,7 @@ class Resolution:
     looked_at: datetime | None = None
 
 
-class Ledger(LedgerConnection, Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
+class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
     """Access to all of the ledger; arguments and errors as for :class:`LedgerConnection`."""
 
     # -- runs and their numbers -------------------------------------------------------------------------------------

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import psycopg
-
+from medflex.ledger.connection import LedgerConnection
 from medflex.sql import query
 
 
@@ -24,14 +21,8 @@ class Switch:
     role: str | None
 
 
-class Switches:
+class Switches(LedgerConnection):
     """Methods of the ledger about access switches (R1, R2)."""
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     def note_switches(self, switches: Iterable[Switch], *, via: str = "medlock") -> int:
         """Note how switches stand; return how many were not known to stand so. One that was never set is nothing.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 import orjson
 import pandas as pd
-import psycopg
 from psycopg.types.json import Jsonb
 
 from medflex.arrow import of_types, read_frame
 from medflex.domain.revocations import ABSENCE
 from medflex.errors import BadParameterError
+from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
 from medflex.sql import bigints, query
 
 KEY = ("clinic_id", "appointment_id", "lpu_id")
@@ -52,16 +51,8 @@ class Late:
     oldest: datetime | None
 
 
-class Withdrawals:
+class Withdrawals(LedgerConnection):
     """Part of :class:`medflex.ledger.store.Ledger`."""
-
-    _conninfo: str
-
-    def _transaction(self) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        raise NotImplementedError
-
-    def _present(self) -> datetime | None:
-        raise NotImplementedError
 
     # -- what Medflex shows or may show -----------------------------------------------------------------------------
 
@@ -71,8 +62,6 @@ class Withdrawals:
         Args:
             appointment_ids: only these, each of the clinic at the same place in ``clinic_ids``; ``None`` for all.
         """
-        from medflex.ledger.connection import translated_ledger_errors
-
         if not len(clinic_ids):
             return _empty_live()
         with translated_ledger_errors():
