@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
 
 WIDTH, HEIGHT = 1440, 900
+ZONE = "Europe/Moscow"
+"""What people have chosen in Airflow, if they have not chosen another one."""
 # Nothing of the browser's own asks other hosts, which in a closed network would hold pages up.
 _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update",
@@ -54,7 +56,7 @@ def session(
     *,
     theme: str = "light",
     language: str = "en",
-    zone: str = "Europe/Moscow",
+    zone: str = ZONE,
 ) -> Iterator[BrowserContext]:
     """Yield a session of its own with Airflow at ``url``, signed in as ``user`` (``None``: not signed in).
 
