@@ -11,8 +11,8 @@ ACTIONS ?= 10000
 STAMP := .venv/.locks-installed
 # Where it is set, each process would compile all of Airflow anew: 8 seconds of work in every task.
 unexport PYTHONDONTWRITEBYTECODE
-# Processes that share the tests. Each needs about 1.5 GB, and two keep two cores busy.
-WORKERS ?= 2
+# Processes that share the tests. Each needs about 1.5 GB; two leave a tenth of two cores idle.
+WORKERS ?= 3
 
 .PHONY: help demo stop env test test-long faults storm lint format lock docs screenshots bench clean
 
