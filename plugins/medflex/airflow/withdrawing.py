@@ -409,10 +409,11 @@ class Withdrawer(Writer):
     def _prepare(self, deliveries: Sequence[Delivery]) -> None:
         self._write_down(deliveries)
         for delivery in deliveries:
+            if delivery.intent is None:
+                continue
             delivery.looked_at = self._found_at
             delivery.ready_at = self._clock.now()
-            if delivery.intent is not None and not delivery.body:
-                delivery.body = self._body(delivery)
+            delivery.body = delivery.body or self._body(delivery)
 
     def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records

@@ -58,8 +58,7 @@ HAND_OVER = timedelta(minutes=10)
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 VALIDATED_ROWS = 2 * PART_ROWS
-"""Rows per batch of Great Expectations: each costs a fixed part of a second, and larger ones would make the memory of
-this task grow with its shard up to their size."""
+"""Rows per batch of Great Expectations: each batch costs a fixed part of a second, and larger ones more memory."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
 
