@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 import pandas as pd
 from hypothesis import given
@@ -29,7 +30,9 @@ def payload_of(*changed: dict[str, Any]) -> pd.DataFrame:
 
 
 def body_of(payload: pd.DataFrame, versions: list[int]) -> Any:
-    return orjson.loads(batch_body(40001, payload["id"].tolist(), versions, record_tails(payload)))
+    return orjson.loads(
+        batch_body(40001, payload["id"].to_numpy("int64"), np.array(versions, dtype="int64"), record_tails(payload))
+    )
 
 
 CHANGES = st.fixed_dictionaries(
@@ -57,5 +60,6 @@ def test_what_json_escapes_is_escaped_beside_what_it_leaves() -> None:
 
 
 def test_of_no_records_there_are_no_texts() -> None:
-    assert record_tails(payload_of()) == []
-    assert orjson.loads(batch_body(40001, [], [], [])) == {"lpu_id": 40001, "records": []}
+    none = np.array([], dtype="int64")
+    assert record_tails(payload_of()).to_pylist() == []
+    assert orjson.loads(batch_body(40001, none, none, record_tails(payload_of()))) == {"lpu_id": 40001, "records": []}

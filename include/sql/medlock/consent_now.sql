@@ -1,13 +1,14 @@
 -- Purpose:    the last look: what decides whether these appointments may be sent, as it is committed now (R7-R10, R16).
--- Grain:      one row per appointment that still exists in one of these clinics.
+-- Grain:      one row per kind of answer, with the appointments that still exist in one of these clinics in parallel
+--             arrays: there are few kinds, and a row for each appointment takes several times as long to hand over.
 -- Parameters: clinic_ids       bigint[]
 --             appointment_ids  bigint[]
 -- Personal:   none.
 SELECT
-    appointment.clinic_id,
-    appointment.id AS appointment_id,
-    appointment.patient_id,
-    appointment.doctor_id,
+    array_agg(appointment.clinic_id) AS clinic_ids,
+    array_agg(appointment.id) AS appointment_ids,
+    array_agg(appointment.patient_id) AS patient_ids,
+    array_agg(appointment.doctor_id) AS doctor_ids,
     appointment.is_anonymous,
     patient.refused_personal_data,
     patient.refused_notifications,
@@ -23,3 +24,11 @@ LEFT JOIN medlock.doctor AS doctor
 WHERE
     appointment.clinic_id = any(%(clinic_ids)s::bigint[])
     AND appointment.id = any(%(appointment_ids)s::bigint[])
+GROUP BY
+    appointment.is_anonymous,
+    patient.refused_personal_data,
+    patient.refused_notifications,
+    patient.refused_marketing,
+    doctor.medflex_banned,
+    patient.id IS NOT NULL,
+    doctor.id IS NOT NULL

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medflex.airflow.columns import Columns
 from medflex.airflow.encoding import batch_body, record_tails
 from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
@@ -112,28 +113,27 @@ class Loader(Writer):
     def _batches(self, chunks: Iterable[pd.DataFrame], clinic_ids: set[int], known: _Known) -> Iterator[Batch]:
         """Cut chunks into batches of one clinic each; a rest is kept until its clinic has more, or the end."""
         size = self._settings.batch_size
-        rest: dict[int, list[pd.DataFrame]] = defaultdict(list)
+        rest: dict[int, Columns] = {}
         for chunk in chunks:
-            for key, records in _encoded(chunk).groupby("clinic_id", sort=False):
-                clinic_id = cast("int", key)
+            # By id, so that what is asked of databases for a batch lies close together there.
+            for clinic_id, found in _encoded(chunk).by("clinic_id", then="id"):
                 if clinic_id not in clinic_ids:
                     continue
-                pending = rest.pop(clinic_id, [])
-                records = pd.concat([*pending, records]) if pending else records
+                records = Columns.joined([rest.pop(clinic_id), found]) if clinic_id in rest else found
                 full = len(records) // size * size
                 for start in range(0, full, size):
-                    yield from self._batch(clinic_id, records.iloc[start : start + size], known)
+                    yield from self._batch(clinic_id, records.cut(start, start + size), known)
                 if full < len(records):
                     # A copy, or the rest would keep its whole chunk in memory.
-                    rest[clinic_id].append(records.iloc[full:].copy())
-        for clinic_id, pending in rest.items():
-            yield from self._batch(clinic_id, pd.concat(pending), known)
+                    rest[clinic_id] = records.cut(full, len(records)).copy()
+        for clinic_id, records in rest.items():
+            yield from self._batch(clinic_id, records, known)
 
-    def _batch(self, clinic_id: int, records: pd.DataFrame, known: _Known) -> Iterator[Batch]:
+    def _batch(self, clinic_id: int, records: Columns, known: _Known) -> Iterator[Batch]:
         versions, acknowledged, overtaken = known.look_up(clinic_id, records, self._extracted_at)
         if overtaken.any():
             # Another run has sent, or tried to send, a copy that was read later than ours: ours would undo it.
-            self._drop(clinic_id, records["id"].to_numpy()[overtaken], Turned.OVERTAKEN)
+            self._drop(clinic_id, records["id"][overtaken], Turned.OVERTAKEN)
         if self._resync:
             acknowledged[:] = False
         self._count(clinic_id, accepted=int((acknowledged & ~overtaken).sum()))
@@ -142,7 +142,7 @@ class Loader(Writer):
         if left.all():
             yield Batch(clinic_id, records, versions + 1)
         elif left.any():
-            yield Batch(clinic_id, records[left], versions[left] + 1)
+            yield Batch(clinic_id, records.keep(left), versions[left] + 1)
 
     def _drop(self, clinic_id: int, ids: np.ndarray[Any, Any], reason: str) -> None:
         with self._lock:
@@ -170,7 +170,7 @@ class Loader(Writer):
                     continue
                 # Another body needs another key; what the old one did stays written down.
                 self._close(delivery)
-                ids = delivery.records["id"].to_numpy()
+                ids = delivery.records["id"]
                 for reason in sorted(set(reasons[dropped])):
                     self._drop(delivery.clinic_id, ids[reasons == reason], reason)
                 delivery.keep(~dropped)
@@ -180,17 +180,16 @@ class Loader(Writer):
         for delivery in deliveries:
             if delivery.ready_at is not None and not delivery.body:
                 records = delivery.records
-                columns = (records["id"].tolist(), delivery.versions.tolist(), records["tail"].tolist())
-                delivery.body = self._client.encode(batch_body(delivery.lpu_id, *columns))
+                body = batch_body(delivery.lpu_id, records["id"], delivery.versions, records["tail"])
+                delivery.body = self._client.encode(body)
 
     def _look(self, deliveries: Sequence[Delivery]) -> np.ndarray[Any, Any]:
         """Return, for the records of these one after the other, why they may not leave now, or ``PERMITTED``."""
         now = self._clock.now()
         for delivery in deliveries:
             delivery.looked_at = now
-        # By arrays: to put frames together takes longer than to look at them.
         records = pd.DataFrame(
-            {name: np.concatenate([item.records[name].to_numpy() for item in deliveries]) for name in _LOOKED_AT}
+            {name: np.concatenate([item.records[name] for item in deliveries]) for name in _LOOKED_AT}
         )
         clinic_ids = sorted({delivery.clinic_id for delivery in deliveries})
         reasons = last_look(
@@ -209,11 +208,11 @@ class Loader(Writer):
             operation=self.operation,
             holder=self._holder,
             epoch=self._epochs[delivery.clinic_id],
-            appointment_ids=records["id"].to_numpy(),
+            appointment_ids=records["id"],
             versions=delivery.versions,
-            digests=records["digest"].to_numpy(),
+            digests=records["digest"],
             extracted_at=self._extracted_at,
-            patient_ids=records["patient_id"].to_numpy(),
+            patient_ids=records["patient_id"],
             partner_ids=sorted({int(item) for ids in set(records["partners"].tolist()) for item in ids.split(",")}),
         )
 
@@ -234,16 +233,15 @@ class Loader(Writer):
         self._count(delivery.clinic_id, **{"unknown" if delivery.in_doubt else "to_retry": number})
 
 
-def _encoded(chunk: pd.DataFrame) -> pd.DataFrame:
+def _encoded(chunk: pd.DataFrame) -> Columns:
     """Return of a chunk with ``LOAD_COLUMNS`` what batches are cut of: the texts that are sent are one column,
-    ``tail``, since each further column of text costs time whenever a batch is cut or changed.
+    ``tail``, which stays with Arrow, as no batch looks into it.
     """
-    return pd.DataFrame(
+    return Columns(
         {
             **{name: chunk[name].to_numpy("int64") for name in _NUMBERS},
-            # Objects: few different texts, and each batch takes a list of them.
-            "partners": pd.Series(chunk["partners"].tolist(), dtype=object),
-            "tail": pd.Series(record_tails(chunk), dtype=object),
+            "partners": chunk["partners"].to_numpy(object),
+            "tail": record_tails(chunk),
         },
     )
 
@@ -272,19 +270,19 @@ class _Known:
             self._of[int(clinics[start]), int(lpus[start])] = tuple(column[start:end] for column in columns)
 
     def look_up(
-        self, clinic_id: int, records: pd.DataFrame, extracted_at: datetime
+        self, clinic_id: int, records: Columns, extracted_at: datetime
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return, per record, its highest version so far (0 if none), whether this very content is acknowledged, and
         whether a copy that was read after ``extracted_at`` has been sent.
         """
-        ids = records["id"].to_numpy()
-        key = (clinic_id, int(records["lpu_id"].iloc[0]))
+        ids = records["id"]
+        key = (clinic_id, int(records["lpu_id"][0]))
         if key not in self._of:
             return np.zeros(len(ids), dtype="int64"), np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
         known_ids, versions, sent, digests, extracted = self._of[key]
         position = np.minimum(np.searchsorted(known_ids, ids), len(known_ids) - 1)
         found = known_ids[position] == ids
-        acknowledged = found & sent[position] & (digests[position] == records["digest"].to_numpy())
+        acknowledged = found & sent[position] & (digests[position] == records["digest"])
         instant = np.datetime64(as_utc(extracted_at).replace(tzinfo=None), "us").astype("int64")
         overtaken = found & (extracted[position] > instant)
         return np.where(found, versions[position], 0), acknowledged, overtaken & ~acknowledged

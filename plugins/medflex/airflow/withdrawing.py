@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from medflex.airflow.columns import Columns
 from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
@@ -402,9 +403,8 @@ class Withdrawer(Writer):
             clinic_id, _ = cast("tuple[int, int]", key)
             for start in range(0, len(records), self._settings.batch_size):
                 part = records.iloc[start : start + self._settings.batch_size]
-                yield Batch(
-                    clinic_id, part.rename(columns={"appointment_id": "id"}), part["version"].to_numpy("int64") + 1
-                )
+                columns = Columns.of_frame(part.rename(columns={"appointment_id": "id"}))
+                yield Batch(clinic_id, columns, part["version"].to_numpy("int64") + 1)
 
     def _prepare(self, deliveries: Sequence[Delivery]) -> None:
         self._write_down(deliveries)
@@ -424,7 +424,7 @@ class Withdrawer(Writer):
             operation=self.operation,
             holder=self._holder,
             epoch=self._epochs[delivery.clinic_id],
-            appointment_ids=records["id"].to_numpy("int64"),
+            appointment_ids=records["id"],
             versions=delivery.versions,
             digests=None,
             reasons=records["reason"].tolist(),
@@ -448,7 +448,7 @@ class Withdrawer(Writer):
             withdraw_to_retry=len(reply.outdated) + len(reply.rejected),
             withdraw_unknown=len(reply.unknown),
         )
-        gone = delivery.records[delivery.records["id"].isin(reply.accepted).to_numpy()]
+        gone = delivery.records.keep(np.isin(delivery.records["id"], list(reply.accepted)))
         changes = {
             (bool(by_absence), instant or self._found_at)
             for by_absence, instant in zip(gone["by_absence"].tolist(), instants(gone["revoked_at"]), strict=True)

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from medflex.airflow.columns import Columns
 from medflex.airflow.hooks.medflex import (
     BatchReply,
     MedflexClient,
@@ -101,7 +102,7 @@ class Batch:
     """
 
     clinic_id: int
-    records: pd.DataFrame
+    records: Columns
     versions: np.ndarray[Any, Any]
 
 
@@ -128,7 +129,7 @@ class Delivery:
     @property
     def lpu_id(self) -> int:
         """Under which clinic's number Medflex has these records."""
-        return int(self.records["lpu_id"].iloc[0])
+        return int(self.records["lpu_id"][0])
 
     @property
     def by_id(self) -> dict[int, int]:
@@ -137,7 +138,7 @@ class Delivery:
 
     def keep(self, mask: np.ndarray[Any, Any]) -> None:
         """Go on with these records only."""
-        self.records = self.records[mask]
+        self.records = self.records.keep(mask)
         self.versions = self.versions[mask]
 
     def take_leave(self, now: datetime) -> bool:
@@ -525,7 +526,7 @@ class Writer(LeaseHolder):
                 self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
         self._acknowledged(delivery, reply)
         delivery.intent = None
-        delivery.records = delivery.records.iloc[:0]
+        delivery.records = delivery.records.cut(0, 0)
         if reply.unknown:
             self._problem(unavailable("a reply that leaves records out"))
 

@@ -64,9 +64,9 @@ CLINIC_TYPES = MappingProxyType(
 )
 _REFUSALS = ("refused_personal_data", "refused_notifications", "refused_marketing")
 _CONSENT_TYPES = MappingProxyType(
-    {"clinic_id": "int64", "appointment_id": "int64", "patient_id": "Int64", "doctor_id": "Int64"}
-    | dict.fromkeys(("is_anonymous", *_REFUSALS, "doctor_banned", "patient_found", "doctor_found"), "boolean")
+    dict.fromkeys(("is_anonymous", *_REFUSALS, "doctor_banned", "patient_found", "doctor_found"), "boolean")
 )
+_CONSENT_IDS = ("clinic", "appointment", "patient", "doctor")
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
 )
@@ -142,7 +142,13 @@ class Medlock:
         or moved to a clinic that is not named, has no row.
         """
         parameters = {"clinic_ids": bigints(clinic_ids), "appointment_ids": bigints(appointment_ids)}
-        return self._frame("medlock/consent_now", parameters, _CONSENT_TYPES)
+        name = "medlock/consent_now"
+        answers = typed_frame(name, *self._rows(name, parameters), _CONSENT_TYPES)
+        number = answers["appointment_ids"].map(len).to_numpy("int64")
+        return pd.DataFrame(
+            {f"{key}_id": _one_behind_the_other(answers[f"{key}_ids"]) for key in _CONSENT_IDS}
+            | {flag: answers[flag].array.repeat(number) for flag in _CONSENT_TYPES}
+        )
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
         """Return what is committed now behind appointments, each of the clinic at the same place.
@@ -303,6 +309,11 @@ def _typed(items: Sequence[Any], dtype: Any) -> Any:
         if not missing.any():
             return np.array(items, dtype="int64")
     return pd.array(list(items), dtype=dtype)
+
+
+def _one_behind_the_other(lists: pd.Series) -> Any:
+    """The elements of lists of ids, of which some may be missing (Int64)."""
+    return _typed([item for items in lists for item in items], "Int64")
 
 
 def windows_json(windows: pd.DataFrame) -> str:
