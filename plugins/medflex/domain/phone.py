@@ -12,12 +12,15 @@ import phonenumbers
 
 from medflex.domain.text import fold
 
-# Russian mobile numbers in the usual ways of writing them: every one of these is valid by phonenumbers, which tests
-# hold. It saves parsing some nine tenths of the phones one by one. Of the codes that begin with 930 only a part is in
-# use, so these are left to phonenumbers.
-_MOBILE_CODE = "(?:9[0-24-9][0-9]|93[1-9])"
-_PLAIN_MOBILE = rf"(?:\+7|7|8)?[ -]?(?:\({_MOBILE_CODE}\)|{_MOBILE_CODE})[ -]?[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{2}}"
-_PLAIN = re.compile(_PLAIN_MOBILE)
+# Russian numbers in the usual ways of writing them: every one of these is valid by phonenumbers, which tests hold. It
+# saves parsing most phones one by one. Here are only codes all of whose numbers are in use (of 930 a part is not), and
+# none that begins with 7 or 8, which is also what people write before a code.
+_CODE = (
+    "(?:9[0-24-9][0-9]|93[1-9]"  # mobiles
+    "|30[12]|336|34[1-35-79]|35[1-3]|365|38[1-58]|39[0145]|401|41[1356]|42[13467]|47[1-5]|48[1-7]|49[1-689])"  # towns
+)
+_PLAIN_RUSSIAN = rf"(?:\+7|7|8)?[ -]?(?:\({_CODE}\)|{_CODE})[ -]?[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{2}}"
+_PLAIN = re.compile(_PLAIN_RUSSIAN)
 _NOT_A_DIGIT = re.compile("[^0-9]")
 _SEPARATORS = str.maketrans("", "", "+-() ")
 
@@ -38,8 +41,8 @@ def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]
     read = np.full(len(texts), None, dtype=object)
     is_plain = np.zeros(len(texts), dtype=bool)
     if len(texts) > _FEW:
-        # Nine tenths are told and read by the thousand, as they stand: folding would change nothing in what is plain.
-        is_plain = texts.str.fullmatch(_PLAIN_MOBILE).to_numpy(dtype=bool)
+        # Most are told and read by the thousand, as they stand: folding would change nothing in what is plain.
+        is_plain = texts.str.fullmatch(_PLAIN_RUSSIAN).to_numpy(dtype=bool)
         read[is_plain] = _digits(texts[is_plain].tolist())
     codes, distinct = pd.factorize(fold(texts[~is_plain]))
     # The appended one is that of code −1, no text at all.
@@ -66,7 +69,7 @@ def _digits(texts: list[str]) -> list[str]:
 
 
 def _read_plain(text: str) -> str | None:
-    """The digits of a Russian mobile number in one of the usual ways of writing them, else None."""
+    """The digits of a Russian number in one of the usual ways of writing them, else None."""
     return "7" + _NOT_A_DIGIT.sub("", text)[-10:] if _PLAIN.fullmatch(text) else None
 
 
