@@ -307,6 +307,44 @@ def test_chunks_make_no_difference_to_the_outgoing_suite(size: int) -> None:
     assert world.outgoing(size) == whole
 
 
+@pytest.mark.parametrize("suite", ["source", "outgoing"])
+def test_rules_that_are_prepared_once_judge_as_great_expectations_does(
+    monkeypatch: pytest.MonkeyPatch, suite: str
+) -> None:
+    world, breaking = (source_world(), SOURCE) if suite == "source" else (outgoing_world(), OUTGOING)
+    for rule in suites.SUITES[suite]():
+        if rule.part == "rows":
+            breaking[rule.name](world)
+    ours = world.source(64) if suite == "source" else world.outgoing(64)
+    assert len(failed(ours)) >= 15
+    asked = []
+    monkeypatch.setattr(validation._Prepared, "judge", lambda self, engine: asked.append(self))
+    theirs = world.source(64) if suite == "source" else world.outgoing(64)
+    assert len(asked) >= 30
+    assert ours == theirs
+
+
+def test_a_rule_that_cannot_be_evaluated_in_a_later_chunk_leaves_the_others_of_its_columns_alone() -> None:
+    between = Rule(
+        "between",
+        "expect_column_values_to_be_between",
+        {"column": "x", "min_value": 1, "max_value": 2},
+        Severity.WARNING,
+        ("x",),
+        "",
+    )
+    present = replace(
+        between, name="present", expectation_type="expect_column_values_to_not_be_null", kwargs={"column": "x"}
+    )
+    tallies = {rule.name: validation._Tally(rule) for rule in (between, present)}
+    with validation._GreatExpectations() as look:
+        for values in ([1, 2, 3], ["x", None, "y"], [0, 1]):
+            look.add(tallies, pd.DataFrame({"x": pd.Series(values, dtype=object)}), "rows")
+    assert (tallies["between"].exception_class, tallies["between"].unexpected) == ("TypeError", 2)
+    assert (tallies["present"].exception_class, tallies["present"].unexpected) == (None, 1)
+    assert {tally.evaluated for tally in tallies.values()} == {8}
+
+
 def test_duplicates_are_found_across_chunks() -> None:
     world = World(frames.rows(4), history=None)
     SOURCE["appointment_unique"](world)
