@@ -1,7 +1,7 @@
 -- Purpose:    the clinics of which Medflex may show anything, or about which a person is asked.
 -- Grain:      one row per clinic.
 -- Personal:   none.
--- From clinic to clinic by the key's index, one look each: read whole, hundreds of millions of records take minutes.
+-- From clinic to clinic by their index, one look each: read whole, hundreds of millions of records take minutes.
 WITH RECURSIVE known AS (
     SELECT min(record.clinic_id) AS clinic_id
     FROM ledger.record AS record

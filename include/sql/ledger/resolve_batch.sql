@@ -16,7 +16,7 @@ WITH batch AS (
         looked_at = coalesce(%(looked_at)s::timestamptz, looked_at),
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
     WHERE batch_id = %(batch_id)s AND outcome IS NULL
-    RETURNING *
+    RETURNING *, rejected_ids || outdated_ids || unknown_ids AS unsettled_ids
 ),
 
 item AS (
@@ -33,12 +33,14 @@ item AS (
         batch.partner_ids,
         CASE
             WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
-            WHEN
-                item.appointment_id = any(batch.rejected_ids || batch.outdated_ids || batch.unknown_ids)
+            WHEN item.appointment_id = any(batch.unsettled_ids)
                 THEN CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END
             ELSE CASE batch.operation WHEN 'send' THEN 'sent' ELSE 'withdrawn' END
         END AS state,
-        %(rejected_fields)s::jsonb -> item.appointment_id::text AS rejected_fields
+        CASE
+            WHEN item.appointment_id = any(batch.rejected_ids)
+                THEN %(rejected_fields)s::jsonb -> item.appointment_id::text
+        END AS rejected_fields
     FROM batch
     CROSS JOIN
         LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests, batch.patient_ids)
