@@ -220,6 +220,36 @@ def test_what_a_caller_does_to_a_clinic_is_not_seen_by_the_next_one(switched: st
     assert medlock.clinics([1], NOW)["lpu_id"].tolist() == [40_001]
 
 
+def test_of_clinics_that_were_open_only_those_whose_row_has_changed_are_judged_anew(
+    switched: str, medlock: Medlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(switched, "clinic", id=3, lpu_id=40_003, name="Третья", timezone="Europe/Moscow")
+    insert(switched, "staff", id=10, clinic_id=3, login="head3", role="head")
+    insert(switched, "medflex_access", clinic_id=3, enabled=True, changed_at=SWITCHED, changed_by=10)
+    judged: list[list[int]] = []
+    judge = hook.judge_access
+
+    def noting(clinics: pd.DataFrame, now: datetime) -> pd.DataFrame:
+        judged.append(clinics["clinic_id"].tolist())
+        return judge(clinics, now)
+
+    monkeypatch.setattr(hook, "judge_access", noting)
+    whole = medlock.clinics(None, NOW).set_index("clinic_id")
+    assert whole.loc[[1, 3], "state"].tolist() == ["open", "open"]
+    assert judged == [[1, 2, 3]]
+    for asked in ([3], [1, 3], [1]):
+        found = medlock.clinics(asked, NOW)
+        pd.testing.assert_frame_equal(found.set_index("clinic_id"), whole.loc[asked])
+        assert found.index.tolist() == list(range(len(asked)))
+    assert len(judged) == 1
+    # One that is not open is judged each time: its hours may be over by now.
+    assert medlock.clinics([2, 3], NOW)["state"].tolist() == ["closed", "open"]
+    run(switched, "UPDATE medlock.medflex_access SET enabled = false WHERE clinic_id = 3")
+    assert medlock.clinics([1, 3], NOW)["state"].tolist() == ["open", "closed"]
+    assert medlock.clinics([1], NOW)["state"].tolist() == ["open"]
+    assert judged[1:] == [[2, 3], [1, 3]]
+
+
 def test_no_windows_have_no_appointments(medlock: Medlock) -> None:
     assert extracted(medlock, windows()).empty
     assert medlock.appointment_counts(windows()) == {}

@@ -68,6 +68,7 @@ class Loader(Writer):
         self._extracted_at = extracted_at
         self._resync = resync
         self._result = LoadResult()
+        self._has_looked = False
         self._chunks: Callable[[], Iterable[pd.DataFrame]] = list
 
     @property
@@ -192,11 +193,12 @@ class Loader(Writer):
             {name: np.concatenate([item.records[name] for item in deliveries]) for name in _LOOKED_AT}
         )
         clinic_ids = sorted({delivery.clinic_id for delivery in deliveries})
+        # The first one asks for all clinics, so that later ones of some of them are compared with what it has judged.
+        asked = clinic_ids if self._has_looked else sorted({*clinic_ids, *self._epochs})
         reasons = last_look(
-            records,
-            self._medlock.consent_now(clinic_ids, records["id"].to_numpy()),
-            self._medlock.clinics(clinic_ids, now),
+            records, self._medlock.consent_now(clinic_ids, records["id"].to_numpy()), self._medlock.clinics(asked, now)
         )
+        self._has_looked = True
         return np.array(reasons, dtype=object)
 
     def _content(self, delivery: Delivery) -> BatchContent:

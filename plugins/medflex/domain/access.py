@@ -94,6 +94,26 @@ def judge_access(clinics: pd.DataFrame, now: datetime) -> pd.DataFrame:
     )
 
 
+def unknown_partner(clinic_ids: pd.Series, partner_ids: pd.Series, clinics: pd.DataFrame) -> np.ndarray:
+    """Tell which records are shown to a partner with whom their clinic has no enabled integration (R4).
+
+    clinic_ids: int64. partner_ids: comma-joined ids in the same order; one that is empty or missing names nobody.
+    clinics: CLINICS; one that is not given has no integration. Returns an array of bool.
+    """
+    allowed = {int(key): set(ids) for key, ids in zip(clinics["clinic_id"], clinics["partner_ids"], strict=True)}
+    of_clinic, clinic_keys = pd.factorize(clinic_ids.to_numpy("int64"))
+    of_text, texts = pd.factorize(partner_ids.array)
+    # As numbers: pairs of a number and a text take fifty times as long. A missing text has the code −1.
+    codes, pairs = pd.factorize(of_clinic * (len(texts) + 1) + of_text + 1)
+    named = ["", *texts]
+    unknown = []
+    for pair in pairs.tolist():
+        clinic, text = divmod(pair, len(named))
+        ids = {int(item) for item in named[text].split(",") if item}
+        unknown.append(not ids <= allowed.get(int(clinic_keys[clinic]), set()))
+    return np.array(unknown, dtype=bool)[codes]
+
+
 def flags(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Where a flag is true, and where it is unknown, as boolean arrays."""
     nullable = column if isinstance(column.dtype, pd.BooleanDtype) else column.astype("boolean")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medflex.domain.access import flags
+from medflex.domain.access import flags, unknown_partner
 from medflex.domain.eligibility import CONSENT_RULES, judge
 
 PERMITTED = ""
@@ -69,13 +69,6 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     clinic_ids = prepared["clinic_id"].to_numpy("int64")
     of_clinic = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(clinic_ids)
     lpu_now = np.append(_ids(clinics["lpu_id"], -1), -1)[of_clinic]  # Position −1, clinic not given, is the appended.
-    allowed = dict(zip(clinics["clinic_id"].tolist(), map(set, clinics["partner_ids"]), strict=True))
-    partners = list(zip(clinic_ids.tolist(), prepared["partners"].tolist(), strict=True))
-    misses = {
-        (clinic_id, ids): not {int(item) for item in ids.split(",")} <= allowed.get(clinic_id, set())
-        for clinic_id, ids in set(partners)
-    }
-    missing = any(misses.values())
     found = flags(present["patient_found"])[0] & flags(present["doctor_found"])[0]
     turned = [
         (Turned.APPOINTMENT_GONE, gone | (present["clinic_id"].to_numpy("int64")[at] != clinic_ids)),
@@ -86,7 +79,7 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
             | (_ids(present["doctor_id"], -1)[at] != _ids(prepared["doctor_id"], -2)),
         ),
         (Turned.REFERENCE_BROKEN, ~found[at]),
-        (Turned.PARTNER_GONE, np.array([missing and misses[pair] for pair in partners], dtype=bool)),
+        (Turned.PARTNER_GONE, unknown_partner(prepared["clinic_id"], prepared["partners"], clinics)),
         (Turned.LPU_CHANGED, lpu_now != _ids(prepared["lpu_id"], -2)),
     ]
     for reason, holds in turned:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from medflex.domain.access import AccessState, ClosedReason
+from medflex.domain.access import AccessState, ClosedReason, unknown_partner
 from medflex.domain.eligibility import ALL_RULES, Rule, judge
 from medflex.domain.last_look import Turned
 from medflex.domain.reasons import QUARANTINE, Reason
@@ -127,7 +127,7 @@ def find_revocations(
         **{reason: held for reason, held in holds.items() if reason not in ABSENCE},
         Turned.LPU_CHANGED: lpu_changed,
         Turned.PERSON_CHANGED: ~gone & _other_patient(live, rows),
-        Turned.PARTNER_GONE: ~clinic_gone & _partner_gone(live, clinics),
+        Turned.PARTNER_GONE: ~clinic_gone & unknown_partner(live["clinic_id"], live["partner_ids"], clinics),
         Revoked.MOVED_OUT_OF_WINDOW: ~gone & ahead,
         Revoked.WITHDRAWAL_UNFINISHED: (live["state"] == "withdrawing").to_numpy(dtype=bool),
     }
@@ -254,23 +254,6 @@ def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, An
     # Records from before the ledger knew patients are settled and have none.
     in_doubt = ~known & (live["state"] != "sent").to_numpy(dtype=bool) & (live["state"] != "aged_out").to_numpy(bool)
     return (known & differs) | in_doubt
-
-
-def _partner_gone(live: pd.DataFrame, clinics: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """A partner may see the record with whom the clinic has no enabled integration any more (R4)."""
-    allowed = {int(key): set(ids) for key, ids in zip(clinics["clinic_id"], clinics["partner_ids"], strict=True)}
-    of_clinic, clinic_ids = pd.factorize(live["clinic_id"].to_numpy("int64"))
-    shown: Any = live["partner_ids"].astype("str").fillna("").array
-    of_text, texts = pd.factorize(shown)
-    # As numbers: pairs of a number and a text take fifty times as long.
-    codes, distinct = pd.factorize(of_clinic * len(texts) + of_text)
-    gone = [
-        bool(text) and not {int(item) for item in text.split(",")} <= allowed.get(int(clinic_id), set())
-        for clinic_id, text in (
-            (clinic_ids[pair // len(texts)], texts[pair % len(texts)]) for pair in distinct.tolist()
-        )
-    ]
-    return np.array(gone, dtype=bool)[codes]
 
 
 def _since(live: pd.DataFrame, rows: pd.DataFrame, clinic: pd.DataFrame, first: np.ndarray[Any, Any]) -> pd.Series:

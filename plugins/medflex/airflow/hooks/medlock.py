@@ -99,7 +99,7 @@ class Medlock:
         self._local = threading.local()
         self._all: list[psycopg.Connection[Any]] = []
         self._lock = threading.Lock()
-        self._judged: dict[int, _Judged] = {}
+        self._open: _Open | None = None
 
     def __enter__(self) -> Medlock:
         return self
@@ -114,13 +114,18 @@ class Medlock:
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
         columns, rows = self._rows("medlock/clinics", {"clinic_ids": _list(clinic_ids)})
-        known = self._judged.get(rows[0][0]) if len(rows) == 1 else None
-        # Each batch asks for its clinic just before it leaves. One that was open stays open while its row is the same.
-        if known is not None and known.row == _comparable(rows[0]) and known.at <= now:
-            return known.clinics.copy(deep=False)
+        # Batches ask for their clinics just before they leave. One that was open stays open while its row is the same.
+        known = self._open
+        if known is not None and rows and known.at <= now:
+            places = [known.places.get(_comparable(row), -1) for row in rows]
+            if min(places) >= 0:
+                return known.clinics.take(places).reset_index(drop=True)
         clinics = judge_access(typed_frame("medlock/clinics", columns, rows, CLINIC_TYPES), now)
-        if len(rows) == 1 and clinics["state"].iloc[0] == AccessState.OPEN:
-            self._judged[rows[0][0]] = _Judged(_comparable(rows[0]), now, clinics.copy())
+        is_open = clinics["state"].eq(AccessState.OPEN).tolist()
+        places = {_comparable(row): place for place, row in enumerate(rows) if is_open[place]}
+        # Who asks for all that it works on first has them at hand for each part of them.
+        if known is None or len(places) >= len(known.places):
+            self._open = _Open(now, places, clinics.copy())
         return clinics
 
     def clinic_labels(self, clinic_ids: Sequence[int] | None) -> dict[int, tuple[str, int | None]]:
@@ -263,11 +268,11 @@ class Medlock:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """A clinic that was open at an instant, and the row that said so."""
+class _Open:
+    """Clinics as they were judged at an instant, and at which places those are that were open, by their rows."""
 
-    row: tuple[Any, ...]
     at: datetime
+    places: Mapping[tuple[Any, ...], int]
     clinics: pd.DataFrame
 
 
