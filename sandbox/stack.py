@@ -484,7 +484,9 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         # Threads of a task share what memory they give back, and a task needs less of it at most.
         "MALLOC_ARENA_MAX": "1",
         # How soon the next task begins after the one before: with the default of 1 s a run of small tasks mostly waits.
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+        # A DAG file that changes is read at once all the same; with the default of 30 s all are, over and over.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         # A worker lost as a whole is noticed by this only, and a run of medflex_withdraw keeps the next one waiting.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",

@@ -293,7 +293,8 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
     for name in (
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "AIRFLOW__CORE__LOAD_EXAMPLES", "DO_NOT_TRACK",
-        "GX_ANALYTICS_ENABLED", "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "MALLOC_ARENA_MAX",
+        "GX_ANALYTICS_ENABLED", "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL", "MALLOC_ARENA_MAX",
     ):  # fmt: skip
         assert environment[name] == stack[name], name
     # What the stack sets and this file does not: places, sizes of a demo, and how LocalExecutor makes its processes.
