@@ -16,7 +16,21 @@ WITH batch AS (
         looked_at = coalesce(%(looked_at)s::timestamptz, looked_at),
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
     WHERE batch_id = %(batch_id)s AND outcome IS NULL
-    RETURNING *, rejected_ids || outdated_ids || unknown_ids AS unsettled_ids
+    RETURNING
+        batch_id,
+        clinic_id,
+        lpu_id,
+        operation,
+        outcome,
+        appointment_ids,
+        versions,
+        digests,
+        patient_ids,
+        partner_ids,
+        extracted_at,
+        resolved_at,
+        rejected_ids,
+        rejected_ids || outdated_ids || unknown_ids AS unsettled_ids
 ),
 
 item AS (

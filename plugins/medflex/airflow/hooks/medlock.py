@@ -117,9 +117,9 @@ class Medlock:
         # Batches ask for their clinics just before they leave. One that was open stays open while its row is the same.
         known = self._open
         if known is not None and rows and known.at <= now:
-            places = [known.places.get(_comparable(row), -1) for row in rows]
-            if min(places) >= 0:
-                return known.clinics.take(places).reset_index(drop=True)
+            found = [known.places.get(_comparable(row), -1) for row in rows]
+            if min(found) >= 0:
+                return known.clinics.take(found).reset_index(drop=True)
         clinics = judge_access(typed_frame("medlock/clinics", columns, rows, CLINIC_TYPES), now)
         is_open = clinics["state"].eq(AccessState.OPEN).tolist()
         places = {_comparable(row): place for place, row in enumerate(rows) if is_open[place]}
