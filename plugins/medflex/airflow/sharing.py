@@ -50,12 +50,14 @@ JUDGED_COLUMNS = ["state", "closed_reason", "opens_at"]
 # -- what every lane that sends has in common ------------------------------------------------------------------------
 
 
-def records_of(eligible: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes) -> pd.DataFrame:
+def records_of(
+    eligible: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes, phones: pd.Series | None = None
+) -> pd.DataFrame:
     """Return the records that eligible rows become: PAYLOAD with ``patient_id`` and ``lpu_id`` (int64).
 
-    eligible: ROWS. clinics: CLINICS with these rows' clinics. Errors as of :func:`build_payload`.
+    eligible: ROWS. clinics: CLINICS with these rows' clinics. phones, errors: as of :func:`build_payload`.
     """
-    records = build_payload(eligible, clinics, digest_key)
+    records = build_payload(eligible, clinics, digest_key, phones)
     records["patient_id"] = eligible["patient_id"].astype("int64")
     records["lpu_id"] = records["clinic_id"].map(clinics.set_index("clinic_id")["lpu_id"]).astype("int64")
     return records

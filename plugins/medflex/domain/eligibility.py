@@ -76,6 +76,11 @@ def phone_unreadable(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
     return normalise_phones(rows["phone"])[2]
 
 
+def as_read(phones: tuple[pd.Series, Mask, Mask]) -> Rule:
+    """Return ``phone_unreadable`` for rows whose phones were read already: phones, as ``normalise_phones`` says."""
+    return lambda rows, clinics: phones[2]
+
+
 def name_missing(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
     """R17: no first name, or nothing but white space."""
     return fold(rows["first_name"]).isna().to_numpy()

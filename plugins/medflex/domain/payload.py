@@ -39,10 +39,13 @@ _INTEGERS = frozenset({"id", "doctor_id", "time_offset"})
 _MISSING = "\x00"  # Postgres stores no NUL, so no name can be mistaken for a missing one.
 
 
-def build_payload(rows: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes) -> pd.DataFrame:
+def build_payload(
+    rows: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes, phones: pd.Series | None = None
+) -> pd.DataFrame:
     """Turn eligible rows into what is sent.
 
-    rows: ROWS, eligible ones only. clinics: CLINICS with these rows' clinics. Returns PAYLOAD with the index of the
+    rows: ROWS, eligible ones only. clinics: CLINICS with these rows' clinics. phones: the rows' phones in digits, in
+    their order, where ``normalise_phones`` was asked before. Returns PAYLOAD with the index of the
     rows: times are clinic-local and cut to the minute, ``time_offset`` is minutes east of UTC at the start of the
     appointment, a status that Medlock leaves empty has ``mis_status`` "", as the contract wants a text. Raises
     ValueError when a row cannot have been eligible (unknown clinic, zone, phone, name, doctor), naming the field only.
@@ -67,7 +70,7 @@ def build_payload(rows: pd.DataFrame, clinics: pd.DataFrame, digest_key: bytes) 
         "partners": partners.take(position),
         "first_name": fold(rows["first_name"]).array,
         "second_name": fold(rows["patronymic"]).array,
-        "mobile_phone": normalise_phones(rows["phone"])[0].array,
+        "mobile_phone": (normalise_phones(rows["phone"])[0] if phones is None else phones).array,
     }
     for field in ("doctor_id", "entry", "first_name", "mobile_phone"):
         if fields[field].isna().any():
