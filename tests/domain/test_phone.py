@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflex.domain import phone as phone_module
-from medflex.domain.phone import missing_phones, normalise_phones
+from medflex.domain.phone import missing_phones, normalise_phones, unreadable_phones
 
 ANY_PHONE = st.one_of(
     st.from_regex(re.compile(phone_module._PLAIN_RUSSIAN, re.ASCII), fullmatch=True),
@@ -125,11 +125,13 @@ def test_each_phone_is_read_missing_or_unreadable_and_alike_in_any_company(typed
     phones = pd.Series(typed, dtype="str", index=range(100, 100 + len(typed)))
     digits, missing, unreadable = normalise_phones(phones)
     assert missing_phones(phones).tolist() == missing.tolist()
+    assert unreadable_phones(phones).tolist() == unreadable.tolist()
     assert digits.index.equals(phones.index)
     assert (digits.notna().to_numpy().astype(int) + missing + unreadable == 1).all()
     # Among many others they are read by other means.
     crowd = pd.Series([*typed, *(f"+7 900 {number:07}" for number in range(300))], dtype="str")
     assert normalise_phones(crowd)[0].head(len(typed)).tolist() == digits.tolist()
+    assert unreadable_phones(crowd).tolist() == [*unreadable.tolist(), *[False] * 300]
     for text, read in zip(typed, digits, strict=True):
         assert _read(text) in (read, "missing", "unreadable")
         if not pd.isna(read):

@@ -135,6 +135,14 @@ def test_r17_unknown_zone_names_are_no_zone(name: object) -> None:
     assert zone_or_none(name) is None
 
 
+def test_a_zone_is_read_from_its_file_once_however_many_there_are() -> None:
+    names = sorted(available_timezones())[:40]
+    zones = [zone_or_none(name) for name in names]
+    kept = [id(zone) for zone in zones]
+    zones.clear()  # What nobody holds but the memo.
+    assert [id(zone_or_none(name)) for name in names] == kept
+
+
 def test_r17_known_zone_names_are_zones() -> None:
     for name in ("Europe/Moscow", "Europe/Kaliningrad", "Asia/Kamchatka", "UTC", "America/Argentina/Ushuaia"):
         zone = zone_or_none(name)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from medflex.domain.access import AccessState, flags
-from medflex.domain.phone import missing_phones, normalise_phones
+from medflex.domain.phone import missing_phones, unreadable_phones
 from medflex.domain.reasons import REASONS, WITHHOLDING, Reason
 from medflex.domain.text import fold
 from medflex.domain.window import utc_instants, zone_or_none
@@ -73,12 +73,16 @@ def phone_missing(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
 
 def phone_unreadable(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
     """R17: a phone which is not exactly one valid number."""
-    return normalise_phones(rows["phone"])[2]
+    return unreadable_phones(rows["phone"])
 
 
-def as_read(phones: tuple[pd.Series, Mask, Mask]) -> Rule:
-    """Return ``phone_unreadable`` for rows whose phones were read already: phones, as ``normalise_phones`` says."""
-    return lambda rows, clinics: phones[2]
+def as_read(phones: tuple[pd.Series, Mask, Mask]) -> dict[Reason, Rule]:
+    """Return the rules about phones for rows whose phones were read already: phones, as ``normalise_phones`` says."""
+    _, missing, unreadable = phones
+    return {
+        Reason.PHONE_MISSING: lambda rows, clinics: missing,
+        Reason.PHONE_UNREADABLE: lambda rows, clinics: unreadable,
+    }
 
 
 def name_missing(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:

@@ -36,6 +36,7 @@ DIGEST_COLUMNS: tuple[str, ...] = tuple(column for column in PAYLOAD_COLUMNS if 
 """What a digest covers: all that Medflex sees of a record, but its version."""
 
 _INTEGERS = frozenset({"id", "doctor_id", "time_offset"})
+_MINUTES_OF_DAY: Any = pd.array([f" {minute // 60:02}:{minute % 60:02}" for minute in range(24 * 60)], dtype="str")
 _MISSING = "\x00"  # Postgres stores no NUL, so no name can be mistaken for a missing one.
 
 
@@ -177,7 +178,7 @@ def _local(rows: pd.DataFrame, zones: list[Any], position: np.ndarray[Any, Any])
     # Clinics of one zone have one code, however many they are.
     codes = {name: code for code, name in enumerate(dict.fromkeys(zones))}
     of_row = np.tile(np.array([codes[name] for name in zones], dtype=np.int64)[position], 2)
-    texts = np.empty(len(utc), dtype=object)
+    minutes = np.zeros(len(utc), dtype=np.int64)
     offsets = np.zeros(len(utc), dtype=np.int16)
     for name, code in codes.items():
         here = np.flatnonzero(of_row == code)
@@ -186,15 +187,21 @@ def _local(rows: pd.DataFrame, zones: list[Any], position: np.ndarray[Any, Any])
         zone = zone_or_none(name)
         if zone is None:
             raise ValueError("A row's clinic has no known time zone: build the payload of eligible rows only.")
-        # Appointments start on few distinct minutes, so only these are converted.
+        # Many appointments start at the same instant, so only different ones are converted.
         inverse, distinct = pd.factorize(utc[here])
         local = pd.DatetimeIndex(distinct).tz_localize("UTC").tz_convert(zone).tz_localize(None).to_numpy()
-        texts[here] = np.array([text.replace("T", " ") for text in np.datetime_as_string(local, unit="m")], object)[
-            inverse
-        ]
+        minutes[here] = local.astype("datetime64[m]").astype(np.int64)[inverse]
         offsets[here] = ((local - distinct) // np.timedelta64(1, "m")).astype(np.int16)[inverse]
-    starts, ends = np.split(texts, 2)
-    return pd.array(starts, dtype="str"), pd.array(ends, dtype="str"), offsets[: len(rows)]
+    starts, ends = (_written(half) for half in np.split(minutes, 2))
+    return starts, ends, offsets[: len(rows)]
+
+
+def _written(minutes: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+    """Minutes since 1970 as "YYYY-MM-DD hh:mm" (str), put together of a day's and a minute's text."""
+    days, of_day = np.divmod(minutes, len(_MINUTES_OF_DAY))
+    codes, distinct = pd.factorize(days)
+    texts = pd.array(np.datetime_as_string(distinct.astype("datetime64[D]")).astype(object), dtype="str")
+    return texts.take(codes) + _MINUTES_OF_DAY.take(of_day)
 
 
 def _texts(column: pd.Series) -> Any:

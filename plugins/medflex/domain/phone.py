@@ -37,21 +37,37 @@ def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]
     Unreadable are also a valid number with an extension, since without it somebody else would pick up, and anything
     with letters: "ask for", "do not call" and vanity numbers are doubt, and doubt never sends.
     """
-    texts = phones if phones.dtype == "str" else phones.astype("str")
+    texts, is_plain, codes, others = _told_apart(phones)
     read = np.full(len(texts), None, dtype=object)
-    is_plain = np.zeros(len(texts), dtype=bool)
-    if len(texts) > _FEW:
-        # Most are told and read by the thousand, as they stand: folding would change nothing in what is plain.
-        is_plain = texts.str.fullmatch(_PLAIN_RUSSIAN).to_numpy(dtype=bool)
-        read[is_plain] = _digits(texts[is_plain].tolist())
-    codes, distinct = pd.factorize(fold(texts[~is_plain]))
-    # The appended one is that of code −1, no text at all.
-    others = np.array([*(_read_plain(text) or _read(text) for text in distinct.tolist()), None], dtype=object)
+    read[is_plain] = _digits(texts[is_plain].tolist())
     read[~is_plain] = others[codes]
     missing = np.zeros(len(texts), dtype=bool)
     missing[~is_plain] = codes == -1
     digits = pd.Series(pd.array(read, dtype="str"), index=phones.index)
     return digits, missing, digits.isna().to_numpy() & ~missing
+
+
+def unreadable_phones(phones: pd.Series) -> np.ndarray[Any, Any]:
+    """Tell which phones :func:`normalise_phones` would call unreadable, without writing down the others' digits."""
+    _, is_plain, codes, others = _told_apart(phones)
+    unreadable = np.zeros(len(phones), dtype=bool)
+    unreadable[~is_plain] = np.equal(others, None)[codes] & (codes != -1)
+    return unreadable
+
+
+def _told_apart(
+    phones: pd.Series,
+) -> tuple[pd.Series, np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the texts, which of them are plain, and of the others codes of what is read of each, −1 for no text."""
+    texts = phones if phones.dtype == "str" else phones.astype("str")
+    is_plain = np.zeros(len(texts), dtype=bool)
+    if len(texts) > _FEW:
+        # Most are told by the thousand, as they stand: folding would change nothing in what is plain.
+        is_plain = texts.str.fullmatch(_PLAIN_RUSSIAN).to_numpy(dtype=bool)
+    codes, distinct = pd.factorize(fold(texts[~is_plain]))
+    # The appended one is that of code −1, no text at all.
+    others = np.array([*(_read_plain(text) or _read(text) for text in distinct.tolist()), None], dtype=object)
+    return texts, is_plain, codes, others
 
 
 def missing_phones(phones: pd.Series) -> np.ndarray[Any, Any]:

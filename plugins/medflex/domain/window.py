@@ -66,9 +66,12 @@ def zone_or_none(name: object) -> ZoneInfo | None:
 
     Names are taken letter for letter, as the tz database has them.
     """
-    if not isinstance(name, str) or name not in _zone_names():
-        return None
-    return ZoneInfo(name)
+    return _known_zone(name) if isinstance(name, str) else None
+
+
+@lru_cache(maxsize=1024)  # ZoneInfo itself keeps eight, and reads the files of further ones again and again.
+def _known_zone(name: str) -> ZoneInfo | None:
+    return ZoneInfo(name) if name in _zone_names() else None
 
 
 @cache

@@ -367,7 +367,6 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     from medflex.airflow.sharing import JUDGED_COLUMNS, records_of
     from medflex.domain.eligibility import ALL_RULES, as_read, judge
     from medflex.domain.phone import normalise_phones
-    from medflex.domain.reasons import Reason
     from medflex.domain.status import map_status
 
     context = _labelled(shard)
@@ -392,9 +391,9 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         with staging.writing(number, "eligible") as write:
             for part, table in staging.read_all(number, "extract"):
                 rows = to_frame(table)
-                # Once for the rule and for the record: reading phones is a third of what a row costs here.
+                # Once for the rules and for the record: reading phones is a third of what a row costs here.
                 phones = normalise_phones(rows["phone"])
-                verdict = judge(rows, clinics, {**ALL_RULES, Reason.PHONE_UNREADABLE: as_read(phones)})
+                verdict = judge(rows, clinics, {**ALL_RULES, **as_read(phones)})
                 payload = records_of(rows[verdict.eligible], clinics, key, phones[0][verdict.eligible])
                 write(part, pa.Table.from_pandas(payload, preserve_index=False))
                 held.add(rows, verdict)
