@@ -331,6 +331,12 @@ def told(medlock: Medlock, read: str) -> MedflexPipelineError:
             "The column phone of .* has type int64, the contract .* wants string: cast it in the query",
         ),
         (
+            "ALTER TABLE medlock.appointment ALTER COLUMN doctor_id TYPE integer",
+            ("consent_now", "stream_appointments"),
+            MedlockSchemaError,
+            "The column doctor_ids? of .* the contract .*: cast it in the query",
+        ),
+        (
             "ALTER TABLE medlock.appointment ALTER COLUMN starts_at TYPE text",
             ("appointment_counts", "appointment_samples", "stream_appointments"),
             MedlockSchemaError,

@@ -51,7 +51,7 @@ def unreadable_phones(phones: pd.Series) -> np.ndarray[Any, Any]:
     """Tell which phones :func:`normalise_phones` would call unreadable, without writing down the others' digits."""
     _, is_plain, codes, others = _told_apart(phones)
     unreadable = np.zeros(len(phones), dtype=bool)
-    unreadable[~is_plain] = np.equal(others, None)[codes] & (codes != -1)
+    unreadable[~is_plain] = pd.isna(others)[codes] & (codes != -1)
     return unreadable
 
 

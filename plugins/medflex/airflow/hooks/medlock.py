@@ -15,6 +15,9 @@ import numpy as np
 import pandas as pd
 import psycopg
 import pyarrow as pa
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from medflex.arrow import is_driver_error, read_ahead, stream, tables
@@ -148,11 +151,21 @@ class Medlock:
         """
         parameters = {"clinic_ids": bigints(clinic_ids), "appointment_ids": bigints(appointment_ids)}
         name = "medlock/consent_now"
-        answers = typed_frame(name, *self._rows(name, parameters), _CONSENT_TYPES)
-        number = answers["appointment_ids"].map(len).to_numpy("int64")
+        columns, rows = self._rows(name, parameters, binary=True)
+        answers = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
+        ids_of = {}
+        for key in _CONSENT_IDS:
+            ids_of[key] = answers.get(f"{key}_ids", [None])
+            if not all(isinstance(ids, tuple) for ids in ids_of[key]):
+                raise MedlockSchemaError(
+                    f"The column {key}_ids of include/sql/medlock/consent_now.sql is missing or not bigint[], as the"
+                    " contract in docs/data-contract.md wants it: cast it in the query."
+                )
+        number = [len(ids) for ids, _ in ids_of["appointment"]]
+        flags = typed_frame(name, columns, rows, _CONSENT_TYPES)
         return pd.DataFrame(
-            {f"{key}_id": _one_behind_the_other(answers[f"{key}_ids"]) for key in _CONSENT_IDS}
-            | {flag: answers[flag].array.repeat(number) for flag in _CONSENT_TYPES}
+            {f"{key}_id": _one_behind_the_other(parts) for key, parts in ids_of.items()}
+            | {flag: flags[flag].array.repeat(number) for flag in _CONSENT_TYPES}
         )
 
     def appointments_now(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int]) -> pa.Table:
@@ -250,12 +263,19 @@ class Medlock:
         columns, rows = self._rows(name, parameters)
         return typed_frame(name, columns, rows, types)
 
-    def _rows(self, name: str, parameters: dict[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Run a query; return the names of its columns and its rows."""
+    def _rows(
+        self, name: str, parameters: dict[str, Any], *, binary: bool = False
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run a query; return the names of its columns and its rows.
+
+        Args:
+            binary: have the values sent as Postgres keeps them; ``bigint[]`` then come as ``_IdsLoader`` says.
+        """
         with _translated():
             connection = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
+                connection.adapters.register_loader(connection.adapters.types["int8"].array_oid, _IdsLoader)
                 # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
                 connection.execute("SET default_transaction_read_only = on")
                 connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())
@@ -263,7 +283,7 @@ class Medlock:
                 with self._lock:
                     self._all.append(connection)
             with connection.cursor() as cursor:
-                cursor.execute(query(name), parameters)
+                cursor.execute(query(name), parameters, binary=binary)
                 return [column.name for column in cursor.description or ()], cursor.fetchall()
 
 
@@ -316,9 +336,34 @@ def _typed(items: Sequence[Any], dtype: Any) -> Any:
     return pd.array(list(items), dtype=dtype)
 
 
-def _one_behind_the_other(lists: pd.Series) -> Any:
-    """The elements of lists of ids, of which some may be missing (Int64)."""
-    return _typed([item for items in lists for item in items], "Int64")
+class _IdsLoader(Loader):
+    """Reads ``bigint[]`` as Postgres sends it: the driver makes an object of each id, and thousands come at a time."""
+
+    format = Format.BINARY
+    _HEADER = np.dtype([("dimensions", ">i4"), ("has_missing", ">i4"), ("type", ">u4")])
+    _DIMENSION = np.dtype([("length", ">i4"), ("first", ">i4")])
+    _ELEMENT = np.dtype([("bytes", ">i4"), ("id", ">i8")])
+
+    def load(self, data: Buffer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the ids (int64), and which of them are missing (bool); a missing one is 0."""
+        header = np.frombuffer(data, self._HEADER, count=1)[0]
+        start = self._HEADER.itemsize + int(header["dimensions"]) * self._DIMENSION.itemsize
+        if not header["has_missing"]:
+            ids = np.frombuffer(data, self._ELEMENT, offset=start)["id"].astype(np.int64)
+            return ids, np.zeros(len(ids), dtype=bool)
+        found: list[int | None] = []
+        rest = memoryview(data)[start:]
+        while rest:
+            size = int.from_bytes(rest[:4], signed=True)  # −1: missing, and no more of it.
+            found.append(int.from_bytes(rest[4:12], signed=True) if size > 0 else None)
+            rest = rest[4 + max(size, 0) :]
+        return np.array([item or 0 for item in found], np.int64), np.array([item is None for item in found], bool)
+
+
+def _one_behind_the_other(parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> Any:
+    """The ids of all parts (Int64), of which some may be missing."""
+    ids, missing = zip(*parts, strict=True) if parts else ((np.array([], np.int64),), (np.array([], bool),))
+    return pd.arrays.IntegerArray(np.concatenate(ids), np.concatenate(missing))
 
 
 def windows_json(windows: pd.DataFrame) -> str:
