@@ -22,6 +22,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +63,8 @@ OUTPUT = BENCH / "measured" / "compare.json"
 VENV = PROJECT / ".cache" / "bench-venv"
 PLAIN = {"plain": "bench_plain_batches", "records": "bench_plain_records"}
 SAMPLE_SECONDS = 0.1
+TITLE_LOOKS = 50
+"""A process that has no task's title after so many looks is none of a task."""
 GIVE_UP_SECONDS = 3600.0
 _TASK_PROCESS = re.compile(rb"airflow worker -- ([0-9a-f-]{36})")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -408,6 +411,14 @@ def _requests(counts: Counter[str]) -> dict[str, int]:
     }
 
 
+@dataclass
+class _Process:
+    """A process that was looked at: which task instance's it is, if it has said so, and how often it was looked at."""
+
+    key: str | None = None
+    looks: int = 0
+
+
 class _Sampler:
     """Watches the processes of Airflow's tasks: ``seen`` is task instance id → peak MB (RSS), CPU seconds."""
 
@@ -425,26 +436,31 @@ class _Sampler:
         self._thread.join()
 
     def _watch(self) -> None:
-        known: dict[str, str | None] = {}
+        known: dict[str, _Process] = {}
         while not self._over.wait(SAMPLE_SECONDS):
             self.look(known)
 
-    def look(self, known: dict[str, str | None]) -> None:
-        """Look at each process once. ``known``: process id → task instance id, of earlier looks."""
-        for entry in Path("/proc").iterdir():
-            pid = entry.name
-            if not pid.isdigit():
+    def look(self, known: dict[str, _Process]) -> None:
+        """Look at each process once. ``known``: what earlier looks have found, by process id."""
+        there = {entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+        for pid in known.keys() - there:
+            del known[pid]
+        for pid in there:
+            process = known.setdefault(pid, _Process())
+            # The title comes after the start of the process, so that one without is looked at again; not for ever, as
+            # looking costs the time that is measured.
+            if process.key is None and process.looks >= TITLE_LOOKS:
                 continue
+            process.looks += 1
+            entry = Path("/proc", pid)
             try:
-                # The title comes after the start of the process, so that one without is looked at again.
-                if known.get(pid) is None:
+                if process.key is None:
                     title = _TASK_PROCESS.match((entry / "cmdline").read_bytes())
-                    if title is None:
-                        continue
-                    known[pid] = title[1].decode()
-                self._note(entry, str(known[pid]))
+                    process.key = title[1].decode() if title else None
+                if process.key is not None:
+                    self._note(entry, process.key)
             except (OSError, ValueError, IndexError):
-                known.pop(pid, None)
+                del known[pid]
 
     def _note(self, entry: Path, key: str) -> None:
         # VmHWM only grows, so that a look now and then misses what was added within the last moment at most.

@@ -17,7 +17,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from bench.compare import VENV, _Sampler, make_views, prepare_venv
+from bench.compare import TITLE_LOOKS, VENV, _Process, _Sampler, make_views, prepare_venv
 from bench.compare_report import judge, render
 from bench.floors import PART_ROWS
 from bench.receiver import SEND, TOKEN, WITHDRAW, Client, bodies, started
@@ -210,12 +210,20 @@ def test_memory_and_work_of_a_tasks_process_are_seen_by_its_title() -> None:
         " sum(range(20_000_000)); print('there', flush=True); input()"
     )
     sampler = _Sampler()
+    known: dict[str, _Process] = {}
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        sampler.look({})
+        for _ in range(TITLE_LOOKS + 1):
+            sampler.look(known)
+        seen = dict(sampler.seen)
+        # One that has no title by then is none of a task, and costs no more looks.
+        assert {process.looks for process in known.values() if process.key is None} <= {*range(TITLE_LOOKS + 1)}
+        assert known[str(process.pid)].looks == TITLE_LOOKS + 1
         process.communicate(b"\n")
-    peak, cpu = sampler.seen[key]
+    sampler.look(known)
+    assert str(process.pid) not in known
+    peak, cpu = seen[key]
     assert 200 <= peak < 300
     assert cpu > 0.1
 
