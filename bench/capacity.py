@@ -207,7 +207,7 @@ def render(figures: Figures) -> str:
         ),
         "",
         "It depends on the number of clinics, not of rows: clinics with records are found by one look at an index per"
-        " clinic, and the sizes of more than 1,000 clinics that no run has counted come from a sample of a million"
+        " clinic, and the sizes of more than 100 clinics that no run has counted come from a sample of a million"
         " rows, for which Medlock's statistics have to be there (`ANALYZE`).",
         "",
         "## Time and worker slots",

@@ -40,7 +40,8 @@ def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[
         connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor,
     ):
         for name, value in settings.items():
-            cursor.execute("SELECT set_config($1, $2, true)", (name, value))
+            # Not the value itself: lists of ids have megabytes.
+            cursor.execute("SELECT set_config($1, $2, true) IS NOT NULL", (name, value))
             cursor.fetchall()
         cursor.execute(sql)
         yield cursor.fetch_record_batch()

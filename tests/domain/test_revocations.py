@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
 
 from medflex.domain.access import judge_access
 from medflex.domain.last_look import Turned
@@ -23,6 +25,7 @@ from medflex.domain.revocations import (
     empty_revocations,
     find_revocations,
     held_back,
+    positions,
 )
 from medflex.domain.window import clinic_windows
 from tests.domain.frames import NOW, clinics, rows
@@ -258,6 +261,8 @@ def test_what_a_patient_says_holds_though_no_appointment_leads_to_them(
     assert found["revoked_at"].iloc[0] == CHANGED
     permitting = find_revocations(shown.head(1), lost, judged, windows, patients=patients({}))
     assert reasons(permitting) == [absent]
+    gone_too = find_revocations(shown.head(1), lost, judged, windows, patients=patients())
+    assert reasons(gone_too) == [absent]
     # Of whom an appointment leads to, the row speaks.
     there = find_revocations(shown.head(1), present({}), judged, windows, patients=patients({flag: True}))
     assert reasons(there) == []
@@ -547,6 +552,24 @@ def test_a_plain_loop_finds_the_same(shown: list[Row], now: list[Row], of: dict[
             expected.append([*key(record), record["lpu_id"], 4, reason, reason in ABSENCE, since])
     told = found.astype(object).where(found.notna(), None).to_numpy().tolist()
     assert told == expected
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(RECORD, min_size=1, max_size=6, unique_by=lambda item: (*key(item), item["lpu_id"])),
+    st.lists(APPOINTMENT, max_size=6, unique_by=key),
+)
+def test_where_each_row_is_may_have_been_asked_before(shown: list[Row], now: list[Row]) -> None:
+    records, rows = live(*map(dict, shown)), present(*map(dict, now))
+    judged = judge_access(clinics({}, {}), NOW)
+    windows = clinic_windows(judged, NOW, NOW, cut_to_today=False)
+    at = positions(records, rows)
+    found = find_revocations(records, rows, judged, windows)
+    assert_frame_equal(find_revocations(records, rows, judged, windows, at=at), found)
+    assert_frame_equal(aged(records, rows, windows, at), aged(records, rows, windows))
+    # Asked once more it would be found here all the same.
+    nowhere = find_revocations(records, rows, judged, windows, at=np.full(len(records), -1))
+    assert_frame_equal(nowhere, find_revocations(records, rows.iloc[:0], judged, windows))
 
 
 def slow(record: Row, row: Row | None, clinic: Row | None) -> tuple[str, datetime | None]:

@@ -147,8 +147,8 @@ def one_records_withdrawal_does_not_stick_to_the_next(stage: Stage) -> Problems:
 def withdrawals_stick(monkeypatch: pytest.MonkeyPatch) -> None:
     original = withdrawing.find_revocations
 
-    def sticky(live: pd.DataFrame, *more: Any) -> pd.DataFrame:
-        found = original(live, *more)
+    def sticky(live: pd.DataFrame, *more: Any, **named: Any) -> pd.DataFrame:
+        found = original(live, *more, **named)
         if not len(found):
             return found
         first = live.index[live["appointment_id"] == found["appointment_id"].iloc[0]][0]

@@ -14,14 +14,17 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from medflex.airflow.columns import Columns
+from medflex.airflow.columns import Array, Columns
 from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
+from medflex.domain.eligibility import Mask
 from medflex.domain.revocations import (
     REVOCATION_COLUMNS,
+    Places,
     aged,
     empty_revocations,
     find_revocations,
@@ -48,7 +51,7 @@ WATCH = "consent"
 SWEEP_WATCH = "sweep"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_LIVE_ROWS = 500_000
+_LIVE_ROWS = 800_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
@@ -217,8 +220,8 @@ class Withdrawer(Writer):
             judged.append(self._medlock.clinics(group, now))
             before = self._ledger.open_revocations(group)
             # The ledger first: what is sent from here on has had its last look after this.
-            live = self._ledger.live(group)
-            revocations, behind = self._judge(live, now)
+            # Not held here: the next group's records would be read beside these.
+            revocations, behind = self._judge(self._ledger.live(group), now)
             found.append(revocations)
             if writes:
                 if len(behind):
@@ -246,47 +249,59 @@ class Withdrawer(Writer):
             return empty_revocations(), live
         clinics = self._medlock.clinics(live["clinic_id"].unique().tolist(), now)
         windows = clinic_windows(clinics, now, now, cut_to_today=False)
+        sought = _Sought(live)
+        del live  # Its texts are not held beside those of ``sought``.
         found = []
         behind = []
-        for part, present in self._with_present(live):
-            revocations = find_revocations(part, present, clinics, windows, patients=self._patients(part, present))
+        for part, present, at in self._with_present(sought):
+            patients = self._patients(part, present, at)
+            revocations = find_revocations(part, present, clinics, windows, patients=patients, at=at)
             found.append(revocations)
-            left = aged(part, present, windows)
-            behind.append(left[~_keys(left).isin(_keys(revocations))])
+            left = aged(part, present, windows, at)
+            behind.append(left[~_among(left, revocations)])
+            del part, present, left  # Not beside the next ones, which are read now.
         return _joined(found), pd.concat(behind)
 
-    def _with_present(self, live: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-        """Cut LIVE into parts, each beside ROWS of its appointments; at last those of which nothing is there.
+    def _with_present(self, sought: _Sought) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Places]]:
+        """Cut LIVE into parts, each beside ROWS of its appointments and their ``positions``; at last those of which
+        nothing is there.
 
         Asked in one question: for each of many, Postgres would read the whole of a table that is not very large.
         """
-        # Once, also where a record is known under two lpu_ids.
-        asked = live[["clinic_id", "appointment_id"]].drop_duplicates()
-        gone = np.ones(len(live), dtype=bool)
-        nothing = pd.DataFrame()
-        with self._medlock.stream_appointments_now(
-            asked["clinic_id"].to_numpy(), asked["appointment_id"].to_numpy(), _PRESENT_ROWS
-        ) as answer:
+        gone = np.ones(len(sought), dtype=bool)
+        empty = pa.table({})
+        # What reading the records took and gave back in pieces, malloc keeps: as much again as they take.
+        pa.default_memory_pool().release_unused()
+        with self._medlock.stream_appointments_now(*sought.pairs(), _PRESENT_ROWS) as answer:
             for table in answer:
-                present = to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
-                here = positions(live, present) >= 0
-                gone &= ~here
-                nothing = present.iloc[:0]
-                yield live[here].reset_index(drop=True), present
-        rest = live[gone]
+                empty = table.schema.empty_table()
+                present = _rows(table)
+                del table
+                places = sought.places(present["appointment_id"].to_numpy("int64"))
+                part = sought.take(places)
+                at = positions(part, present)
+                here = at >= 0
+                if not here.all():  # An id that another clinic has, too.
+                    places, at = places[here], at[here]
+                    part = sought.take(places)
+                gone[places] = False
+                yield part, present, at
+                del part, present
+        rest, nothing = np.flatnonzero(gone), _rows(empty)
         for start in range(0, len(rest), _PRESENT_ROWS):
-            yield rest.iloc[start : start + _PRESENT_ROWS].reset_index(drop=True), nothing
+            part = sought.take(rest[start : start + _PRESENT_ROWS])
+            yield part, nothing, positions(part, nothing)
 
-    def _patients(self, live: pd.DataFrame, present: pd.DataFrame) -> pd.DataFrame | None:
+    def _patients(self, live: pd.DataFrame, present: pd.DataFrame, at: Places) -> pd.DataFrame | None:
         """The flags of those patients whom no appointment leads to any more."""
-        found = present[present["patient_found"].to_numpy(bool, na_value=False)]
-        pairs = [pd.MultiIndex.from_frame(item[["clinic_id", "appointment_id"]]) for item in (live, found)]
-        ids = live.loc[~pairs[0].isin(pairs[1]), "patient_id"].dropna().unique()
+        found = present["patient_found"].to_numpy(bool, na_value=False)
+        led_to = np.append(found, False)[at]  # Position −1, appointment gone, is the appended one.
+        ids = live.loc[~led_to, "patient_id"].dropna().unique()
         return self._medlock.patients_now(ids.tolist()) if len(ids) else None
 
     def _close_stale(self, open_revocations: pd.DataFrame, found: pd.DataFrame) -> None:
         """Forget what was to be withdrawn and may be shared again, or is withdrawn already."""
-        stale = open_revocations[~_keys(open_revocations).isin(_keys(found))]
+        stale = open_revocations[~_among(open_revocations, found)]
         self._ledger.close_revocations(stale)
         for key, number in stale["clinic_id"].value_counts().items():
             self._count(cast("int", key), revoked=int(number), permitted_again=int(number))
@@ -330,8 +345,8 @@ class Withdrawer(Writer):
         ]
         # Somebody's no that has not reached Medflex yet stays a no, also when the row has vanished since.
         before = self._ledger.open_revocations(absent)
-        refused = _keys(found).isin(_keys(before[~before["by_absence"].to_numpy(dtype=bool)]))
-        settled = np.array(by_person, dtype=np.bool_) | np.asarray(refused)
+        refused = _among(found, before[~before["by_absence"].to_numpy(dtype=bool)])
+        settled = np.array(by_person, dtype=np.bool_) | refused
         judged = found.assign(by_absence=found["by_absence"].to_numpy(dtype=bool) & ~settled)
         held = held_back(
             judged,
@@ -374,12 +389,12 @@ class Withdrawer(Writer):
         live = self._ledger.live(due["clinic_id"].tolist(), due["appointment_id"].tolist())
         if self._clock.now() - self._found_at > _FRESH:
             again, _ = self._judge(live, self._clock.now())
-            turned = due[_keys(due).isin(_keys(live)) & ~_keys(due).isin(_keys(again))]
+            turned = due[_among(due, live) & ~_among(due, again)]
             self._ledger.close_revocations(turned)
             self._count_each(turned, "permitted_again")
-            due = due[~_keys(due).isin(_keys(turned))]
+            due = due[~_among(due, turned)]
         # What another lane has withdrawn meanwhile is done.
-        done = due[~_keys(due).isin(_keys(live))]
+        done = due[~_among(due, live)]
         self._ledger.close_revocations(done)
         self._count_each(done, "withdrawn")
         due = due.drop(columns="version").merge(live[[*KEY, "version"]], on=list(KEY))
@@ -485,8 +500,67 @@ def _joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True)[list(REVOCATION_COLUMNS)] if filled else empty_revocations()
 
 
-def _keys(records: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_arrays([records[name].to_numpy("int64") for name in KEY])
+def _rows(table: pa.Table) -> pd.DataFrame:
+    return to_pandas(table, nullable_ids=("patient_id", "doctor_id"))
+
+
+def _among(records: pd.DataFrame, others: pd.DataFrame) -> Mask:
+    """Tell which records (``KEY``) are among the others."""
+    if not len(records) or not len(others):
+        return np.zeros(len(records), dtype=bool)
+    keys, of_others = (
+        pd.MultiIndex.from_arrays([item[name].to_numpy("int64") for name in KEY]) for item in (records, others)
+    )
+    return np.asarray(keys.isin(of_others), dtype=bool)
+
+
+_TEXTS = ("state", "partner_ids")
+"""The columns of LIVE that are texts: few different ones."""
+
+
+class _Sought:
+    """LIVE, to be looked up by its appointments' ids: a part of the answer costs as much as it has rows, however many
+    records there are. Holds each text once.
+    """
+
+    def __init__(self, live: pd.DataFrame) -> None:
+        self._columns = list(live.columns)
+        self._others = live.drop(columns=list(_TEXTS))
+        self._texts = {}
+        for name in _TEXTS:
+            codes, texts = pd.factorize(live[name].array)
+            self._texts[name] = codes.astype("int32"), texts
+        self._clinic_ids = live["clinic_id"].to_numpy("int64")
+        self._ids = live["appointment_id"].to_numpy("int64")
+        self._order = np.lexsort((self._clinic_ids, self._ids))
+        self._in_order = self._ids[self._order]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def take(self, places: Places) -> pd.DataFrame:
+        """Return these rows of LIVE, numbered anew."""
+        part = self._others.take(places).reset_index(drop=True)
+        for name, (codes, texts) in self._texts.items():
+            part[name] = texts.take(codes[places], allow_fill=True)  # −1: missing.
+        return part[self._columns]
+
+    def pairs(self) -> tuple[Array, Array]:
+        """Return their clinics and ids in the order of LIVE, once also where a record is known under two lpu_ids."""
+        clinic_ids = self._clinic_ids[self._order]
+        again = (self._in_order[1:] == self._in_order[:-1]) & (clinic_ids[1:] == clinic_ids[:-1])
+        once = np.ones(len(self._ids), dtype=bool)
+        once[self._order[1:][again]] = False
+        return (self._clinic_ids, self._ids) if once.all() else (self._clinic_ids[once], self._ids[once])
+
+    def places(self, appointment_ids: Array) -> Places:
+        """Return which rows of LIVE have one of these ids, whatever their clinic, in order."""
+        wanted = np.sort(pd.unique(appointment_ids))
+        first = np.searchsorted(self._in_order, wanted, "left")
+        number = np.searchsorted(self._in_order, wanted, "right") - first
+        # An id's rows lie side by side: from its first place on, as many as there are.
+        before = np.cumsum(number) - number
+        return np.sort(self._order[np.repeat(first - before, number) + np.arange(number.sum())])
 
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ MOST_ABSENT = 10
 """So many records of a clinic may vanish within a day before a person is asked, whatever their share …"""
 MOST_ABSENT_SHARE = 0.02
 """… or this share of what Medflex shows of the clinic, if that is more."""
+
+Places: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+"""Which rows of a frame; −1: none."""
 
 REVOCATION_COLUMNS = ("clinic_id", "appointment_id", "lpu_id", "version", "reason", "by_absence", "revoked_at")
 """The columns of REVOCATIONS."""
@@ -66,6 +69,7 @@ def find_revocations(
     windows: pd.DataFrame,
     rules: Mapping[Reason, Rule] = ALL_RULES,
     patients: pd.DataFrame | None = None,
+    at: Places | None = None,
 ) -> pd.DataFrame:
     """Find everything that may no longer be shared (R1, R2, R4, R7-R10, R12, R16, R17).
 
@@ -82,6 +86,7 @@ def find_revocations(
         patients: PATIENTS, as committed now: the flags of patients whose data is shown and whom no appointment leads to
             any more: ``patient_id`` (int64), ``refused_personal_data``, ``refused_notifications``,
             ``refused_marketing`` (boolean), ``updated_at``. What they have said holds though the row is gone.
+        at: what ``positions`` tells of ``live`` and ``present``, if it was asked already.
 
     Returns:
         REVOCATIONS: ``clinic_id``, ``appointment_id``, ``lpu_id``, ``version`` as in ``live``; ``reason`` (str, the
@@ -93,7 +98,7 @@ def find_revocations(
     """
     if not len(live):
         return empty_revocations()
-    at = positions(live, present)
+    at = positions(live, present) if at is None else at
     gone = at < 0
     rows = _rows_of(live, present, at)
     verdict = judge(rows, clinics, rules)
@@ -140,27 +145,30 @@ def find_revocations(
     }
     # What somebody said stands before what is missing: it is never held.
     ordered = {**explicit, **absent}
-    first = np.select(list(ordered.values()), [str(reason) for reason in ordered], "")
-    revoked = first != ""
+    matrix = np.array(list(ordered.values()))
+    revoked = np.asarray(matrix.any(axis=0))
+    # Texts only of those that are: most are not.
+    first = np.array([str(reason) for reason in ordered])[matrix[:, revoked].argmax(axis=0)]
     found = live.loc[revoked, ["clinic_id", "appointment_id", "lpu_id", "version"]].copy()
-    found["reason"] = pd.array(first[revoked], dtype="str")
-    found["by_absence"] = np.isin(first[revoked], sorted(ABSENCE))
-    found["revoked_at"] = _since(live, rows, clinic, first)[revoked]
+    found["reason"] = pd.array(first, dtype="str")
+    found["by_absence"] = np.isin(first, sorted(ABSENCE))
+    stamps = rows.loc[revoked, sorted(set(_STAMPS.values()))].reset_index(drop=True)
+    found["revoked_at"] = _since(live[revoked], stamps, clinic, first)
     return found.reset_index(drop=True)
 
 
-def aged(live: pd.DataFrame, present: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+def aged(live: pd.DataFrame, present: pd.DataFrame, windows: pd.DataFrame, at: Places | None = None) -> pd.DataFrame:
     """Return the records of LIVE whose appointments have left the window by the passing of time, and are settled.
 
     They stay at Medflex, and stay subject to R12. Arguments as for ``find_revocations``.
     """
-    rows = _rows_of(live, present, positions(live, present))
+    rows = _rows_of(live, present[["starts_at"]], positions(live, present) if at is None else at)
     starts_from = _of_clinic(windows.set_index("clinic_id")["starts_from"], live["clinic_id"]).reset_index(drop=True)
     behind = (rows["starts_at"] < starts_from).to_numpy(dtype=bool)
     return live[behind & (live["state"] == "sent").to_numpy(dtype=bool)]
 
 
-def positions(live: pd.DataFrame, present: pd.DataFrame) -> np.ndarray[Any, Any]:
+def positions(live: pd.DataFrame, present: pd.DataFrame) -> Places:
     """For each record of LIVE, which row of ``present`` is its appointment; −1 if none is."""
     ids = pd.Index(present["appointment_id"].to_numpy("int64"))
     clinics, of_record = present["clinic_id"].to_numpy("int64"), live["clinic_id"].to_numpy("int64")
@@ -220,10 +228,13 @@ def _of_clinic(values: pd.Series, clinic_ids: pd.Series) -> pd.Series:
     return values.reindex(clinic_ids).set_axis(clinic_ids.index)
 
 
-def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: np.ndarray[Any, Any]) -> pd.DataFrame:
+def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: Places) -> pd.DataFrame:
     """ROWS in the order of ``live``; where the appointment is gone everything but the clinic's id is missing."""
-    # Missing in every column, so that no rule ever sees another appointment's values for one that is gone.
-    rows = present.reset_index(drop=True).reindex(np.where(at < 0, len(present), at)).reset_index(drop=True)
+    if (at >= 0).all():
+        rows = present.take(at).reset_index(drop=True)
+    else:
+        # Missing in every column, so that no rule ever sees another appointment's values for one that is gone.
+        rows = present.reset_index(drop=True).reindex(np.where(at < 0, len(present), at)).reset_index(drop=True)
     rows["clinic_id"] = live["clinic_id"].to_numpy("int64")
     return rows
 
@@ -236,12 +247,13 @@ def _said(live: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
     if patients is None:
         nobody = pd.DataFrame(False, index=range(len(live)), columns=sorted(_OF_PATIENT))
         return nobody.assign(updated_at=pd.Series(pd.NaT, index=range(len(live)), dtype="datetime64[us, UTC]"))
-    known = patients.set_index("patient_id")
-    # Only a flag that is exactly false permits (R16).
-    noes = {reason: ~known[str(reason)].eq(False).fillna(False).astype(bool) for reason in sorted(_OF_PATIENT)}
     ids = live["patient_id"].astype("Int64").fillna(-1).astype("int64")
-    said = {reason: no.reindex(ids, fill_value=False).to_numpy(dtype=bool) for reason, no in noes.items()}
-    return pd.DataFrame(said).assign(updated_at=known["updated_at"].reindex(ids).reset_index(drop=True))
+    place = pd.Index(patients["patient_id"]).get_indexer(ids)
+    # Only a flag that is exactly false permits (R16).
+    noes = {reason: ~patients[str(reason)].eq(False).fillna(False).to_numpy(dtype=bool) for reason in _OF_PATIENT}
+    # Position −1, patient not there, is the appended one.
+    said = {reason: np.append(noes[reason], False)[place] for reason in sorted(_OF_PATIENT)}
+    return pd.DataFrame(said).assign(updated_at=patients["updated_at"].array.take(place, allow_fill=True))
 
 
 def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -256,12 +268,12 @@ def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, An
     return (known & differs) | in_doubt
 
 
-def _since(live: pd.DataFrame, rows: pd.DataFrame, clinic: pd.DataFrame, first: np.ndarray[Any, Any]) -> pd.Series:
+def _since(live: pd.DataFrame, stamps: pd.DataFrame, clinic: pd.DataFrame, first: np.ndarray[Any, Any]) -> pd.Series:
     """Since when each record's first reason holds, as far as a change stamp tells."""
     since = pd.Series(pd.NaT, index=range(len(live)), dtype="datetime64[us, UTC]")
-    for stamp in sorted(set(_STAMPS.values())):
+    for stamp in stamps:
         reasons = [str(reason) for reason, name in _STAMPS.items() if name == stamp]
-        since = since.mask(np.isin(first, reasons), rows[stamp].astype("datetime64[us, UTC]"))
+        since = since.mask(np.isin(first, reasons), stamps[stamp].astype("datetime64[us, UTC]"))
     # A switch that stands to on as before is closed by something else (its head is head no more), and nothing tells
     # since when.
     turned = (clinic["closed_reason"] == ClosedReason.SWITCHED_OFF) | (clinic["state"] == AccessState.WAITING)
