@@ -25,12 +25,66 @@ _AGAIN = ("sending", "rejected", "withdrawing")
 """Ledger states in which it is not settled what Medflex has, or settled that it has not what it should."""
 
 
+class Known:
+    """What the ledger knows of records, for eligible ones to be compared with part by part.
+
+    known: clinic_id, appointment_id int64, acked_digest Int64 (missing if nothing is acknowledged), state str; a record
+    at most once, else ValueError. Nothing of the frame is held.
+    """
+
+    def __init__(self, known: pd.DataFrame) -> None:
+        clinic_ids, ids = (known[name].to_numpy("int64") for name in ("clinic_id", "appointment_id"))
+        # Sorted, not hashed: an index of a million records takes three times the memory.
+        order = np.lexsort((clinic_ids, ids))
+        self._clinic_ids, self._ids = clinic_ids[order], ids[order]
+        if ((self._ids[1:] == self._ids[:-1]) & (self._clinic_ids[1:] == self._clinic_ids[:-1])).any():
+            raise ValueError("The ledger gave a record twice: a record is one clinic and one appointment.")
+        state = known["state"].array
+        change = np.full(len(known), _CHANGED, dtype=np.int8)
+        change[known["acked_digest"].array.isna() | state.isin(["withdrawn"])] = _NEW
+        change[state.isin(list(_AGAIN))] = _RETRY
+        # Position −1, the ledger does not know it, is the appended one.
+        self._change = np.append(change[order], np.int8(_NEW))
+        self._sent = np.append(state.isin(["sent"])[order], False)
+        self._acked = np.append(known["acked_digest"].to_numpy(dtype="int64", na_value=0)[order], 0)
+
+    def compare(self, eligible: pd.DataFrame, resync: bool) -> pd.DataFrame:
+        """Tell what of these records has to be sent; see :func:`plan_changes`."""
+        position = self._positions(*(eligible[name].to_numpy("int64") for name in ("clinic_id", "id")))
+        change = self._change[position]
+        if not resync:
+            same = self._acked[position] == eligible["digest"].to_numpy("int64")
+            change[(change == _CHANGED) & self._sent[position] & same] = _UNCHANGED
+        return pd.DataFrame(
+            {
+                "clinic_id": eligible["clinic_id"].array,
+                "id": eligible["id"].array,
+                "change": pd.Categorical.from_codes(change, dtype=_CHANGES),
+            },
+            index=eligible.index,
+        )
+
+    def _positions(self, clinic_ids: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """For each record, where it is among those that are known; −1 if it is not."""
+        if not len(self._ids):
+            return np.full(len(ids), -1)
+        position = np.searchsorted(self._ids, ids)
+        while True:
+            at = np.minimum(position, len(self._ids) - 1)
+            same_id = (position == at) & (self._ids[at] == ids)
+            found = same_id & (self._clinic_ids[at] == clinic_ids)
+            # Another clinic's record of the same id: ours, if it is there, comes behind it.
+            passed_over = same_id & ~found
+            if not passed_over.any():
+                return np.where(found, position, -1)
+            position = position + passed_over
+
+
 def plan_changes(eligible: pd.DataFrame, known: pd.DataFrame, resync: bool) -> pd.DataFrame:
     """Compare eligible records with the ledger.
 
-    eligible: clinic_id, id int64, digest int64. known: the ledger's records, clinic_id, appointment_id int64,
-    acked_digest Int64 (missing if nothing is acknowledged), state str; a record at most once, else ValueError.
-    resync: send all again, also what has not changed.
+    eligible: clinic_id, id int64, digest int64. known: the ledger's records, as for :class:`Known`. resync: send all
+    again, also what has not changed.
 
     Returns clinic_id, id and change (categorical of Change), one row per eligible record with its index:
 
@@ -39,42 +93,4 @@ def plan_changes(eligible: pd.DataFrame, known: pd.DataFrame, resync: bool) -> p
     - ``unchanged``: sent, acknowledged with this digest, and no resync;
     - ``changed``: all else, also a record that comes back into the window (aged_out).
     """
-    keys, known_keys = _keys(eligible, known)
-    index = pd.Index(known_keys)
-    if not index.is_unique:
-        raise ValueError("The ledger gave a record twice: a record is one clinic and one appointment.")
-    position = index.get_indexer(pd.Index(keys))
-
-    state = known["state"].array
-    as_known = np.full(len(known) + 1, _CHANGED, dtype=np.int8)
-    as_known[:-1][known["acked_digest"].array.isna() | state.isin(["withdrawn"])] = _NEW
-    as_known[:-1][state.isin(list(_AGAIN))] = _RETRY
-    as_known[-1] = _NEW  # Position −1: the ledger does not know it.
-    change = as_known[position]
-    if not resync:
-        acked = np.append(known["acked_digest"].to_numpy(dtype="int64", na_value=0), 0)
-        sent = np.append(state.isin(["sent"]), False)
-        same = acked[position] == eligible["digest"].to_numpy("int64")
-        change[(change == _CHANGED) & sent[position] & same] = _UNCHANGED
-    return pd.DataFrame(
-        {
-            "clinic_id": eligible["clinic_id"].array,
-            "id": eligible["id"].array,
-            "change": pd.Categorical.from_codes(change, dtype=_CHANGES),
-        },
-        index=eligible.index,
-    )
-
-
-def _keys(eligible: pd.DataFrame, known: pd.DataFrame) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """One integer per record for both frames, equal only for the same clinic and appointment."""
-    clinic, clinics = pd.factorize(
-        np.concatenate([eligible["clinic_id"].to_numpy("int64"), known["clinic_id"].to_numpy("int64")])
-    )
-    ids = np.concatenate([eligible["id"].to_numpy("int64"), known["appointment_id"].to_numpy("int64")])
-    lowest, highest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
-    if (highest - lowest + 1) * len(clinics) >= 2**63:  # Ids too far apart to number them as they are.
-        ids, distinct = pd.factorize(ids)
-        lowest, highest = 0, len(distinct) - 1
-    keys = clinic * (highest - lowest + 1) + (ids - lowest)
-    return keys[: len(eligible)], keys[len(eligible) :]
+    return Known(known).compare(eligible, resync)

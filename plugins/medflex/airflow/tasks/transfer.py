@@ -620,7 +620,7 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
     import pyarrow as pa
 
     from medflex.airflow.sharing import at_present_lpu
-    from medflex.domain.changes import Change, plan_changes
+    from medflex.domain.changes import Change, Known
 
     context = _labelled(shard)
     number = shard["shard"]
@@ -636,9 +636,11 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
             keys = pd.MultiIndex.from_frame(known[["clinic_id", "appointment_id"]])
             known.loc[keys.isin(pd.MultiIndex.from_frame(revoked)), "state"] = "withdrawn"
         counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
-        # Part by part, so that only what the ledger knows is held whole.
+        # Part by part, so that only what the ledger knows is held whole, and of that as little as is compared.
+        to_compare = Known(known)
+        del known
         for part, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"]):
-            changes = plan_changes(to_frame(table), known, resync=run.mode == "resync")
+            changes = to_compare.compare(to_frame(table), resync=run.mode == "resync")
             planned = (changes["change"] != Change.UNCHANGED).to_numpy()
             staging.write(number, "plan", part, pa.table({"planned": planned}))
             seen = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
