@@ -367,13 +367,25 @@ def test_a_medlock_that_is_not_as_the_queries_want_it(
         assert not error.transient
 
 
-def test_a_column_that_the_query_leaves_out(medlock: Medlock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("read", "name", "left_out", "told_of"),
+    [
+        ("stream_appointments", "appointments", "    patient.phone,\n", "returns no column phone"),
+        ("clinics", "clinics", "    clinic.timezone,\n", "returns no column timezone"),
+        ("consent_now", "consent_now", "    doctor.medflex_banned AS doctor_banned,\n", "no column doctor_banned"),
+        ("consent_now", "consent_now", "    array_agg(appointment.doctor_id) AS doctor_ids,\n", "column doctor_ids of"),
+    ],
+)
+def test_a_column_that_the_query_leaves_out(
+    medlock: Medlock, monkeypatch: pytest.MonkeyPatch, read: str, name: str, left_out: str, told_of: str
+) -> None:
     """A query that was adapted to another MIS."""
-    adapted = query("medlock/appointments").replace("    patient.phone,\n", "")
+    adapted = query(f"medlock/{name}").replace(left_out, "")
+    assert adapted != query(f"medlock/{name}")
     monkeypatch.setattr(hook, "query", lambda _: adapted)
-    error = told(medlock, "stream_appointments")
+    error = told(medlock, read)
     assert type(error) is MedlockSchemaError
-    assert "returns no column phone" in str(error)
+    assert told_of in str(error)
 
 
 def test_a_row_that_breaks_the_query_is_not_quoted(medlock: Medlock, monkeypatch: pytest.MonkeyPatch) -> None:

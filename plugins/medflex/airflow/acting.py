@@ -287,7 +287,7 @@ class Actor:
             return {}
         now = self._clock.now()
         clinics = judge_access(
-            typed_frame("clinics", permissions.columns, list(permissions.rows.values()), CLINIC_TYPES), now
+            typed_frame("medlock/clinics", permissions.columns, list(permissions.rows.values()), CLINIC_TYPES), now
         )
         columns = dict(zip(facts.columns, zip(*facts.rows.values(), strict=True), strict=True))
         table = pa.table({name: pa.array(columns[name], type_) for name, type_ in _PRESENT_TYPES.items()})

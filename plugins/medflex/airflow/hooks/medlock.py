@@ -309,10 +309,16 @@ def typed_frame(
 
     Each column has its type at once: a missing id beside others would make them floats, which cannot hold every id, and
     turning the columns of a frame into others costs more than the query.
+
+    Raises:
+        MedlockSchemaError: a column that has a type is missing.
     """
     values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
     if missing := types.keys() - values.keys():
-        raise KeyError(f"The query {name} returns no {', '.join(sorted(missing))}.")
+        raise MedlockSchemaError(
+            f"The query include/sql/{name}.sql returns no column {', '.join(sorted(missing))}: the contract of its output"
+            " columns is in docs/data-contract.md."
+        )
     return pd.DataFrame(
         {
             column: _typed(items, types[column])
