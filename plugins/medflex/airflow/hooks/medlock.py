@@ -316,8 +316,8 @@ def typed_frame(
     values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
     if missing := types.keys() - values.keys():
         raise MedlockSchemaError(
-            f"The query include/sql/{name}.sql returns no column {', '.join(sorted(missing))}: the contract of its output"
-            " columns is in docs/data-contract.md."
+            f"The query include/sql/{name}.sql returns no column {', '.join(sorted(missing))}: the contract of its"
+            " output columns is in docs/data-contract.md."
         )
     return pd.DataFrame(
         {
