@@ -72,6 +72,15 @@ def test_ids_too_far_apart_to_count_are_told_apart() -> None:
     assert plan_changes(eligible, known, False)["change"].tolist() == ["unchanged"] * 4 + ["new"] * 2
 
 
+def test_clinics_that_all_count_from_one_are_told_apart() -> None:
+    clinics = range(2, 200, 2)
+    known = _known(*((clinic, id_, 7, "sent") for clinic in clinics for id_ in (1, 2, 3)))
+    eligible = _eligible(*((clinic, id_, 7) for clinic in range(1, 202) for id_ in (3, 1, 4)))
+    changes = plan_changes(eligible, known, False)["change"]
+    there = [clinic in clinics and id_ != 4 for clinic, id_ in eligible[["clinic_id", "id"]].itertuples(index=False)]
+    assert changes.tolist() == ["unchanged" if is_there else "new" for is_there in there]
+
+
 def test_a_record_twice_in_the_ledger_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         plan_changes(_eligible((1, 10, 7)), _known((1, 10, 7, "sent"), (1, 10, 8, "sent")), resync=False)

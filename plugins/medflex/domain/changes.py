@@ -68,16 +68,16 @@ class Known:
         """For each record, where it is among those that are known; −1 if it is not."""
         if not len(self._ids):
             return np.full(len(ids), -1)
-        position = np.searchsorted(self._ids, ids)
-        while True:
-            at = np.minimum(position, len(self._ids) - 1)
-            same_id = (position == at) & (self._ids[at] == ids)
-            found = same_id & (self._clinic_ids[at] == clinic_ids)
-            # Another clinic's record of the same id: ours, if it is there, comes behind it.
-            passed_over = same_id & ~found
-            if not passed_over.any():
-                return np.where(found, position, -1)
-            position = position + passed_over
+        last = len(self._ids) - 1
+        low, end = np.searchsorted(self._ids, ids, "left"), np.searchsorted(self._ids, ids, "right")
+        high = end
+        # Clinics that have the same id lie in their order: halved until the place of ours is left.
+        while (more := low < high).any():
+            middle = np.minimum((low + high) // 2, last)
+            before = self._clinic_ids[middle] < clinic_ids
+            low, high = np.where(more & before, middle + 1, low), np.where(more & ~before, middle, high)
+        found = (low < end) & (self._clinic_ids[np.minimum(low, last)] == clinic_ids)
+        return np.where(found, low, -1)
 
 
 def plan_changes(eligible: pd.DataFrame, known: pd.DataFrame, resync: bool) -> pd.DataFrame:
