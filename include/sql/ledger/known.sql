@@ -4,7 +4,12 @@
 -- Parameters: the setting medflex.clinic_ids, a bigint[] literal, made with set_config() just before, so that ADBC
 --             can stream the result by COPY.
 -- Personal:   none.
-WITH open_intent AS (
+WITH asked AS MATERIALIZED (
+    -- Read once: in a condition it would be read anew for each record that is looked at.
+    SELECT current_setting('medflex.clinic_ids')::bigint[] AS clinic_ids
+),
+
+open_intent AS (
     SELECT
         batch.clinic_id,
         item.appointment_id,
@@ -13,7 +18,7 @@ WITH open_intent AS (
         max(batch.extracted_at) AS extracted_at
     FROM ledger.batch AS batch
     CROSS JOIN LATERAL unnest(batch.appointment_ids, batch.versions) AS item (appointment_id, version)
-    WHERE batch.outcome IS NULL AND batch.clinic_id = any(current_setting('medflex.clinic_ids')::bigint[])
+    WHERE batch.outcome IS NULL AND batch.clinic_id = any((SELECT asked.clinic_ids FROM asked)::bigint[])
     GROUP BY batch.clinic_id, item.appointment_id, batch.lpu_id
 )
 
@@ -27,7 +32,7 @@ SELECT
     greatest(record.extracted_at, open_intent.extracted_at) AS extracted_at
 FROM (
     SELECT * FROM ledger.record
-    WHERE clinic_id = any(current_setting('medflex.clinic_ids')::bigint[])
+    WHERE clinic_id = any((SELECT asked.clinic_ids FROM asked)::bigint[])
 ) AS record
 FULL JOIN open_intent
     ON
