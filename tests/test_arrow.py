@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from medflex.arrow import read_ahead
+from medflex.arrow import grouped, read_ahead
 
 LONG = 30.0
 """Seconds that no test waits for unless it fails."""
@@ -89,3 +93,39 @@ def test_once_closed_nothing_reads_any_more() -> None:
     assert not closing.is_alive()
     assert over.is_set()
     assert not reading_threads()
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=12), max_size=8),
+    st.permutations(range(1, 10)),
+    st.sets(st.integers(1, 8), max_size=4),
+    st.integers(1, 15),
+)
+def test_rows_are_gathered_by_their_groups(
+    batches: list[list[int]], values: list[int], ends: set[int], rows: int
+) -> None:
+    cuts = [0, *sorted(ends), len(values)]
+    groups = [values[start:end] for start, end in itertools.pairwise(cuts)]
+    number = 0
+    given_: list[pa.RecordBatch] = []
+    for keys in batches:
+        numbers = range(number, number := number + len(keys))
+        given_.append(pa.record_batch({"key": pa.array(keys, pa.int64()), "number": pa.array(numbers, pa.int64())}))
+    tables = list(grouped(given_, rows, "key", groups))
+    # Each row once, with those of its group only, in the order in which they came.
+    for place, members in enumerate(groups):
+        mine = [table for group, table in tables if group == place]
+        found = [row for table in mine for row in table.to_pylist()]
+        assert found == [row for batch in given_ for row in batch.to_pylist() if row["key"] in members]
+        assert all(table.num_rows >= rows for table in mine[:-1])
+        assert all(table.num_rows for table in mine)
+    assert sum(table.num_rows for _, table in tables) == number
+
+
+def test_the_rows_of_a_group_keep_nothing_of_the_others_in_memory() -> None:
+    keys = np.arange(10_000) % 2
+    whole = pa.record_batch({"key": keys, "text": pa.array(["x" * 100] * len(keys))})
+    (_, first), (_, second) = grouped([whole], 10**9, "key", [[0], [1]])
+    assert first.get_total_buffer_size() + second.get_total_buffer_size() < 1.1 * whole.get_total_buffer_size()
+    del whole
+    assert (first.num_rows, second.num_rows) == (5_000, 5_000)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
@@ -19,30 +21,85 @@ BATCH_BYTES = 4 * 1024 * 1024
 """How much the driver gathers before it hands a batch over; bounds the memory of a stream."""
 
 
-@contextmanager
-def stream(conninfo: str, sql: str, *, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
-    """Run ``sql`` and yield a reader of its record batches; memory is bounded by the batch, not by the result.
+class Streams:
+    """Results of a database's queries as Arrow record batches, streamed by COPY; any thread may ask for one.
 
     Args:
         conninfo: libpq connection string or URI.
-        settings: custom settings (``medflex.…``) made for this session before the query. They carry the parameters,
-            since a query with bound parameters is not streamed by the driver but held in memory whole.
 
-    Raises:
+    Raises (all methods):
         Exception: one of those that :func:`is_driver_error` knows, as the driver raises it; callers translate it.
     """
-    import adbc_driver_postgresql.dbapi as adbc
 
-    with (
-        # One transaction, and settings that end with it: behind a connection pooler the next statement of a session
-        # may meet another session's settings.
-        adbc.connect(conninfo, autocommit=False) as connection,
-        connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor,
-    ):
-        for name, value in settings.items():
-            # Not the value itself: lists of ids have megabytes.
-            cursor.execute("SELECT set_config($1, $2, true) IS NOT NULL", (name, value))
-            cursor.fetchall()
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._idle: list[Any] = []
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def stream(self, sql: str, *, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
+        """Run ``sql`` and yield a reader of its record batches; memory is bounded by the batch, not by the result.
+
+        Args:
+            settings: custom settings (``medflex.…``) made for this query before it. They carry the parameters, since a
+                query with bound parameters is not streamed by the driver but held in memory whole.
+        """
+        # A session of its own, which ends with it: who stops in the middle need not wait for the rest.
+        with self._begun(settings) as connection, _reader(connection, sql) as reader:
+            yield reader
+
+    def read(self, sql: str, *, settings: Mapping[str, str]) -> pa.Table:
+        """Run ``sql`` and return its whole result.
+
+        Its connection is kept for the next one: to open one, the driver reads all of the server's types, which takes as
+        long as to read 50,000 records.
+        """
+        connection = self._begun(settings)
+        try:
+            with _reader(connection, sql) as reader:
+                table = reader.read_all()
+            # Nothing of it stays, and no transaction stands still until the next query.
+            connection.adbc_connection.rollback()
+            connection.adbc_connection.set_autocommit(True)
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return table
+
+    def _begun(self, settings: Mapping[str, str]) -> Any:
+        """A connection in a transaction that has these settings."""
+        import adbc_driver_postgresql.dbapi as adbc
+
+        while True:
+            try:
+                connection, is_new = self._idle.pop(), False
+            except IndexError:
+                connection, is_new = adbc.connect(self._conninfo, autocommit=True), True
+            try:
+                # Behind a connection pooler, the next statement of a session may meet another session's settings.
+                connection.adbc_connection.set_autocommit(False)
+                with connection.cursor() as cursor:
+                    for name, value in settings.items():
+                        # Not the value itself: lists of ids have megabytes.
+                        cursor.execute("SELECT set_config($1, $2, true) IS NOT NULL", (name, value))
+                        cursor.fetchall()
+            except BaseException as error:
+                connection.close()
+                # One that was kept may have been closed by the server in the meantime.
+                if is_new or not isinstance(error, Exception):
+                    raise
+            else:
+                return connection
+
+
+@contextmanager
+def _reader(connection: Any, sql: str) -> Iterator[pa.RecordBatchReader]:
+    with connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
         cursor.execute(sql)
         yield cursor.fetch_record_batch()
 
@@ -81,6 +138,49 @@ def tables(batches: Iterable[pa.RecordBatch], rows: int, at_least_one: pa.Schema
         yield at_least_one.empty_table()
 
 
+def grouped(
+    batches: Iterable[pa.RecordBatch], rows: int, column: str, groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Gather record batches into tables of about so many rows, each with rows of one group.
+
+    Args:
+        column: int64, none missing; by it a row belongs to a group.
+        groups: the values of each; each value that comes is in one.
+
+    Yields:
+        The place of the group in ``groups``, and the table.
+    """
+    values, of_value = (np.array(item, dtype="int64") for item in zip(*_places(groups), strict=True))
+    gathered: dict[int, list[pa.RecordBatch]] = defaultdict(list)
+    number: Counter[int] = Counter()
+    for batch in batches:
+        for group, piece in _pieces(batch, of_value[np.searchsorted(values, batch[column])], len(groups)):
+            gathered[group].append(piece)
+            number[group] += piece.num_rows
+            if number[group] >= rows:
+                yield group, pa.Table.from_batches(gathered.pop(group))
+                del number[group]
+    for group in sorted(gathered):
+        yield group, pa.Table.from_batches(gathered.pop(group))
+
+
+def _places(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    return sorted((value, place) for place, members in enumerate(groups) for value in members)
+
+
+def _pieces(batch: pa.RecordBatch, groups: Any, most: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the rows of each group as a batch of their own, which keeps nothing of the others in memory."""
+    if most == 1 and batch.num_rows:
+        yield 0, batch
+    if most == 1:
+        return
+    order = np.argsort(groups, kind="stable")
+    ends = np.cumsum(np.bincount(groups, minlength=most))
+    for group, rows in enumerate(np.split(order, ends[:-1])):
+        if len(rows):
+            yield group, batch.take(pa.array(rows))
+
+
 def is_driver_error(error: BaseException) -> bool:
     """Tell whether an exception comes from reading through ADBC.
 
@@ -113,8 +213,7 @@ def of_types(frame: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
 
 
 def read_frame(
-    conninfo: str, sql: str, *, settings: Mapping[str, str], nullable_ids: Sequence[str] = ("acked_digest",)
+    streams: Streams, sql: str, *, settings: Mapping[str, str], nullable_ids: Sequence[str] = ("acked_digest",)
 ) -> pd.DataFrame:
     """Run ``sql`` and return the whole result as a DataFrame; for results of a few columns of numbers."""
-    with stream(conninfo, sql, settings=settings) as reader:
-        return to_pandas(reader.read_all(), nullable_ids)
+    return to_pandas(streams.read(sql, settings=settings), nullable_ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from medflex.domain.eligibility import judge
 from medflex.domain.payload import build_payload
 from medflex.domain.window import clinic_windows
 from medflex.errors import LeaseHeldError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
+from medflex.ledger.store import Ledger
 from tests.airflow.world import DIGEST_KEY, World
 
 EXTRACTED_AT = datetime(2026, 11, 22, tzinfo=UTC)
@@ -63,10 +64,11 @@ def planned(world: World) -> pd.DataFrame:
 
 
 def load(world: World, records: pd.DataFrame, *, holder: str = "test/0", **settings: Any) -> LoadResult:
-    """Load records with a new loader, as a task would."""
+    """Load records with a new loader, as a task would; ``chunks`` gives them otherwise than in pieces of ``chunk``."""
     clock = settings.pop("clock", None) or SystemClock()
     resync = settings.pop("resync", False)
     chunk = settings.pop("chunk", 137)
+    chunks = settings.pop("chunks", None)
     extracted_at = settings.pop("extracted_at", EXTRACTED_AT)
     with world.parts(**settings) as (medlock, ledger, client):
         loader = Loader(
@@ -80,7 +82,9 @@ def load(world: World, records: pd.DataFrame, *, holder: str = "test/0", **setti
             resync=resync,
         )
         clinics = sorted(records["clinic_id"].unique().tolist())
-        return loader.load(clinics, lambda: (records.iloc[at : at + chunk] for at in range(0, len(records), chunk)))
+        return loader.load(
+            clinics, chunks or (lambda: (records.iloc[at : at + chunk] for at in range(0, len(records), chunk)))
+        )
 
 
 def totals(result: LoadResult) -> dict[str, int]:
@@ -106,6 +110,49 @@ def test_every_record_arrives_once_whatever_the_sizes(
     full = [item["records"] for item in filled.control.request_log() if item["method"] == "POST"]
     # No clinic leaves more than one batch that is not full.
     assert sum(size < batch_size for size in full) <= records["clinic_id"].nunique()
+
+
+def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = planned(filled)
+    asked: list[list[int]] = []
+    really = Ledger.known
+
+    def known(ledger: Ledger, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        asked.append(list(clinic_ids))
+        return really(ledger, clinic_ids)
+
+    monkeypatch.setattr(Ledger, "known", known)
+    first, second, third = sorted(records["clinic_id"].unique().tolist())
+    of = {key: records[records["clinic_id"] == key] for key in (first, second, third)}
+    slices: list[pd.DataFrame | None] = [
+        of[first].iloc[:30], pd.concat([of[first].iloc[30:], of[second]]), None, of[third].iloc[:5], of[third].iloc[5:]
+    ]  # fmt: skip
+    cut: list[int] = []
+    really_cut = Loader._batch
+
+    def batch(loader: Loader, clinic_id: int, *rest: Any) -> Any:
+        cut.append(clinic_id)
+        return really_cut(loader, clinic_id, *rest)
+
+    monkeypatch.setattr(Loader, "_batch", batch)
+
+    def chunks() -> Iterator[pd.DataFrame | None]:
+        for number, chunk in enumerate(slices):
+            if number == 3:
+                # Nothing waits for more of the first two any more.
+                assert cut == [first, second]
+            yield chunk
+
+    assert totals(load(filled, records, chunks=chunks, parallel=1)) == only(accepted=len(records))
+    assert cut == [first, second, third]
+    # Each clinic's records are read once, with the first of its own.
+    assert asked == [[first], [second], [third]]
+    asked.clear()
+    cut.clear()
+    before = filled.sent()
+    assert totals(load(filled, records, chunks=chunks, parallel=1)) == only(accepted=len(records))
+    assert filled.sent() == before
+    assert asked == [[first], [second], [third]]
 
 
 def test_what_is_acknowledged_is_not_sent_again_but_a_resync_is(filled: World) -> None:

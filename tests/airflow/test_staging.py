@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medflex.airflow.staging import Staging, staging_root
+from medflex.airflow.staging import PARTS, Staging, part_of, staging_root
 from medflex.errors import ConfigurationError, RunIncompleteError
 
 RUN = "scheduled__2026-11-22T00:00:00+00:00"
@@ -44,8 +44,23 @@ def table(*numbers: int) -> pa.Table:
     return pa.table({"id": list(numbers), "phone": [f"7900{number:07}" for number in numbers]})
 
 
+def read_all(staging: Staging, shard: int, kind: str, columns: list[str] | None = None) -> list[tuple[int, pa.Table]]:
+    return [(part, staging.read(shard, kind, part, columns)) for part in staging.parts(shard, kind)]
+
+
 def files(root: Any) -> list[str]:
     return sorted(item for item in root.fs.find(root.path)) if root.exists() else []
+
+
+def test_parts_of_a_slice_come_together(staging: Staging) -> None:
+    for slice_, number in ((2, 0), (0, 1), (10, 3), (0, 0), (2, PARTS - 1)):
+        part = part_of(slice_, number)
+        staging.write(3, "extract", part, table(part))
+    assert list(staging.slices(3, "extract")) == [[0, 1], [2 * PARTS, 3 * PARTS - 1], [10 * PARTS + 3]]
+    assert list(staging.slices(4, "extract")) == []
+    # It would be taken for a part of the next slice.
+    with pytest.raises(ValueError, match="fewer than 1000 parts"):
+        part_of(0, PARTS)
 
 
 def test_parts_come_back_as_written_and_in_order(staging: Staging) -> None:
@@ -53,7 +68,7 @@ def test_parts_come_back_as_written_and_in_order(staging: Staging) -> None:
         staging.write(3, "extract", part, table(part, part + 1))
     assert staging.parts(3, "extract") == [0, 2, 10, 100_000]
     assert staging.read(3, "extract", 2).equals(table(2, 3))
-    assert [(part, read["id"].to_pylist()) for part, read in staging.read_all(3, "extract", ["id"])] == [
+    assert [(part, read["id"].to_pylist()) for part, read in read_all(staging, 3, "extract", ["id"])] == [
         (part, [part, part + 1]) for part in (0, 2, 10, 100_000)
     ]
     assert staging.read(3, "extract", 0, ["id"]).column_names == ["id"]
@@ -63,7 +78,7 @@ def test_what_is_written_in_the_background_is_there_at_the_end(staging: Staging)
     with staging.writing(0, "extract") as write:
         for part in range(4):
             write(part, table(part))
-    assert [read["id"].to_pylist() for _, read in staging.read_all(0, "extract")] == [[0], [1], [2], [3]]
+    assert [read["id"].to_pylist() for _, read in read_all(staging, 0, "extract")] == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("broken", [0, 2])
@@ -71,18 +86,28 @@ def test_a_part_that_could_not_be_written_is_told(
     staging: Staging, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     """By the next part's writing, or by the end where it was the last."""
-    really = staging.write
+    really = staging._begun
 
-    def write_or_fail(shard: int, kind: str, part: int, written: pa.Table) -> None:
+    def begin_or_fail(shard: int, kind: str, part: int, schema: pa.Schema) -> Any:
         if part == broken:
             raise OSError("no space left")
-        really(shard, kind, part, written)
+        return really(shard, kind, part, schema)
 
-    monkeypatch.setattr(staging, "write", write_or_fail)
+    monkeypatch.setattr(staging, "_begun", begin_or_fail)
     with pytest.raises(OSError, match="no space left"), staging.writing(0, "extract") as write:  # noqa: PT012
         for part in range(3):
             assert part <= broken + 1
             write(part, table(part))
+
+
+def test_rows_are_added_to_the_parts_of_several_slices(staging: Staging) -> None:
+    parts = [part_of(slice_, number) for slice_, number in ((0, 0), (1, 0), (0, 0), (1, 1), (0, 1), (1, 1), (0, 1))]
+    with staging.writing(0, "extract") as write:
+        for number, part in enumerate(parts):
+            write(part, table(number, number + 10), part not in parts[number + 1 :] and part != PARTS + 1)
+    assert [(part, read["id"].to_pylist()) for part, read in read_all(staging, 0, "extract")] == [
+        (0, [0, 10, 2, 12]), (1, [4, 14, 6, 16]), (PARTS, [1, 11]), (PARTS + 1, [3, 13, 5, 15])
+    ]  # fmt: skip
 
 
 def test_the_types_and_notes_of_a_table_survive(staging: Staging) -> None:
@@ -124,7 +149,7 @@ def test_clearing_takes_one_kind_of_one_shard_only(staging: Staging) -> None:
     assert (staging.parts(0, "plan"), staging.parts(1, "extract")) == ([0], [0])
     # An attempt with fewer parts does not see what the one before has left.
     staging.write(0, "extract", 0, table(5))
-    assert [read["id"].to_pylist() for _, read in staging.read_all(0, "extract")] == [[5]]
+    assert [read["id"].to_pylist() for _, read in read_all(staging, 0, "extract")] == [[5]]
 
 
 def test_removing_leaves_nothing_of_this_run_and_all_of_the_others(staging: Staging, root: Any) -> None:
@@ -202,7 +227,7 @@ def test_an_attempt_thought_dead_changes_nothing_that_the_next_one_staged(root: 
     dead.write(0, "extract", 0, table(3))
     dead.write(0, "extract", 1, table(4))
     for reader in (dead, alive, Staging("medflex_transfer", RUN)):
-        assert [read["id"].to_pylist() for _, read in reader.read_all(0, "extract")] == [[2]]
+        assert [read["id"].to_pylist() for _, read in read_all(reader, 0, "extract")] == [[2]]
     # Nor can it remove what the next one staged.
     dead.clear(0, "extract")
     assert alive.read(0, "extract", 0)["id"].to_pylist() == [2]

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medflex.domain.access import AccessState
-from medflex.domain.packing import MOST_CLOSED, MOST_OPEN, MOST_SHARDS, Shard, pack_shards
+from medflex.domain.packing import (
+    MOST_CLOSED,
+    MOST_OPEN,
+    MOST_SHARDS,
+    MOST_SLICES,
+    Shard,
+    pack_shards,
+    slice_clinics,
+)
 
 
 def _clinics(*clinics: tuple[int, float | None, str]) -> pd.DataFrame:
@@ -201,3 +209,18 @@ def test_open_and_closed_clinics_keep_their_shards_beside_many_waiting_ones() ->
     assert shards[1] == Shard("waiting-001 · 3 clinics", (1000, 1001, 1002), AccessState.WAITING)
     assert shards[-1] == Shard("closed · clinic 2", (2,), AccessState.CLOSED)
     assert len(shards) == MOST_SHARDS
+
+
+def test_slices_are_about_equal_and_a_big_clinic_is_alone() -> None:
+    clinics = _clinics((1, 39, "open"), (2, 500, "open"), (3, 38, "open"), (4, 19, "open"), (5, None, "open"))
+    assert slice_clinics(clinics, 60) == [(2,), (1, 5), (3, 4)]
+    assert slice_clinics(clinics, 10**9) == [(1, 2, 3, 4, 5)]
+    assert slice_clinics(_clinics(), 60) == []
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 90)), max_size=80), st.integers(1, 200))
+def test_each_clinic_is_in_exactly_one_slice(rows: list[int | None], target_rows: int) -> None:
+    slices = slice_clinics(_clinics(*((number, item, "open") for number, item in enumerate(rows))), target_rows)
+    assert sorted(clinic for slice_ in slices for clinic in slice_) == list(range(len(rows)))
+    assert len(slices) <= MOST_SLICES
+    assert all(list(slice_) == sorted(slice_) for slice_ in slices)

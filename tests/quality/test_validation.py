@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -58,7 +58,7 @@ COMMON: dict[str, Any] = {"now": frames.NOW, "shard": "open-01"}
 MOST = slice(0, 190)  # of 200
 
 
-def chunks(rows: pd.DataFrame, size: int | None) -> list[pd.DataFrame]:
+def chunks(rows: pd.DataFrame, size: int | None) -> list[pd.DataFrame | None]:
     if size is None:
         return [rows]
     return [rows.iloc[at : at + size] for at in range(0, len(rows), size)]
@@ -350,6 +350,32 @@ def test_duplicates_are_found_across_chunks() -> None:
     SOURCE["appointment_unique"](world)
     one = next(one for one in world.source(chunk=2).results if one.name == "appointment_unique")
     assert one.unexpected == 2
+
+
+def test_duplicates_are_found_in_every_slice_and_all_rows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    really = validation._Keys.looked_at
+
+    def looked_at(keys: validation._Keys) -> Iterator[pd.DataFrame]:
+        held.append(sum(map(len, keys._parts)))
+        return really(keys)
+
+    monkeypatch.setattr(validation._Keys, "looked_at", looked_at)
+    slices = [frames.rows(4, ids=(1,)), frames.rows(6, ids=(2,)), frames.rows(2, ids=(1,)).assign(clinic_id=3)]
+    for rows in slices:
+        rows.loc[rows.index[-1], "appointment_id"] = rows["appointment_id"].iloc[0]
+    given: list[pd.DataFrame | None] = []
+    for rows in slices:
+        given += [*chunks(rows, 3), None]
+    world = World(pd.concat(slices))
+    result = validation.validate_source(
+        given, clinics=world.clinics, windows=world.windows, history=None, now=frames.NOW, shard="open-01"
+    )
+    unique = next(one for one in result.results if one.name == "appointment_unique")
+    assert (unique.evaluated, unique.unexpected) == (12, 6)
+    assert result.rows == 12
+    # The last None is the end's own.
+    assert held == [4, 6, 2, 0]
 
 
 def test_the_same_id_in_two_clinics_is_no_duplicate() -> None:

@@ -66,11 +66,12 @@ class Columns:
         """Yield the records of each value of an integer column, in its order, and those in the order of ``then``."""
         if not len(self):
             return
-        ordered = self.take(np.lexsort((self[then], self[name])))
-        values = ordered[name]
+        order = np.lexsort((self[then], self[name]))
+        values = self[name][order]
         starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]).tolist()
         for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
-            yield int(values[start]), ordered.cut(start, end)
+            # Of their own: who holds those of one value holds nothing of the others in memory.
+            yield int(values[start]), self.take(order[start:end])
 
 
 def _joined(arrays: Sequence[Any]) -> Any:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -69,19 +70,20 @@ class Loader(Writer):
         self._resync = resync
         self._result = LoadResult()
         self._has_looked = False
-        self._chunks: Callable[[], Iterable[pd.DataFrame]] = list
+        self._chunks: Callable[[], Iterable[pd.DataFrame | None]] = list
 
     @property
     def _written(self) -> WriteResult:
         return self._result
 
-    def load(self, clinic_ids: Sequence[int], chunks: Callable[[], Iterable[pd.DataFrame]]) -> LoadResult:
+    def load(self, clinic_ids: Sequence[int], chunks: Callable[[], Iterable[pd.DataFrame | None]]) -> LoadResult:
         """Send the planned records of these clinics; each ends up in exactly one number of the result.
 
         Args:
             clinic_ids: all clinics of the shard.
-            chunks: gives frames with ``LOAD_COLUMNS``, each record once; called again for clinics that another run
-                was still writing for.
+            chunks: gives frames with ``LOAD_COLUMNS``, each record once, and ``None`` where no clinic comes again that
+                has come so far: what is held of these is let go. Called again for clinics that another run was still
+                writing for.
 
         Trouble does not raise: it is in ``result.problems``, after everything that could be sent was sent. What was not
         sent counts as ``to_retry``, what may have been as ``unknown``.
@@ -98,11 +100,10 @@ class Loader(Writer):
         return self._result
 
     def _write_held(self) -> None:
-        known = _Known(self._ledger.known(list(self._epochs)))
-        self._run(self._batches(self._chunks(), set(self._epochs), known))
+        self._run(self._batches(self._chunks(), set(self._epochs), _Known(self._ledger.known)))
 
     def _give_up(self, clinic_ids: Sequence[int]) -> None:
-        self._run(self._batches(self._chunks(), set(clinic_ids), _Known(None)))
+        self._run(self._batches(self._chunks(), set(clinic_ids), _Known(lambda _: None)))
 
     def _forget(self, clinic_id: int) -> None:
         super()._forget(clinic_id)
@@ -111,13 +112,22 @@ class Loader(Writer):
 
     # -- cutting batches --------------------------------------------------------------------------------------------
 
-    def _batches(self, chunks: Iterable[pd.DataFrame], clinic_ids: set[int], known: _Known) -> Iterator[Batch]:
+    def _batches(self, chunks: Iterable[pd.DataFrame | None], clinic_ids: set[int], known: _Known) -> Iterator[Batch]:
         """Cut chunks into batches of one clinic each; a rest is kept until its clinic has more, or the end."""
         size = self._settings.batch_size
         rest: dict[int, Columns] = {}
-        for chunk in chunks:
+        for chunk in chain(chunks, [None]):
+            if chunk is None:
+                for clinic_id, records in rest.items():
+                    yield from self._batch(clinic_id, records, known)
+                rest.clear()
+                known.forget()
+                continue
+            known.learn(clinic_ids.intersection(chunk["clinic_id"].unique().tolist()))
             # By id, so that what is asked of databases for a batch lies close together there.
-            for clinic_id, found in _encoded(chunk).by("clinic_id", then="id"):
+            records_of = _encoded(chunk).by("clinic_id", then="id")
+            del chunk
+            for clinic_id, found in records_of:
                 if clinic_id not in clinic_ids:
                     continue
                 records = Columns.joined([rest.pop(clinic_id), found]) if clinic_id in rest else found
@@ -127,8 +137,7 @@ class Loader(Writer):
                 if full < len(records):
                     # A copy, or the rest would keep its whole chunk in memory.
                     rest[clinic_id] = records.cut(full, len(records)).copy()
-        for clinic_id, records in rest.items():
-            yield from self._batch(clinic_id, records, known)
+                del found, records  # Before the next chunk is read.
 
     def _batch(self, clinic_id: int, records: Columns, known: _Known) -> Iterator[Batch]:
         versions, acknowledged, overtaken = known.look_up(clinic_id, records, self._extracted_at)
@@ -249,10 +258,29 @@ def _encoded(chunk: pd.DataFrame) -> Columns:
 
 
 class _Known:
-    """The ledger's records of some clinics, for quick look-up: sorted arrays per clinic and lpu_id."""
+    """The ledger's records of some clinics, for quick look-up: sorted arrays per clinic and lpu_id.
 
-    def __init__(self, known: pd.DataFrame | None) -> None:
+    Args:
+        read: gives the ledger's records of clinics, or ``None``.
+    """
+
+    def __init__(self, read: Callable[[list[int]], pd.DataFrame | None]) -> None:
+        self._read = read
+        self._clinic_ids: set[int] = set()
         self._of: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def learn(self, clinic_ids: set[int]) -> None:
+        """Read the records of those of these clinics that are not known yet."""
+        if new := clinic_ids - self._clinic_ids:
+            self._clinic_ids |= new
+            self._take_up(self._read(sorted(new)))
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._clinic_ids.clear()
+        self._of.clear()
+
+    def _take_up(self, known: pd.DataFrame | None) -> None:
         if known is None or not len(known):
             return
         # By arrays: sorting and grouping the frame would hold all of it three times.

@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +37,23 @@ def staging_root() -> ObjectStoragePath:
     return ObjectStoragePath(url)
 
 
+PARTS = 1_000
+"""A slice has fewer parts."""
+
+
+def part_of(slice_: int, number: int) -> int:
+    """Return the number of a part by the slice of the shard that its rows belong to, and its place among the slice's.
+
+    A clinic's rows are all in parts of one slice.
+
+    Raises:
+        ValueError: the slice would have too many parts.
+    """
+    if not 0 <= number < PARTS:
+        raise ValueError(f"A slice has fewer than {PARTS} parts: this would be number {number}.")
+    return slice_ * PARTS + number
+
+
 class Staging:
     """The staged parts of one run. ``kind`` is what a part holds: ``extract``, ``clinics``, ``eligible`` or ``plan``.
 
@@ -58,27 +77,45 @@ class Staging:
 
     def write(self, shard: int, kind: str, part: int, table: pa.Table) -> None:
         """Write one part."""
-        folder = self._folder(shard, kind)
-        self._make(folder)
-        # Not by the path's own open(): that would tell OpenLineage of each part as a data set of its own.
-        with folder.fs.open((folder / f"{part:05}.parquet").path, "wb") as file:
-            repeated = [name for name in table.column_names if name not in _DISTINCT]
-            pq.write_table(table, file, compression="zstd", use_dictionary=repeated, write_statistics=False)
+        with self.writing(shard, kind) as write:
+            write(part, table)
 
     @contextmanager
-    def writing(self, shard: int, kind: str) -> Iterator[Callable[[int, pa.Table], None]]:
-        """Yield what writes a part in the background; its call waits for the part before, and the end for the last."""
+    def writing(self, shard: int, kind: str) -> Iterator[Callable[..., None]]:
+        """Yield ``write(part, table, last=True)``: it adds rows to a part, in the background, and waits for the call
+        before. A part has to be read only behind its last rows, or the end.
+        """
+        parts: dict[int, _Part] = {}
+
+        def add(part: int, table: pa.Table, last: bool) -> None:
+            if part not in parts:
+                parts[part] = self._begun(shard, kind, part, table.schema)
+            parts[part].add(table)
+            if last:
+                parts.pop(part).end()
+
+        def end() -> None:
+            while parts:
+                parts.popitem()[1].end()
+
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="staging") as thread:
             under_way: list[Future[None]] = []
 
-            def write(part: int, table: pa.Table) -> None:
+            def write(part: int, table: pa.Table, last: bool = True) -> None:
                 while under_way:
                     under_way.pop().result()
-                under_way.append(thread.submit(self.write, shard, kind, part, table))
+                under_way.append(thread.submit(add, part, table, last))
 
             yield write
-            while under_way:
-                under_way.pop().result()
+            under_way.append(thread.submit(end))
+            for future in under_way:
+                future.result()
+
+    def _begun(self, shard: int, kind: str, part: int, schema: pa.Schema) -> _Part:
+        folder = self._folder(shard, kind)
+        self._make(folder)
+        # Not by the path's own open(): that would tell OpenLineage of each part as a data set of its own.
+        return _Part(folder.fs.open((folder / f"{part:05}.parquet").path, "wb"), schema)
 
     def parts(self, shard: int, kind: str) -> list[int]:
         """Return the numbers of the parts that are there, in order."""
@@ -86,6 +123,14 @@ class Staging:
         if folder is None:
             return []
         return sorted(int(Path(item.name).stem) for item in folder.iterdir() if item.name.endswith(".parquet"))
+
+    def slices(self, shard: int, kind: str) -> Iterator[list[int]]:
+        """Yield the same, those of a slice together (see :func:`part_of`)."""
+        for _, parts in groupby(self.parts(shard, kind), lambda part: part // PARTS):
+            yield list(parts)
+            # What was done with one slice, malloc keeps in pieces that do not serve the next one: it would take more
+            # with each.
+            pa.default_memory_pool().release_unused()
 
     def read(self, shard: int, kind: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part."""
@@ -99,11 +144,6 @@ class Staging:
                 "A staged part of this run is gone (its run has ended, or MEDFLEX_STAGING_URL is not the same on all"
                 " workers): clear the run from plan_shards on."
             ) from None
-
-    def read_all(self, shard: int, kind: str, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """Read the parts one after another."""
-        for part in self.parts(shard, kind):
-            yield part, self.read(shard, kind, part, columns)
 
     def remove(self) -> None:
         """Remove everything of this run."""
@@ -130,3 +170,23 @@ class Staging:
         if folder.protocol in ("file", "local"):
             # Nobody but the workers' user may look into a run; object stores have their bucket policy for that.
             Path(self.folder.path).chmod(0o700)
+
+
+class _Part:
+    """A part that is being written."""
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._file = file
+        repeated = [name for name in schema.names if name not in _DISTINCT]
+        self._writer = pq.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=repeated, write_statistics=False
+        )
+
+    def add(self, table: pa.Table) -> None:
+        """Compress some more rows."""
+        self._writer.write_table(table)
+
+    def end(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+        self._file.close()

@@ -51,7 +51,7 @@ WATCH = "consent"
 SWEEP_WATCH = "sweep"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_LIVE_ROWS = 800_000
+_LIVE_ROWS = 150_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""

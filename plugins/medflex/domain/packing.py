@@ -1,4 +1,4 @@
-"""Pack clinics into shards: the parts of a run that go their own way."""
+"""Pack clinics into shards, the parts of a run that go their own way, and these into slices."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ that has not begun in each of its rounds, for all DAGs: with 120 shards a round 
 minute, in which no withdrawal begins (docs/capacity.md)."""
 MOST_OPEN, MOST_CLOSED = 90, 10
 """Of these, shards of open and of closed clinics; what they leave is for those that wait."""
+
+MOST_SLICES = 32
+"""Slices of a shard: while it is being read, half a part of each is in memory."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ def pack_shards(clinics: pd.DataFrame, target_rows: int) -> list[Shard]:
         name = "closed" if len(closed_bins) == 1 else f"closed-{number:02}"
         shards.append(Shard(f"{name} · {_told(ids)}", ids, AccessState.CLOSED))
     return shards
+
+
+def slice_clinics(clinics: pd.DataFrame, target_rows: int) -> list[tuple[int, ...]]:
+    """Cut a shard's clinics into slices, which its tasks work on one after the other: what they hold of clinics they
+    hold of a slice, however large the shard is.
+
+    clinics: clinic_id, expected_rows (missing counts as none). target_rows: of so many expected rows slices are at
+    most, but for a clinic that has more, which is alone, and where that would make more than MOST_SLICES: then they
+    are as much larger as they have to be. Returns each slice's clinic ids, ascending; each clinic once.
+    """
+    return _bins(clinics, target_rows, MOST_SLICES)
 
 
 def _waiting(clinics: pd.DataFrame, most: int) -> list[Shard]:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg.rows import dict_row
@@ -16,6 +16,9 @@ from psycopg.rows import dict_row
 from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
 from medflex.ledger.migrate import HEAD
 from medflex.sql import query
+
+if TYPE_CHECKING:
+    from medflex.arrow import Streams
 
 IDLE_SECONDS = 60
 """How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
@@ -41,6 +44,7 @@ class LedgerConnection:
         self._local = threading.local()
         self._all: list[psycopg.Connection[Any]] = []
         self._lock = threading.Lock()
+        self._opened: Streams | None = None
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -48,6 +52,8 @@ class LedgerConnection:
             for connection in self._all:
                 connection.close()
             self._all.clear()
+            if self._opened is not None:
+                self._opened.close()
         self._local = threading.local()
 
     def __enter__(self) -> Self:
@@ -99,6 +105,16 @@ class LedgerConnection:
             with self._lock:
                 self._all.append(connection)
         return connection
+
+    @property
+    def _streams(self) -> Streams:
+        """Whatever is read by the thousands comes by this way."""
+        with self._lock:
+            if self._opened is None:
+                from medflex.arrow import Streams
+
+                self._opened = Streams(self._conninfo)
+            return self._opened
 
     def _present(self) -> datetime | None:
         return self._now() if self._now else None

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from medflex.arrow import stream, to_pandas
+from medflex.arrow import to_pandas
 from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
 from medflex.sql import query
@@ -31,7 +31,7 @@ class Messages(LedgerConnection):
         settings = {"medflex.run_key": str(int(run_key)), "medflex.since": since.isoformat()}
         with (
             translated_ledger_errors(),
-            stream(self._conninfo, query("ledger/notifications"), settings=settings) as reader,
+            self._streams.stream(query("ledger/notifications"), settings=settings) as reader,
         ):
             for batch in reader:
                 if batch.num_rows:

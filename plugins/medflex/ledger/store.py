@@ -153,7 +153,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
 
         Args:
             clinics: one mapping per clinic with ``clinic_id``, ``lpu_id``, ``access_state``, ``closed_reason``,
-                ``opens_at``.
+                ``opens_at``, and ``expected_rows`` where the plan knows them.
         """
         shard_of = {clinic_id: index for index, shard in enumerate(shards) for clinic_id in shard.clinic_ids}
         with self._transaction() as cursor:
@@ -184,10 +184,10 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             with cursor.copy("COPY ledger.run_shard (run_key, shard, label, kind, clinic_ids) FROM STDIN") as copy:
                 for index, shard in enumerate(shards):
                     copy.write_row((run_key, index, shard.label, shard.kind, list(shard.clinic_ids)))
-            columns = ("clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at")
+            columns = ("clinic_id", "lpu_id", "access_state", "closed_reason", "opens_at", "expected_rows")
             with cursor.copy(f"COPY ledger.run_clinic (run_key, shard, {', '.join(columns)}) FROM STDIN") as copy:
                 for clinic in clinics:
-                    row = [clinic[column] for column in columns]
+                    row = [clinic.get(column) for column in columns]
                     copy.write_row((run_key, shard_of.get(clinic["clinic_id"]), *row))
         return self.run(dag_id, run_id)
 
@@ -404,7 +404,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         """
         with translated_ledger_errors():
             frame = read_frame(
-                self._conninfo,
+                self._streams,
                 query("ledger/known"),
                 settings={"medflex.clinic_ids": bigints(clinic_ids)},
             )

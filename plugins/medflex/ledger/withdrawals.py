@@ -66,7 +66,7 @@ class Withdrawals(LedgerConnection):
             return _empty_live()
         with translated_ledger_errors():
             frame = read_frame(
-                self._conninfo,
+                self._streams,
                 query("ledger/live"),
                 settings={
                     "medflex.clinic_ids": bigints(clinic_ids),

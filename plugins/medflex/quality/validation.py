@@ -10,10 +10,12 @@ value of the data, no argument and no exception text of Great Expectations leave
 from __future__ import annotations
 
 import builtins
+import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -28,7 +30,7 @@ from medflex.quality.results import ExpectationResult, Severity, SuiteResult
 from medflex.quality.suites import EQUATIONS, Kind, Rule
 
 _COUNTS_ONLY = {"result_format": "BASIC", "partial_unexpected_count": 0, "exclude_unexpected_values": True}
-#: Keys that are looked at at once for those that come twice: they are all held, and finding them takes as much again.
+#: Keys that are looked at at once for those that come twice: finding them takes as much memory again as they do.
 _KEYS_AT_ONCE = 500_000
 #: The rolling window of R6 spans 76 local days; a shorter one (a backfill cut to today) is not compared with full ones.
 _FULL_WINDOW = timedelta(days=75)
@@ -54,7 +56,7 @@ class Funnel:
 
 
 def validate_source(
-    chunks: Iterable[pd.DataFrame],
+    chunks: Iterable[pd.DataFrame | None],
     *,
     clinics: pd.DataFrame,
     windows: pd.DataFrame,
@@ -64,22 +66,24 @@ def validate_source(
 ) -> SuiteResult:
     """Judge what came out of Medlock.
 
-    ``chunks``: ROWS without ``first_name`` and ``patronymic``, about 100,000 rows each. ``clinics``: CLINICS of
-    the shard, one row each. ``windows``: ``clinic_id, starts_from, starts_before`` (UTC) as the extract used them.
-    ``history``: ``clinic_id, rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at the
-    extract, aware. Raises nothing for bad data: a wrong column or type is a critical result that names the column.
+    ``chunks``: ROWS without ``first_name`` and ``patronymic``, about 100,000 rows each, and ``None`` where no clinic
+    comes again that has come so far: until then all keys are held. ``clinics``: CLINICS of the shard, one row each.
+    ``windows``: ``clinic_id, starts_from, starts_before`` (UTC) as the extract used them. ``history``: ``clinic_id,
+    rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at the extract, aware. Raises nothing
+    for bad data: a wrong column or type is a critical result that names the column.
     """
     return _validate(_source_look(clinics, windows, history, now), chunks, shard)
 
 
 def validate_outgoing(
-    chunks: Iterable[pd.DataFrame], *, clinics: pd.DataFrame, now: datetime, shard: str
+    chunks: Iterable[pd.DataFrame | None], *, clinics: pd.DataFrame, now: datetime, shard: str
 ) -> SuiteResult:
     """Judge what would be sent.
 
-    ``chunks``: PAYLOAD joined by id with what the source says about the same appointments (columns
-    ``suites.WITNESS_COLUMNS``: ``starts_at``, the window's ``starts_from`` and ``starts_before``, the five flags,
-    ``patient_found``, ``doctor_found``). ``clinics``: CLINICS. ``now``: the clock at which the rules were judged.
+    ``chunks``, with ``None`` as for :func:`validate_source`: PAYLOAD joined by id with what the source says about the
+    same appointments (columns ``suites.WITNESS_COLUMNS``: ``starts_at``, the window's ``starts_from`` and
+    ``starts_before``, the five flags, ``patient_found``, ``doctor_found``). ``clinics``: CLINICS. ``now``: the clock at
+    which the rules were judged.
     """
     return _validate(_outgoing_look(clinics, now), chunks, shard)
 
@@ -315,45 +319,66 @@ def _tallies(rules: Iterable[Rule]) -> dict[str, _Tally]:
     return {rule.name: _Tally(rule) for rule in rules}
 
 
-def _validate(look: _Look, chunks: Iterable[pd.DataFrame], shard: str) -> SuiteResult:
+def _validate(look: _Look, chunks: Iterable[pd.DataFrame | None], shard: str) -> SuiteResult:
     rules, seen = look.rules, 0
     tallies = _tallies(rules)
     looked_at = {"contract"}
-    keys: list[pd.DataFrame] = []
+    keys = _Keys(look)
     sound = _check_contract(tallies, "clinics", look.clinics, suites.CLINIC_COLUMNS)
     with _GreatExpectations() as expectations:
-        for chunk in chunks:
+        for chunk in chain(chunks, [None]):
+            if chunk is None:
+                for frame in keys.looked_at():
+                    expectations.add(tallies, frame, "keys")
+                # Its objects refer to each other, and to the frames that they have looked at.
+                gc.collect()
+                continue
             seen += len(chunk)
             if not _check_contract(tallies, look.frame, chunk, look.columns):
                 sound = False
             if sound:
-                keys.append(_keys(look, chunk))
+                keys.add(chunk)
                 expectations.add(tallies, look.prepare(chunk), "rows")
             del chunk  # Before the next one is read.
         if sound:
             looked_at |= {"rows", "keys", "clinics", "history"}
-            for part, frame in _closing_frames(look, keys):
+            for part, frame in _closing_frames(look, keys.rows()):
                 expectations.add(tallies, frame, part)
     results = tuple(tally.result() for tally in tallies.values() if tally.rule.part in looked_at)
     return SuiteResult(look.suite, shard, seen, results)
 
 
-def _keys(look: _Look, chunk: pd.DataFrame) -> pd.DataFrame:
-    keys = chunk[["clinic_id", look.id_column]]
-    return keys.astype("Int64" if keys.isna().any(axis=None) else "int64")
+class _Keys:
+    """The keys of the rows of clinics of which more may come, and how many rows each clinic has had."""
+
+    def __init__(self, look: _Look) -> None:
+        self._look = look
+        self._parts: list[pd.DataFrame] = []
+        self._counts: list[pd.Series] = []
+
+    def add(self, chunk: pd.DataFrame) -> None:
+        """Take up a chunk's keys."""
+        keys = chunk[["clinic_id", self._look.id_column]]
+        self._parts.append(keys.astype("Int64" if keys.isna().any(axis=None) else "int64"))
+        self._counts.append(self._parts[-1]["clinic_id"].value_counts())
+
+    def looked_at(self) -> Iterator[pd.DataFrame]:
+        """Yield all keys in pieces, and let go of them: what comes twice is in one piece."""
+        column = self._look.id_column
+        pieces = -(-sum(map(len, self._parts)) // _KEYS_AT_ONCE)
+        for number in range(pieces):
+            # What comes twice has one id, and so falls into the same piece.
+            mine = (part[part[column].to_numpy("int64", na_value=0) % pieces == number] for part in self._parts)
+            yield pd.concat(mine, ignore_index=True)
+        self._parts.clear()
+
+    def rows(self) -> pd.Series:
+        """Return the number of rows by clinic."""
+        return pd.concat(self._counts or [pd.Series(dtype="int64")]).groupby(level=0).sum()
 
 
-def _closing_frames(look: _Look, keys: list[pd.DataFrame]) -> Iterator[tuple[suites.Part, pd.DataFrame]]:
+def _closing_frames(look: _Look, rows: pd.Series) -> Iterator[tuple[suites.Part, pd.DataFrame]]:
     """The frames that are looked at after the last chunk."""
-    # Chunk by chunk, and never put together whole: the keys are all that is held of all rows.
-    counted = [chunk["clinic_id"].value_counts() for chunk in keys] or [pd.Series(dtype="int64")]
-    rows = pd.concat(counted).groupby(level=0).sum()
-    pieces = -(-sum(map(len, keys)) // _KEYS_AT_ONCE)
-    for number in range(pieces):
-        # What comes twice has one id, and so falls into the same piece.
-        mine = (chunk[chunk[look.id_column].to_numpy("int64", na_value=0) % pieces == number] for chunk in keys)
-        yield "keys", pd.concat(mine, ignore_index=True)
-    keys.clear()
     yield "clinics", look.clinic_frame(rows)
     if look.history_frame is not None:
         yield "history", look.history_frame(rows)
@@ -365,16 +390,18 @@ def _failing_ids(look: _Look, result: SuiteResult, chunks: Iterable[pd.DataFrame
     contract = _tallies(rule for rule in look.rules if rule.part == "contract")
     if not tallies or not _check_contract(contract, "clinics", look.clinics, suites.CLINIC_COLUMNS):
         return {}
-    keys: list[pd.DataFrame] = []
+    keys = _Keys(look)
     with _GreatExpectations() as expectations:
         for chunk in chunks:
             if not _check_contract(contract, look.frame, chunk, look.columns):
                 return {}
-            keys.append(_keys(look, chunk))
+            keys.add(chunk)
             wanted = {name: tally for name, tally in tallies.items() if len(tally.ids) < cap}
             expectations.add(wanted, look.prepare(chunk), "rows", look.id_column, cap)
-        for part, frame in _closing_frames(look, keys):
-            expectations.add(tallies, frame, part, look.id_column if part == "keys" else "clinic_id", cap)
+        for frame in keys.looked_at():
+            expectations.add(tallies, frame, "keys", look.id_column, cap)
+        for part, frame in _closing_frames(look, keys.rows()):
+            expectations.add(tallies, frame, part, "clinic_id", cap)
     return {name: tally.ids for name, tally in tallies.items()}
 
 

@@ -20,7 +20,7 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from medflex.arrow import is_driver_error, read_ahead, stream, tables
+from medflex.arrow import Streams, is_driver_error, read_ahead, tables
 from medflex.domain.access import AccessState, judge_access
 from medflex.errors import (
     MedflexPipelineError,
@@ -103,6 +103,7 @@ class Medlock:
         self._local = threading.local()
         self._all: list[psycopg.Connection[Any]] = []
         self._lock = threading.Lock()
+        self._streams = Streams(conninfo)
         self._open: _Open | None = None
 
     def __enter__(self) -> Medlock:
@@ -113,6 +114,7 @@ class Medlock:
             for connection in self._all:
                 connection.close()
             self._all.clear()
+        self._streams.close()
         self._local = threading.local()
 
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
@@ -252,7 +254,7 @@ class Medlock:
             with _translated():
                 # In a transaction that is never committed.
                 sql = query(f"medlock/{name}")
-                reader = stack.enter_context(stream(self._conninfo, sql, settings=settings))
+                reader = stack.enter_context(self._streams.stream(sql, settings=settings))
                 _check_columns(reader.schema, name)
             # Not translated: what goes wrong with the rows outside is not Medlock's fault.
             yield reader

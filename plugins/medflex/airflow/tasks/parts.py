@@ -8,6 +8,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from airflow.sdk import Context
@@ -139,12 +140,21 @@ def _is_bigint(value: object) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def start_run(context: Context, ledger: Any, clinics: Any, gone: Iterable[int], **run: Any) -> Any:
+def start_run(
+    context: Context,
+    ledger: Any,
+    clinics: Any,
+    gone: Iterable[int],
+    *,
+    expected_rows: Mapping[int, int] = MappingProxyType({}),
+    **run: Any,
+) -> Any:
     """Write a run of this DAG down in the ledger and return it.
 
     Args:
         clinics: CLINICS, judged.
         gone: clinics that have disappeared from Medlock.
+        expected_rows: appointments that are expected of clinics, by their ids.
         run: the other arguments of the ledger's ``start_run``.
     """
     ledger.note_switches(switches_of(clinics))
@@ -152,7 +162,10 @@ def start_run(context: Context, ledger: Any, clinics: Any, gone: Iterable[int], 
         dag_id=context["dag_run"].dag_id,
         run_id=context["dag_run"].run_id,
         run_type=run_type(context),
-        clinics=[*access_rows(clinics), *map(_gone_row, gone)],
+        clinics=[
+            row | {"expected_rows": expected_rows.get(row["clinic_id"])}
+            for row in (*access_rows(clinics), *map(_gone_row, gone))
+        ],
         **run,
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,10 +57,16 @@ MOST_TARGET_ROWS = 10_000_000
 """What ``MEDFLEX_SHARD_ROWS`` may ask for at most."""
 HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
-PART_ROWS = 50_000
+SLICE_ROWS = 110_000
+"""Rows per slice that are aimed at: a clinic's rows are all in one, and a task holds what it has to of one."""
+PART_ROWS = 34_000
 """Rows per staged part: what a task holds in memory at a time."""
-VALIDATED_ROWS = 2 * PART_ROWS
-"""Rows per batch of Great Expectations: each batch costs a fixed part of a second, and larger ones more memory."""
+GATHERED_ROWS = 8_000
+"""Rows of a slice that are gathered before they are compressed, as they come in no order."""
+ENCODED_ROWS = PART_ROWS // 2
+"""Records that are made ready to be sent at a time: their texts take several times as much memory as they do."""
+VALIDATED_ROWS = 3 * PART_ROWS
+"""Rows per batch of Great Expectations, about: each costs a fixed part of a second, and larger ones more memory."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
 
@@ -117,6 +125,7 @@ def plan_shards() -> list[dict[str, Any]]:
             clinic_ids=clinic_ids,
             started_at=now,
             shards=shards,
+            expected_rows=packed.set_index("clinic_id")["expected_rows"].round().astype("int64").to_dict(),
         )
     states = clinics["state"].value_counts().to_dict()
     log.info(
@@ -300,8 +309,10 @@ def extract(shard: Mapping[str, Any]) -> int:
     import pandas as pd
     import pyarrow as pa
 
-    from medflex.arrow import tables
+    from medflex.airflow.staging import part_of
+    from medflex.arrow import grouped
     from medflex.domain.access import AccessState
+    from medflex.domain.packing import slice_clinics
     from medflex.domain.window import clinic_windows
 
     context = _labelled(shard)
@@ -326,9 +337,17 @@ def extract(shard: Mapping[str, Any]) -> int:
         if len(windows) and not len(asked):
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
         if len(asked):
+            expected = ledger.run_clinics(run.run_key)[["clinic_id", "expected_rows"]].astype("Int64")
+            slices = slice_clinics(expected[expected["clinic_id"].isin(asked["clinic_id"])], SLICE_ROWS)
+            parts, rows = Counter[int](), Counter[int]()
             with medlock.stream_appointments(asked) as batches, staging.writing(number, "extract") as write:
-                for part, table in enumerate(tables(batches, PART_ROWS)):
-                    write(part, table)
+                for slice_, table in grouped(batches, GATHERED_ROWS, "clinic_id", slices):
+                    rows[slice_] += table.num_rows
+                    is_full = rows[slice_] >= PART_ROWS
+                    write(part_of(slice_, parts[slice_]), table, is_full)
+                    if is_full:
+                        parts[slice_] += 1
+                        rows[slice_] = 0
                     seen = (
                         pa.table({"clinic_id": table["clinic_id"]}).group_by("clinic_id").aggregate([([], "count_all")])
                     )
@@ -382,43 +401,48 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         staging.clear(number, "eligible")
         snapshot = pa.Table.from_pandas(clinics.drop(columns=JUDGED_COLUMNS), preserve_index=False)
         staging.write(number, "clinics", 0, snapshot.replace_schema_metadata({"judged_at": judged_at.isoformat()}))
-        held = _Held()
         counts = pd.DataFrame(
             0,
             index=pd.Index(clinic_ids, name="clinic_id"),
             columns=["eligible", "withheld", "quarantined", "unknown_statuses"],
         )
+        by_reason: Counter[str] = Counter()
+        # What an attempt before has left, also of clinics that no row has come of this time.
+        ledger.save_decisions(run.run_key, "withhold", clinic_ids, [])
         with staging.writing(number, "eligible") as write:
-            for part, table in staging.read_all(number, "extract"):
-                rows = to_frame(table)
-                # Once for the rules and for the record: reading phones is a third of what a row costs here.
-                phones = normalise_phones(rows["phone"])
-                verdict = judge(rows, clinics, {**ALL_RULES, **as_read(phones)})
-                payload = records_of(rows[verdict.eligible], clinics, key, phones[0][verdict.eligible])
-                write(part, pa.Table.from_pandas(payload, preserve_index=False))
-                held.add(rows, verdict)
-                flags = pd.DataFrame(
-                    {
-                        "clinic_id": rows["clinic_id"],
-                        "eligible": verdict.eligible,
-                        "withheld": verdict.withheld,
-                        "quarantined": verdict.quarantined,
-                        "unknown_statuses": map_status(rows["status"])[1] & verdict.eligible,
-                    }
+            for parts in staging.slices(number, "extract"):
+                held = _Held()
+                for part in parts:
+                    rows = to_frame(staging.read(number, "extract", part))
+                    # Once for the rules and for the record: reading phones is a third of what a row costs here.
+                    phones = normalise_phones(rows["phone"])
+                    verdict = judge(rows, clinics, {**ALL_RULES, **as_read(phones)})
+                    payload = records_of(rows[verdict.eligible], clinics, key, phones[0][verdict.eligible])
+                    write(part, pa.Table.from_pandas(payload, preserve_index=False))
+                    held.add(rows, verdict)
+                    flags = pd.DataFrame(
+                        {
+                            "clinic_id": rows["clinic_id"],
+                            "eligible": verdict.eligible,
+                            "withheld": verdict.withheld,
+                            "quarantined": verdict.quarantined,
+                            "unknown_statuses": map_status(rows["status"])[1] & verdict.eligible,
+                        }
+                    )
+                    counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
+                    del rows, phones, verdict, payload, flags  # Before the next part is read.
+                decisions = list(held.decisions())
+                ledger.save_decisions(
+                    run.run_key, "withhold", sorted({decision.clinic_id for decision in decisions}), decisions
                 )
-                counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
+                for decision in decisions:
+                    by_reason.update(dict.fromkeys(decision.reasons, len(decision.appointment_ids)))
         _all_staged(int(counts[["eligible", "withheld", "quarantined"]].sum().sum()), ledger, run, number)
-        decisions = list(held.decisions())
-        ledger.save_decisions(run.run_key, "withhold", clinic_ids, decisions)
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
     totals = logged({str(name): int(value) for name, value in counts.sum().items()})
     if totals["unknown_statuses"]:
         log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
-    by_reason: dict[str, int] = {}
-    for decision in decisions:
-        for reason in decision.reasons:
-            by_reason[reason] = by_reason.get(reason, 0) + len(decision.appointment_ids)
     for reason, records in sorted(by_reason.items()):
         log.info("Not sent, %s: %d.", reason, records)
     return totals
@@ -561,22 +585,33 @@ def _saved_windows(ledger: Any, run_key: int, clinic_ids: Sequence[int]) -> Any:
 
 
 def _source_chunks(staging: Any, number: int) -> Iterator[Any]:
+    """The rows, and ``None`` behind those of a slice."""
     from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS
 
     columns = [name for name in APPOINTMENT_COLUMNS if name not in ("first_name", "patronymic")]
-    for tables in _batched(staging.read_all(number, "extract", columns)):
-        yield to_frame(_joined(tables))
+    for slice_ in staging.slices(number, "extract"):
+        for parts in _batches(slice_):
+            yield to_frame(_read(staging, number, "extract", parts, columns))
+        yield None
 
 
 def _outgoing_chunks(staging: Any, number: int, windows: Any) -> Iterator[Any]:
-    """The payload beside what the source says about the same appointments, read a second time and joined by id."""
+    """The payload beside what the source says about the same appointments, read a second time and joined by id; and
+    ``None`` behind the records of a slice.
+    """
     from medflex.airflow.sharing import SOURCE_WITNESSES, with_witnesses
     from medflex.domain.payload import PAYLOAD_COLUMNS
 
     witnesses = ["clinic_id", "appointment_id", *SOURCE_WITNESSES]
-    for tables in _batched(staging.read_all(number, "eligible", list(PAYLOAD_COLUMNS))):
-        source = {part: staging.read(number, "extract", part, witnesses) for part in tables}
-        yield with_witnesses(to_frame(_joined(tables)), to_frame(_joined(source)), windows)
+    for slice_ in staging.slices(number, "eligible"):
+        for parts in _batches(slice_):
+            records = to_frame(_read(staging, number, "eligible", parts, list(PAYLOAD_COLUMNS)))
+            source = to_frame(_read(staging, number, "extract", parts, witnesses))
+            joined = with_witnesses(records, source, windows)
+            del records, source
+            yield joined
+            del joined
+        yield None
 
 
 def to_frame(table: Any) -> Any:
@@ -586,25 +621,18 @@ def to_frame(table: Any) -> Any:
     return to_pandas(table, nullable_ids=("patient_id", "doctor_id") if "appointment_id" in table.column_names else ())
 
 
-def _batched(tables: Iterator[tuple[int, Any]]) -> Iterator[dict[int, Any]]:
-    """Gather parts, by their numbers, to batches that are worth the fixed cost of a validation."""
-    gathered: dict[int, Any] = {}
-    for part, table in tables:
-        gathered[part] = table
-        if sum(item.num_rows for item in gathered.values()) >= VALIDATED_ROWS:
-            yield gathered
-            gathered = {}
-    if gathered:
-        yield gathered
+def _batches(parts: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut a slice's parts into batches of about ``VALIDATED_ROWS``, as equal as may be."""
+    number = max(1, round(len(parts) * PART_ROWS / VALIDATED_ROWS))
+    ends = [len(parts) * end // number for end in range(number + 1)]
+    for start, end in itertools.pairwise(ends):
+        yield parts[start:end]
 
 
-def _joined(tables: dict[int, Any]) -> Any:
-    """Put parts together and let go of them: of two batches only one is to be in memory."""
+def _read(staging: Any, number: int, kind: str, parts: Sequence[int], columns: Sequence[str]) -> Any:
     import pyarrow as pa
 
-    whole = pa.concat_tables(tables.values())
-    tables.clear()
-    return whole
+    return pa.concat_tables([staging.read(number, kind, part, columns) for part in parts])
 
 
 # -- plan_changes ----------------------------------------------------------------------------------------------------
@@ -629,22 +657,24 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
-        known = at_present_lpu(ledger.known(clinic_ids), _clinics_frame(staging.read(number, "clinics", 0)))
-        if run.mode == "plan":
-            # A run that is not only a plan has withdrawn these by now.
-            revoked = ledger.revoked_ids(run.run_key, clinic_ids)
-            keys = pd.MultiIndex.from_frame(known[["clinic_id", "appointment_id"]])
-            known.loc[keys.isin(pd.MultiIndex.from_frame(revoked)), "state"] = "withdrawn"
+        clinics = _clinics_frame(staging.read(number, "clinics", 0))
         counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
-        # Part by part, so that only what the ledger knows is held whole, and of that as little as is compared.
-        to_compare = Known(known)
-        del known
-        for part, table in staging.read_all(number, "eligible", ["clinic_id", "id", "digest"]):
-            changes = to_compare.compare(to_frame(table), resync=run.mode == "resync")
-            planned = (changes["change"] != Change.UNCHANGED).to_numpy()
-            staging.write(number, "plan", part, pa.table({"planned": planned}))
-            seen = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
-            counts = counts.add(seen, fill_value=0)
+        for parts in staging.slices(number, "eligible"):
+            tables = [staging.read(number, "eligible", part, ["clinic_id", "id", "digest"]) for part in parts]
+            of_slice = sorted({key for table in tables for key in table["clinic_id"].unique().to_pylist()})
+            known = at_present_lpu(ledger.known(of_slice), clinics)
+            if run.mode == "plan":
+                # A run that is not only a plan has withdrawn these by now.
+                revoked = ledger.revoked_ids(run.run_key, of_slice)
+                keys = pd.MultiIndex.from_frame(known[["clinic_id", "appointment_id"]])
+                known.loc[keys.isin(pd.MultiIndex.from_frame(revoked)), "state"] = "withdrawn"
+            to_compare = Known(known)
+            for part, table in zip(parts, tables, strict=True):
+                changes = to_compare.compare(to_frame(table), resync=run.mode == "resync")
+                planned = (changes["change"] != Change.UNCHANGED).to_numpy()
+                staging.write(number, "plan", part, pa.table({"planned": planned}))
+                seen = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
+                counts = counts.add(seen, fill_value=0)
         counts = counts.astype("int64").rename(columns={Change.RETRY.value: "again"})
         counts = counts[["new", "changed", "again", "unchanged"]]
         counts["planned"] = counts["new"] + counts["changed"] + counts["again"]
@@ -677,10 +707,16 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
 
         def planned() -> Iterator[Any]:
-            for part, table in staging.read_all(number, "plan"):
-                mask = table["planned"].combine_chunks()
-                if mask.true_count:
-                    yield to_frame(staging.read(number, "eligible", part, LOAD_COLUMNS).filter(mask))
+            for parts in staging.slices(number, "plan"):
+                for part in parts:
+                    mask = staging.read(number, "plan", part)["planned"].combine_chunks()
+                    if not mask.true_count:
+                        continue
+                    records = staging.read(number, "eligible", part, LOAD_COLUMNS).filter(mask)
+                    for start in range(0, records.num_rows, ENCODED_ROWS):
+                        yield to_frame(records.slice(start, ENCODED_ROWS))
+                    del records  # Before the next part is read.
+                yield None
 
         loader = Loader(
             client=open_medflex(ledger),
