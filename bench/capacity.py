@@ -303,8 +303,8 @@ def render(figures: Figures) -> str:
         " `autovacuum_analyze_scale_factor = 0.005` for `ledger.record` and `ledger.batch`, and `max_wal_size` to some"
         " minutes of the write-ahead log above. Statements per batch: one that writes the intent, one that writes its"
         f" outcome, one for the place in the rate; at {RATE} requests a second some {3 * RATE} short transactions a"
-        " second at most: eight batches share the first two. Connections: up to 9 per slot that loads (4 requests and"
-        " 4 groups of batches at a time, and the task itself).",
+        " second at most: eight batches share the first two. Connections: up to 10 per slot that loads (4 requests and"
+        " 4 groups of batches at a time, and two of the task itself).",
         "",
         "## Medlock",
         "",

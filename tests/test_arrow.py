@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medflex.arrow import grouped, read_ahead
+from medflex.arrow import UngroupedError, grouped, read_ahead
 
 LONG = 30.0
 """Seconds that no test waits for unless it fails."""
@@ -129,3 +129,11 @@ def test_the_rows_of_a_group_keep_nothing_of_the_others_in_memory() -> None:
     assert first.get_total_buffer_size() + second.get_total_buffer_size() < 1.1 * whole.get_total_buffer_size()
     del whole
     assert (first.num_rows, second.num_rows) == (5_000, 5_000)
+
+
+@pytest.mark.parametrize("keys", [[1, 2], [2, 3], [0, 2], [2, None]])
+def test_a_row_that_belongs_to_no_group_is_an_error(keys: list[int | None]) -> None:
+    given_ = pa.record_batch({"key": pa.array(keys, pa.int64())})
+    for groups in ([[2], [4]], [[2, 4]], []):
+        with pytest.raises(UngroupedError, match="key"):
+            list(grouped([given_], 1, "key", groups))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,11 +35,16 @@ class Streams:
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._idle: list[Any] = []
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the connections that are kept."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close the connections that are kept; from now on none is."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     @contextmanager
     def stream(self, sql: str, *, settings: Mapping[str, str]) -> Iterator[pa.RecordBatchReader]:
@@ -68,7 +74,12 @@ class Streams:
         except BaseException:
             connection.close()
             raise
-        self._idle.append(connection)
+        with self._lock:
+            is_kept = not self._is_closed
+            if is_kept:
+                self._idle.append(connection)
+        if not is_kept:
+            connection.close()
         return table
 
     def _begun(self, settings: Mapping[str, str]) -> Any:
@@ -138,6 +149,10 @@ def tables(batches: Iterable[pa.RecordBatch], rows: int, at_least_one: pa.Schema
         yield at_least_one.empty_table()
 
 
+class UngroupedError(LookupError):
+    """A row belongs to none of the groups that were given."""
+
+
 def grouped(
     batches: Iterable[pa.RecordBatch], rows: int, column: str, groups: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, pa.Table]]:
@@ -149,12 +164,22 @@ def grouped(
 
     Yields:
         The place of the group in ``groups``, and the table.
+
+    Raises:
+        UngroupedError: a value comes that is in none, or is missing.
     """
-    values, of_value = (np.array(item, dtype="int64") for item in zip(*_places(groups), strict=True))
+    places = _places(groups)
+    values, of_value = (np.array([pair[item] for pair in places], dtype="int64") for item in (0, 1))
     gathered: dict[int, list[pa.RecordBatch]] = defaultdict(list)
     number: Counter[int] = Counter()
     for batch in batches:
-        for group, piece in _pieces(batch, of_value[np.searchsorted(values, batch[column])], len(groups)):
+        mine = batch[column]
+        if not batch.num_rows:
+            continue
+        at = np.searchsorted(values, mine) if not mine.null_count else np.full(len(mine), len(values))
+        if (at == len(values)).any() or (values[at] != mine.to_numpy()).any():
+            raise UngroupedError(f"The {column} of a row is in no group.")
+        for group, piece in _pieces(batch, of_value[at], len(groups)):
             gathered[group].append(piece)
             number[group] += piece.num_rows
             if number[group] >= rows:
@@ -170,9 +195,8 @@ def _places(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 def _pieces(batch: pa.RecordBatch, groups: Any, most: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield the rows of each group as a batch of their own, which keeps nothing of the others in memory."""
-    if most == 1 and batch.num_rows:
-        yield 0, batch
     if most == 1:
+        yield 0, batch
         return
     order = np.argsort(groups, kind="stable")
     ends = np.cumsum(np.bincount(groups, minlength=most))

@@ -89,7 +89,8 @@ def test_staging_tells_lineage_of_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}/staging")
     staging = Staging("a_dag", "a run")
     staging.write(0, "extract", 0, pa.table({"id": [1]}))
-    assert [part for part, _ in staging.read_all(0, "extract")] == [0]
+    assert list(staging.slices(0, "extract")) == [[0]]
+    assert staging.read(0, "extract", 0).num_rows == 1
     staging.clear(0, "extract")
     staging.remove()
     assert not collector.has_collected

@@ -1,4 +1,4 @@
-"""The task that sends: whether its failure is tried again or final."""
+"""Tasks of the transfer without a scheduler: whether a failure is tried again or final, and what it says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from medflex.airflow.tasks import transfer
 from medflex.airflow.tasks.parts import TransientFailure
+from medflex.arrow import UngroupedError
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
+from medflex.errors import MedlockSchemaError
 from sandbox.medflex.faults import Match
 from tests.airflow.world import World
 
@@ -66,3 +68,9 @@ def test_an_attempt_without_trouble_returns_the_numbers_of_all(planned: World) -
     assert numbers["accepted"] == len(planned.shown()) > 0
     assert sum(numbers.values()) == numbers["accepted"]
     assert planned.shown() == planned.expected()
+
+
+def test_rows_of_clinics_that_were_not_asked_for_are_the_querys_fault() -> None:
+    sentence = r"appointments\.sql returns rows of clinics"
+    with pytest.raises(MedlockSchemaError, match=sentence), transfer._of_asked_clinics():
+        raise UngroupedError("The clinic_id of a row is in no group.")

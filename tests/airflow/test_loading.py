@@ -17,7 +17,13 @@ from medflex.clock import SystemClock
 from medflex.domain.eligibility import judge
 from medflex.domain.payload import build_payload
 from medflex.domain.window import clinic_windows
-from medflex.errors import LeaseHeldError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
+from medflex.errors import (
+    LeaseHeldError,
+    LedgerUnavailableError,
+    MedflexContractError,
+    MedflexRefusedError,
+    MedflexUnavailableError,
+)
 from medflex.ledger.store import Ledger
 from tests.airflow.world import DIGEST_KEY, World
 
@@ -153,6 +159,40 @@ def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, mon
     assert totals(load(filled, records, chunks=chunks, parallel=1)) == only(accepted=len(records))
     assert filled.sent() == before
     assert asked == [[first], [second], [third]]
+
+
+def test_a_ledger_that_goes_away_in_the_middle_leaves_the_rest_and_loses_no_number(
+    filled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = planned(filled)
+    first, second, third = sorted(records["clinic_id"].unique().tolist())
+    of = {key: records[records["clinic_id"] == key] for key in (first, second, third)}
+    really = Ledger.known
+
+    def known(ledger: Ledger, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        if second in clinic_ids:
+            raise LedgerUnavailableError("gone")
+        return really(ledger, clinic_ids)
+
+    def chunks() -> Iterator[pd.DataFrame | None]:
+        # The first clinic's batches have left before the second one's records are asked for.
+        for key in (first, second, third):
+            yield from (of[key], None)
+
+    monkeypatch.setattr(Ledger, "known", known)
+    result = load(filled, records, chunks=chunks, parallel=1, batch_size=5)
+    numbers = totals(result)
+    # Eight batches are gathered before they leave: of the first clinic's, at most so many are left with the rest.
+    assert numbers == only(accepted=numbers["accepted"], to_retry=len(records) - numbers["accepted"])
+    assert len(of[first]) - 40 < numbers["accepted"] <= len(of[first])
+    assert [type(problem) for problem in result.problems] == [LedgerUnavailableError]
+    # No version was given to what nothing was known of.
+    shown = filled.control.records()
+    assert {record["version"] for record in shown.values()} == {1}
+    assert {key[1] for key in shown} <= set(of[first]["id"])
+    monkeypatch.setattr(Ledger, "known", really)
+    assert totals(load(filled, records, chunks=chunks)) == only(accepted=len(records))
+    assert {record["version"] for record in filled.control.records().values()} == {1}
 
 
 def test_what_is_acknowledged_is_not_sent_again_but_a_resync_is(filled: World) -> None:

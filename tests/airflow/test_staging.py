@@ -110,6 +110,16 @@ def test_rows_are_added_to_the_parts_of_several_slices(staging: Staging) -> None
     ]  # fmt: skip
 
 
+def test_what_fails_in_the_middle_leaves_no_half_of_a_part(staging: Staging, root: Any) -> None:
+    with pytest.raises(RuntimeError), staging.writing(0, "extract") as write:  # noqa: PT012
+        write(0, table(1))
+        write(1, table(2), False)
+        write(1, table(3), False)
+        raise RuntimeError
+    assert [read["id"].to_pylist() for _, read in read_all(staging, 0, "extract")] == [[1]]
+    assert len(files(root)) == 1
+
+
 def test_the_types_and_notes_of_a_table_survive(staging: Staging) -> None:
     written = pa.table(
         {"at": pa.array([None, 1], pa.timestamp("us", "UTC")), "flag": pa.array([None, True])}

@@ -39,8 +39,6 @@ def test_results_come_over_one_connection_that_stands_in_no_transaction(streams:
     assert session(streams) == first
     # What was set for one query is not there in the next one.
     assert streams.read(LAST, settings={})["asked"].to_pylist() in ([None], [""])
-    streams.close()
-    assert session(streams) != first
 
 
 def test_one_that_is_closed_by_the_server_is_opened_anew(streams: Streams, ledger_db: str) -> None:
@@ -48,6 +46,13 @@ def test_one_that_is_closed_by_the_server_is_opened_anew(streams: Streams, ledge
     with psycopg.connect(ledger_db, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
     assert session(streams) != first
+
+
+def test_behind_the_end_no_connection_is_kept(streams: Streams, ledger_db: str) -> None:
+    session(streams)
+    streams.close()
+    session(streams)
+    assert sessions(ledger_db) == {}
 
 
 def test_a_query_that_writes_leaves_nothing(streams: Streams, ledger_db: str) -> None:

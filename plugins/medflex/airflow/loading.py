@@ -19,7 +19,7 @@ from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.domain.last_look import PERMITTED, Turned, last_look
 from medflex.domain.payload import PAYLOAD_COLUMNS
 from medflex.domain.window import as_utc
-from medflex.errors import VersionsOutdatedError
+from medflex.errors import MedflexPipelineError, VersionsOutdatedError
 from medflex.ledger.store import BatchContent, Decision
 
 LOAD_COLUMNS = (*PAYLOAD_COLUMNS, "patient_id", "lpu_id")
@@ -123,7 +123,14 @@ class Loader(Writer):
                 rest.clear()
                 known.forget()
                 continue
-            known.learn(clinic_ids.intersection(chunk["clinic_id"].unique().tolist()))
+            try:
+                # When all sending has stopped, nothing is compared any more: it only counts.
+                if not self._halted:
+                    known.learn(clinic_ids.intersection(chunk["clinic_id"].unique().tolist()))
+            except MedflexPipelineError as error:
+                # Before any batch of these is cut: without what is known of them they would get wrong versions.
+                self._halted = True
+                self._problem(error)
             # By id, so that what is asked of databases for a batch lies close together there.
             records_of = _encoded(chunk).by("clinic_id", then="id")
             del chunk

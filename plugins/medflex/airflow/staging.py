@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,14 @@ class Staging:
             while parts:
                 parts.popitem()[1].end()
 
+        def drop() -> None:
+            for number, part in parts.items():
+                with suppress(Exception):
+                    part.end()
+                with suppress(Exception):
+                    folder = self._folder(shard, kind)
+                    folder.fs.rm((folder / f"{number:05}.parquet").path)
+
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="staging") as thread:
             under_way: list[Future[None]] = []
 
@@ -106,10 +114,15 @@ class Staging:
                     under_way.pop().result()
                 under_way.append(thread.submit(add, part, table, last))
 
-            yield write
-            under_way.append(thread.submit(end))
-            for future in under_way:
-                future.result()
+            try:
+                yield write
+                under_way.append(thread.submit(end))
+                for future in under_way:
+                    future.result()
+            except BaseException:
+                # No half of a part is left: it would look like a whole one.
+                thread.submit(drop)
+                raise
 
     def _begun(self, shard: int, kind: str, part: int, schema: pa.Schema) -> _Part:
         folder = self._folder(shard, kind)

@@ -53,6 +53,8 @@ _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
 _LIVE_ROWS = 150_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
+_QUICK_LIVE_ROWS = 800_000
+"""The same of a quick look, which is to be over soon: for each time, Postgres may read Medlock's tables whole."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
 _QUICK_PATIENCE = 15.0
@@ -113,6 +115,7 @@ class Withdrawer(Writer):
     def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
         super().__init__(**writer)
         self._begin_run = begin_run
+        self._live_rows = _LIVE_ROWS
         self._result = WithdrawResult()
         self._due = empty_revocations()
         self._found_at = self._clock.now()
@@ -148,6 +151,7 @@ class Withdrawer(Writer):
         nobody has looked before, it sweeps all clinics.
         """
         self.patience_seconds = _QUICK_PATIENCE
+        self._live_rows = _QUICK_LIVE_ROWS
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(WATCH)
         deleted = self._medlock.deleted_rows()
@@ -235,7 +239,7 @@ class Withdrawer(Writer):
         group: list[int] = []
         rows = 0
         for clinic_id in clinic_ids:
-            if group and rows + counts.get(clinic_id, 0) > _LIVE_ROWS:
+            if group and rows + counts.get(clinic_id, 0) > self._live_rows:
                 yield group
                 group, rows = [], 0
             group.append(int(clinic_id))

@@ -18,7 +18,7 @@ MOST_OPEN, MOST_CLOSED = 90, 10
 """Of these, shards of open and of closed clinics; what they leave is for those that wait."""
 
 MOST_SLICES = 32
-"""Slices of a shard: while it is being read, half a part of each is in memory."""
+"""Slices of a shard: while it is being read, some thousand rows of each are in memory, and a file of each is open."""
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,10 @@ class LedgerConnection:
             for connection in self._all:
                 connection.close()
             self._all.clear()
-            if self._opened is not None:
-                self._opened.close()
+            opened, self._opened = self._opened, None
         self._local = threading.local()
+        if opened is not None:
+            opened.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,9 +19,9 @@ from typing import Any, Literal
 from medflex.domain.reasons import Reason
 from medflex.quality.results import Severity
 
-#: Which frame a rule looks at: the rows (chunk by chunk), the keys of all rows, the clinics, the clinics' row counts
-#: beside their earlier runs, the run's numbers, the messages of its clinics; ``contract`` is checked before any frame
-#: reaches Great Expectations.
+#: Which frame a rule looks at: the rows (chunk by chunk), the keys of all rows of some clinics, the clinics, their row
+#: counts beside their earlier runs, the run's numbers, the messages of its clinics; ``contract`` is checked before any
+#: frame reaches Great Expectations.
 Part = Literal["contract", "rows", "keys", "clinics", "history", "run", "messages"]
 
 #: Shares are not judged on fewer rows: one odd row among five says nothing about a column.

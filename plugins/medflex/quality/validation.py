@@ -1,8 +1,9 @@
 """Look at a shard's rows with Great Expectations, in memory bounded by the chunk.
 
 Each chunk is judged by all row rules, those about the same columns as one batch of only these columns; counts are added
-up over the chunks. Keys, clinics and row counts are looked at last. A result is built from a whitelist of counts, so no
-value of the data, no argument and no exception text of Great Expectations leaves this module.
+up over the chunks. Keys are looked at when no more of their clinics come, clinics and row counts last. A result is made
+from a whitelist of counts, so no value of the data, no argument and no exception text of Great Expectations leaves this
+module.
 
 ``import great_expectations`` happens in the first call.
 """
@@ -90,7 +91,7 @@ def validate_outgoing(
 
 def failing_source_ids(
     result: SuiteResult,
-    chunks: Iterable[pd.DataFrame],
+    chunks: Iterable[pd.DataFrame | None],
     *,
     clinics: pd.DataFrame,
     windows: pd.DataFrame,
@@ -107,7 +108,7 @@ def failing_source_ids(
 
 
 def failing_outgoing_ids(
-    result: SuiteResult, chunks: Iterable[pd.DataFrame], *, clinics: pd.DataFrame, now: datetime, cap: int = 100
+    result: SuiteResult, chunks: Iterable[pd.DataFrame | None], *, clinics: pd.DataFrame, now: datetime, cap: int = 100
 ) -> dict[str, list[int]]:
     """The same as :func:`failing_source_ids` for :func:`validate_outgoing`."""
     return _failing_ids(_outgoing_look(clinics, now), result, chunks, cap)
@@ -384,7 +385,9 @@ def _closing_frames(look: _Look, rows: pd.Series) -> Iterator[tuple[suites.Part,
         yield "history", look.history_frame(rows)
 
 
-def _failing_ids(look: _Look, result: SuiteResult, chunks: Iterable[pd.DataFrame], cap: int) -> dict[str, list[int]]:
+def _failing_ids(
+    look: _Look, result: SuiteResult, chunks: Iterable[pd.DataFrame | None], cap: int
+) -> dict[str, list[int]]:
     failed = {one.name for one in result.critical_failures if one.exception_class is None}
     tallies = _tallies(rule for rule in look.rules if rule.name in failed and rule.part != "contract")
     contract = _tallies(rule for rule in look.rules if rule.part == "contract")
@@ -393,6 +396,8 @@ def _failing_ids(look: _Look, result: SuiteResult, chunks: Iterable[pd.DataFrame
     keys = _Keys(look)
     with _GreatExpectations() as expectations:
         for chunk in chunks:
+            if chunk is None:
+                continue
             if not _check_contract(contract, look.frame, chunk, look.columns):
                 return {}
             keys.add(chunk)

@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -337,10 +337,15 @@ def extract(shard: Mapping[str, Any]) -> int:
         if len(windows) and not len(asked):
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
         if len(asked):
-            expected = ledger.run_clinics(run.run_key)[["clinic_id", "expected_rows"]].astype("Int64")
-            slices = slice_clinics(expected[expected["clinic_id"].isin(asked["clinic_id"])], SLICE_ROWS)
+            # Missing in a run that an older version has planned.
+            expected = ledger.run_clinics(run.run_key).reindex(columns=["clinic_id", "expected_rows"]).astype("Int64")
+            slices = slice_clinics(asked[["clinic_id"]].merge(expected, how="left", on="clinic_id"), SLICE_ROWS)
             parts, rows = Counter[int](), Counter[int]()
-            with medlock.stream_appointments(asked) as batches, staging.writing(number, "extract") as write:
+            with (
+                _of_asked_clinics(),
+                medlock.stream_appointments(asked) as batches,
+                staging.writing(number, "extract") as write,
+            ):
                 for slice_, table in grouped(batches, GATHERED_ROWS, "clinic_id", slices):
                     rows[slice_] += table.num_rows
                     is_full = rows[slice_] >= PART_ROWS
@@ -369,6 +374,20 @@ def extract(shard: Mapping[str, Any]) -> int:
     total = int(counts.sum())
     log.info("Extracted %d appointments of %d clinics.", total, len(asked))
     return total
+
+
+@contextmanager
+def _of_asked_clinics() -> Iterator[None]:
+    from medflex.arrow import UngroupedError
+    from medflex.errors import MedlockSchemaError
+
+    try:
+        yield
+    except UngroupedError:
+        raise MedlockSchemaError(
+            "The query include/sql/medlock/appointments.sql returns rows of clinics that were not asked for, or without"
+            " a clinic_id: let it return those in the windows of medflex.windows only (docs/data-contract.md)."
+        ) from None
 
 
 # -- withhold --------------------------------------------------------------------------------------------------------
@@ -406,9 +425,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
             index=pd.Index(clinic_ids, name="clinic_id"),
             columns=["eligible", "withheld", "quarantined", "unknown_statuses"],
         )
-        by_reason: Counter[str] = Counter()
-        # What an attempt before has left, also of clinics that no row has come of this time.
-        ledger.save_decisions(run.run_key, "withhold", clinic_ids, [])
+        decisions: list[Decision] = []
         with staging.writing(number, "eligible") as write:
             for parts in staging.slices(number, "extract"):
                 held = _Held()
@@ -431,18 +448,18 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
                     )
                     counts = counts.add(flags.groupby("clinic_id").sum(), fill_value=0).astype("int64")
                     del rows, phones, verdict, payload, flags  # Before the next part is read.
-                decisions = list(held.decisions())
-                ledger.save_decisions(
-                    run.run_key, "withhold", sorted({decision.clinic_id for decision in decisions}), decisions
-                )
-                for decision in decisions:
-                    by_reason.update(dict.fromkeys(decision.reasons, len(decision.appointment_ids)))
+                # Of a slice, only the ids are left.
+                decisions += held.decisions()
         _all_staged(int(counts[["eligible", "withheld", "quarantined"]].sum().sum()), ledger, run, number)
+        ledger.save_decisions(run.run_key, "withhold", clinic_ids, decisions)
         ledger.save_numbers(run.run_key, counts.reset_index())
         ledger.set_stage(run.run_key, number, "withheld")
     totals = logged({str(name): int(value) for name, value in counts.sum().items()})
     if totals["unknown_statuses"]:
         log.warning("%d records have a status without mapping; they are sent as undefined.", totals["unknown_statuses"])
+    by_reason: Counter[str] = Counter()
+    for decision in decisions:
+        by_reason.update(dict.fromkeys(decision.reasons, len(decision.appointment_ids)))
     for reason, records in sorted(by_reason.items()):
         log.info("Not sent, %s: %d.", reason, records)
     return totals
