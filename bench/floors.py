@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 THREADS = 4
-PART_ROWS = 34_000
+PART_ROWS = 50_000
 """As large as the parts of ``extract``."""
 
 

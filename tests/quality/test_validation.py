@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -343,6 +345,26 @@ def test_a_rule_that_cannot_be_evaluated_in_a_later_chunk_leaves_the_others_of_i
     assert (tallies["between"].exception_class, tallies["between"].unexpected) == ("TypeError", 2)
     assert (tallies["present"].exception_class, tallies["present"].unexpected) == (None, 1)
     assert {tally.evaluated for tally in tallies.values()} == {8}
+
+
+def test_no_frame_is_held_behind_its_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations' objects refer to each other; a shard's frames would be there until the collector comes by."""
+    held: list[weakref.ref[pd.DataFrame]] = []
+    really = validation._GreatExpectations._run
+
+    def run(look: validation._GreatExpectations, frame: pd.DataFrame, *rest: Any) -> list[Any]:
+        held.append(weakref.ref(frame))
+        return really(look, frame, *rest)
+
+    monkeypatch.setattr(validation._GreatExpectations, "_run", run)
+    gc.collect()
+    gc.disable()
+    try:
+        World(frames.rows(50)).source(chunk=25)
+        assert len(held) > 10
+        assert [frame for frame in held if frame() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_duplicates_are_found_across_chunks() -> None:

@@ -51,7 +51,7 @@ WATCH = "consent"
 SWEEP_WATCH = "sweep"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_LIVE_ROWS = 150_000
+_LIVE_ROWS = 200_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
 _QUICK_LIVE_ROWS = 800_000
 """The same of a quick look, which is to be over soon: for each time, Postgres may read Medlock's tables whole."""

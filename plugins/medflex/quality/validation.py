@@ -11,7 +11,6 @@ module.
 from __future__ import annotations
 
 import builtins
-import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -331,8 +330,6 @@ def _validate(look: _Look, chunks: Iterable[pd.DataFrame | None], shard: str) ->
             if chunk is None:
                 for frame in keys.looked_at():
                     expectations.add(tallies, frame, "keys")
-                # Its objects refer to each other, and to the frames that they have looked at.
-                gc.collect()
                 continue
             seen += len(chunk)
             if not _check_contract(tallies, look.frame, chunk, look.columns):
@@ -500,10 +497,20 @@ class _GreatExpectations:
 
     def _run(self, frame: pd.DataFrame, tallies: Mapping[str, _Tally], result_format: dict[str, Any]) -> list[Any]:
         from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
-        from great_expectations.validator.validator import Validator
 
         # An engine that is given its frame, not a data source: that would make a hash of all values of each batch.
-        engine = PandasExecutionEngine(batch_data_dict={"frame": frame})
+        given: dict[str, pd.DataFrame] = {"frame": frame}
+        engine = PandasExecutionEngine(batch_data_dict=given)
+        try:
+            return self._judged(engine, tallies, result_format)
+        finally:
+            # An engine is part of a circle: until Python's collector comes by, it would hold its frame.
+            given.clear()
+            engine.batch_manager.batch_data_cache.clear()
+
+    def _judged(self, engine: Any, tallies: Mapping[str, _Tally], result_format: dict[str, Any]) -> list[Any]:
+        from great_expectations.validator.validator import Validator
+
         if result_format == _COUNTS_ONLY:
             names = tuple(tallies)
             if names not in self._prepared:

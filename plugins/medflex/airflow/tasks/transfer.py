@@ -59,13 +59,13 @@ HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 SLICE_ROWS = 110_000
 """Rows per slice that are aimed at: a clinic's rows are all in one, and a task holds what it has to of one."""
-PART_ROWS = 34_000
+PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 GATHERED_ROWS = 8_000
 """Rows of a slice that are gathered before they are compressed, as they come in no order."""
-ENCODED_ROWS = PART_ROWS // 2
+ENCODED_ROWS = PART_ROWS // 3
 """Records that are made ready to be sent at a time: their texts take several times as much memory as they do."""
-VALIDATED_ROWS = 3 * PART_ROWS
+VALIDATED_ROWS = 2 * PART_ROWS
 """Rows per batch of Great Expectations, about: each costs a fixed part of a second, and larger ones more memory."""
 
 # -- plan_shards -----------------------------------------------------------------------------------------------------
