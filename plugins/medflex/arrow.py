@@ -51,8 +51,9 @@ class Streams:
         """Run ``sql`` and yield a reader of its record batches; memory is bounded by the batch, not by the result.
 
         Args:
-            settings: custom settings (``medflex.…``) made for this query before it. They carry the parameters, since a
-                query with bound parameters is not streamed by the driver but held in memory whole.
+            settings: custom settings (``medflex.…``) or Postgres' own, made for this query before it. The former carry
+                the parameters, since a query with bound parameters is not streamed by the driver but held in memory
+                whole.
         """
         # A session of its own, which ends with it: who stops in the middle need not wait for the rest.
         with self._begun(settings) as connection, _reader(connection, sql) as reader:

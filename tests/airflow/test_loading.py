@@ -11,7 +11,7 @@ import orjson
 import pandas as pd
 import pytest
 
-from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult
+from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
 from medflex.arrow import to_pandas
 from medflex.clock import SystemClock
 from medflex.domain.eligibility import judge
@@ -141,6 +141,14 @@ def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, mon
         return really_cut(loader, clinic_id, *rest)
 
     monkeypatch.setattr(Loader, "_batch", batch)
+    held: list[set[int]] = []
+    really_look_up = _Known.look_up
+
+    def look_up(known: _Known, *of: Any) -> Any:
+        held.append({clinic_id for clinic_id, _ in known._of})
+        return really_look_up(known, *of)
+
+    monkeypatch.setattr(_Known, "look_up", look_up)
 
     def chunks() -> Iterator[pd.DataFrame | None]:
         for number, chunk in enumerate(slices):
@@ -155,10 +163,12 @@ def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, mon
     assert asked == [[first], [second], [third]]
     asked.clear()
     cut.clear()
+    held.clear()
     before = filled.sent()
     assert totals(load(filled, records, chunks=chunks, parallel=1)) == only(accepted=len(records))
     assert filled.sent() == before
     assert asked == [[first], [second], [third]]
+    assert held == [{first, second}, {first, second}, {third}]
 
 
 def test_a_ledger_that_goes_away_in_the_middle_leaves_the_rest_and_loses_no_number(

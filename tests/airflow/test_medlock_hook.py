@@ -504,3 +504,16 @@ def test_a_stream_that_is_left_in_the_middle_reads_no_more_and_ends_its_session(
             assert next(iter(parts)).num_rows
         assert closed.pop() == set()
     assert set(threading.enumerate()) == threads
+
+
+def test_a_look_at_many_records_has_no_parallel_workers(
+    medlock: Medlock, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appointment(small, 4711)
+    sql = query("medlock/appointments_now")
+    now = "current_setting('max_parallel_workers_per_gather') AS status"
+    assert "    appointment.status,\n" in sql
+    asked = sql.replace("    appointment.status,\n", f"    {now},\n")
+    monkeypatch.setattr("medflex.airflow.hooks.medlock.query", lambda _: asked)
+    with medlock.stream_appointments_now([1], [4711], 10) as parts:
+        assert [status for part in parts for status in part["status"].to_pylist()] == ["0"]

@@ -138,7 +138,7 @@ class Staging:
         return sorted(int(Path(item.name).stem) for item in folder.iterdir() if item.name.endswith(".parquet"))
 
     def slices(self, shard: int, kind: str) -> Iterator[list[int]]:
-        """Yield the same, those of a slice together (see :func:`part_of`)."""
+        """Yield the numbers of each slice's parts, in order (see :func:`part_of`)."""
         for _, parts in groupby(self.parts(shard, kind), lambda part: part // PARTS):
             yield list(parts)
             # What was done with one slice, malloc keeps in pieces that do not serve the next one: it would take more

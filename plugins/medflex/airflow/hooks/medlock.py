@@ -78,7 +78,7 @@ _MESSAGE_TYPES = MappingProxyType(
     {"clinic_id": "int64", "appointment_id": "int64", "scenario": "str", "messages": "int64"}
 )
 
-_HELPERS = "max_parallel_workers_per_gather"
+_PARALLEL_WORKERS = "max_parallel_workers_per_gather"
 """Postgres' setting: how many more processes may work on one query."""
 PERSONAL_COLUMNS = ("first_name", "patronymic", "phone")
 MOST_COUNTED = 100
@@ -188,8 +188,8 @@ class Medlock:
         order: for many of them.
         """
         with (
-            # Several of these run beside each other, and helpers of one would take the others' time.
-            self._reader("appointments_now", _pairs(clinic_ids, appointment_ids) | {_HELPERS: "0"}) as reader,
+            # Several of these run beside each other, and one's parallel workers would take the others' time.
+            self._reader("appointments_now", _pairs(clinic_ids, appointment_ids) | {_PARALLEL_WORKERS: "0"}) as reader,
             closing(_batches(reader)) as batches,
         ):
             yield tables(batches, rows, reader.schema)

@@ -58,7 +58,7 @@ MOST_TARGET_ROWS = 10_000_000
 HAND_OVER = timedelta(minutes=10)
 """A clinic that opens less than this before the next scheduled run is left to it, or its sending would delay that."""
 SLICE_ROWS = 110_000
-"""Rows per slice that are aimed at: a clinic's rows are all in one, and a task holds what it has to of one."""
+"""Rows per slice that are aimed at. A clinic's rows are all in one, and what tasks hold of clinics they hold of one."""
 PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 GATHERED_ROWS = 8_000
@@ -306,8 +306,6 @@ def extract(shard: Mapping[str, Any]) -> int:
 
     Only clinics that are open now are read at all.
     """
-    import pandas as pd
-    import pyarrow as pa
 
     from medflex.airflow.staging import part_of
     from medflex.arrow import grouped
@@ -332,7 +330,7 @@ def extract(shard: Mapping[str, Any]) -> int:
             now=now,
             cut_to_today=run.mode != "plan" or is_of_today(run.anchor, now),
         )
-        counts: pd.Series = pd.Series(0, index=pd.Index(clinic_ids, name="clinic_id"), dtype="int64")
+        found: Counter[int] = Counter()
         asked = windows[windows["starts_from"] < windows["starts_before"]]
         if len(windows) and not len(asked):
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
@@ -353,16 +351,11 @@ def extract(shard: Mapping[str, Any]) -> int:
                     if is_full:
                         parts[slice_] += 1
                         rows[slice_] = 0
-                    seen = (
-                        pa.table({"clinic_id": table["clinic_id"]}).group_by("clinic_id").aggregate([([], "count_all")])
-                    )
-                    counts = counts.add(
-                        pd.Series(seen["count_all"].to_pylist(), index=seen["clinic_id"].to_pylist(), dtype="int64"),
-                        fill_value=0,
-                    )
+                    for seen in table["clinic_id"].value_counts().to_pylist():
+                        found[seen["values"]] += seen["counts"]
         numbers = _access_frame(clinics, clinic_ids)
         # A clinic that was not asked has no number: zero would say that it is empty.
-        numbers["extracted"] = numbers["clinic_id"].map(counts[asked["clinic_id"]]).astype("Int64")
+        numbers["extracted"] = numbers["clinic_id"].map({key: found[key] for key in asked["clinic_id"]}).astype("Int64")
         numbers = numbers.merge(
             windows.rename(columns={"starts_from": "window_from", "starts_before": "window_before"}),
             how="left",
@@ -371,7 +364,7 @@ def extract(shard: Mapping[str, Any]) -> int:
         ledger.save_numbers(run.run_key, numbers)
         ledger.set_extracted_at(run.run_key, number, now)
         ledger.set_stage(run.run_key, number, "extracted")
-    total = int(counts.sum())
+    total = found.total()
     log.info("Extracted %d appointments of %d clinics.", total, len(asked))
     return total
 
