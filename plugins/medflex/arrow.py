@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import logging
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +17,8 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 # Arrow's own pool keeps some 60 MB of what it was given back; malloc returns large pieces to the system at once.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -87,6 +92,7 @@ class Streams:
         """A connection in a transaction that has these settings."""
         import adbc_driver_postgresql.dbapi as adbc
 
+        _explain_the_end()
         while True:
             try:
                 connection, is_new = self._idle.pop(), False
@@ -107,6 +113,37 @@ class Streams:
                     raise
             else:
                 return connection
+
+
+@functools.cache
+def _explain_the_end() -> None:
+    """Let a sentence be logged if the driver ends this process.
+
+    It does where a connection is lost without a word while the server is at work on a query and has sent no row yet
+    (docs/adr/0027-driver-version.md). Airflow then tries the task again, as after any other end of a process.
+    """
+    try:
+        set_terminate = ctypes.CDLL("libstdc++.so.6")["_ZSt13set_terminatePFvvE"]
+    except (OSError, AttributeError):
+        return  # Another C++ library than the one of the driver's Linux wheels.
+    set_terminate.argtypes, set_terminate.restype = [_TERMINATE], _TERMINATE
+    before = set_terminate(_told)
+    _BEFORE.append(before)
+
+
+_TERMINATE = ctypes.CFUNCTYPE(None)
+_BEFORE: list[Any] = []
+
+
+@_TERMINATE
+def _told() -> None:
+    log.critical(
+        "The connection to Medlock's or the ledger's database was lost in the middle of a query, and the driver ends"
+        " this process: check that both servers are up and reachable from the workers. Nothing is lost; the task is"
+        " tried again."
+    )
+    for go_on in _BEFORE:
+        go_on()
 
 
 @contextmanager

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from medflex import arrow
 from medflex.arrow import Streams, is_driver_error
 
 LAST = "SELECT current_setting('medflex.asked', true) AS asked, pg_backend_pid() AS session"
@@ -76,3 +86,100 @@ def test_what_the_server_refuses_is_an_error_and_ends_its_session(streams: Strea
     assert is_driver_error(raised.value)
     assert session(streams) in sessions(ledger_db)
     assert len(sessions(ledger_db)) == 1
+
+
+class Line:
+    """A way to Postgres that can be cut without a word to either side, as a network does it."""
+
+    def __init__(self, conninfo: str, *, after_bytes: int | None = None) -> None:
+        there = psycopg.conninfo.conninfo_to_dict(conninfo)
+        self._there = (str(there["host"]), int(there["port"]))
+        self._after_bytes = after_bytes
+        self._ends: list[tuple[socket.socket, socket.socket]] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.conninfo = psycopg.conninfo.make_conninfo(conninfo, port=self._server.getsockname()[1])
+        self._threads: list[threading.Thread] = []
+        self._start(self._serve)
+
+    def _start(self, target: Callable[..., None], *ends: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=target, args=ends, daemon=True))
+        self._threads[-1].start()
+
+    def close(self) -> None:
+        for thread in self._threads:
+            self.cut()
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+        self._server.close()
+        for end in itertools.chain(*self._ends):
+            end.close()
+
+    def cut(self) -> None:
+        for ends in self._ends:
+            _cut(*ends)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = self._server.accept()
+                there = socket.create_connection(self._there)
+                self._ends.append((here, there))
+                self._start(self._pump, here, there)
+                self._start(self._pump, there, here)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        number = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                number += len(data)
+                if self._after_bytes is not None and number >= self._after_bytes:
+                    break
+        _cut(source, target)
+
+
+def _cut(*ends: socket.socket) -> None:
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_connection_that_is_lost_between_two_queries_is_opened_anew(ledger_db: str) -> None:
+    with contextlib.closing(Line(ledger_db)) as line, contextlib.closing(Streams(line.conninfo)) as streams:
+        first = session(streams)
+        line.cut()
+        assert session(streams) != first
+
+
+def test_a_connection_that_is_lost_amid_rows_is_an_error(ledger_db: str) -> None:
+    with (
+        contextlib.closing(Line(ledger_db, after_bytes=1_000_000)) as line,
+        contextlib.closing(Streams(line.conninfo)) as streams,
+    ):
+        with pytest.raises(OSError, match="closed the connection") as raised:
+            streams.read("SELECT n FROM generate_series(1, 1000000) AS n", settings={})
+        assert is_driver_error(raised.value)
+
+
+def test_a_connection_that_is_lost_before_the_first_row_ends_the_process_with_a_sentence(ledger_db: str) -> None:
+    """The driver's fault (docs/adr/0027-driver-version.md); a process ends, so it is one of its own."""
+    script = (
+        "import logging, sys; logging.basicConfig(); from medflex.arrow import Streams;"
+        " Streams(sys.argv[1]).read('SELECT pg_sleep(60)::text AS slept', settings={})"
+    )
+    with contextlib.closing(Line(ledger_db)) as line:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, line.conninfo],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(arrow.__file__).parent.parent)},
+        )
+        with process, psycopg.connect(ledger_db, autocommit=True) as connection:
+            asleep = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'COPY%pg_sleep(60)%'"
+            while connection.execute(asleep).fetchone() != (1,):
+                assert process.poll() is None
+            line.cut()
+            _, said = process.communicate(timeout=30)
+    assert "was lost in the middle of a query" in said
+    assert process.returncode == -signal.SIGABRT
