@@ -192,7 +192,7 @@ class _Part:
         self._file = file
         repeated = [name for name in schema.names if name not in _DISTINCT]
         self._writer = pq.ParquetWriter(
-            file, schema, compression="zstd", use_dictionary=repeated, write_statistics=False
+            file, schema, compression="lz4", use_dictionary=repeated, write_statistics=False
         )
 
     def add(self, table: pa.Table) -> None:
