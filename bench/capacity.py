@@ -264,8 +264,8 @@ def render(figures: Figures) -> str:
         "## Memory of a worker",
         "",
         f"Peak of each task for a shard of {plan.millions:.1f} million rows, d: the line through the peaks at both"
-        " measured sizes, whichever run is higher. That is too much for a task whose memory has a bound that the"
-        " smaller size did not reach, `validate` before all.",
+        " measured sizes, whichever run is higher. That is more than they take: what a task holds is of one slice of"
+        " clinics ([why](adr/0026-slices.md)), and most of what the larger size takes more is a slice that is full.",
         "",
         "| task | peak MB |",
         "| --- | ---: |",
