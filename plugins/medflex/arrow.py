@@ -115,6 +115,21 @@ class Streams:
                 return connection
 
 
+_TERMINATE = ctypes.CFUNCTYPE(None)
+_before: list[Any] = []
+
+
+@_TERMINATE
+def _tell_the_end() -> None:
+    log.critical(
+        "The connection to Medlock's or the ledger's database was lost in the middle of a query, and the driver ends"
+        " this process: check that both servers are up and reachable from the workers. Nothing is lost; the task is"
+        " tried again."
+    )
+    for handler in _before:
+        handler()
+
+
 @functools.cache
 def _explain_the_end() -> None:
     """Let a sentence be logged if the driver ends this process.
@@ -125,25 +140,9 @@ def _explain_the_end() -> None:
     try:
         set_terminate = ctypes.CDLL("libstdc++.so.6")["_ZSt13set_terminatePFvvE"]
     except (OSError, AttributeError):
-        return  # Another C++ library than the one of the driver's Linux wheels.
+        return  # Not the C++ library of the driver's Linux wheels.
     set_terminate.argtypes, set_terminate.restype = [_TERMINATE], _TERMINATE
-    before = set_terminate(_told)
-    _BEFORE.append(before)
-
-
-_TERMINATE = ctypes.CFUNCTYPE(None)
-_BEFORE: list[Any] = []
-
-
-@_TERMINATE
-def _told() -> None:
-    log.critical(
-        "The connection to Medlock's or the ledger's database was lost in the middle of a query, and the driver ends"
-        " this process: check that both servers are up and reachable from the workers. Nothing is lost; the task is"
-        " tried again."
-    )
-    for go_on in _BEFORE:
-        go_on()
+    _before.append(set_terminate(_tell_the_end))
 
 
 @contextmanager
