@@ -686,8 +686,12 @@ def _copy(bulk: adbc.Connection, table: str, columns: Mapping[str, object]) -> N
         name: values if isinstance(values, pa.Array) else pa.array(values, from_pandas=False)
         for name, values in columns.items()
     }
+    # A column without any value has no type, and the driver wants one; for COPY each type's missing values are alike.
+    typed = {
+        name: values.cast(pa.string()) if pa.types.is_null(values.type) else values for name, values in arrays.items()
+    }
     with bulk.cursor() as cursor:
-        cursor.adbc_ingest(table, pa.table(arrays), mode="append", db_schema_name="medlock")
+        cursor.adbc_ingest(table, pa.table(typed), mode="append", db_schema_name="medlock")
 
 
 def _drop_indexes(connection: psycopg.Connection[tuple[object, ...]]) -> list[str]:

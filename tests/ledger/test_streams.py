@@ -51,6 +51,11 @@ def test_results_come_over_one_connection_that_stands_in_no_transaction(streams:
     assert streams.read(LAST, settings={})["asked"].to_pylist() in ([None], [""])
 
 
+def test_an_empty_setting_is_empty(streams: Streams) -> None:
+    assert streams.read(LAST, settings={"medflex.asked": "1"})["asked"].to_pylist() == ["1"]
+    assert streams.read(LAST, settings={"medflex.asked": ""})["asked"].to_pylist() == [""]
+
+
 def test_one_that_is_closed_by_the_server_is_opened_anew(streams: Streams, ledger_db: str) -> None:
     first = session(streams)
     with psycopg.connect(ledger_db, autocommit=True) as connection:

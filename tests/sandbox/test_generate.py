@@ -109,6 +109,13 @@ def test_few_clinics_work(medlock_db: str, clinics: int) -> None:
     assert list(world.kinds.values()) == list(FIRST_KINDS[:clinics])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_one_appointment_works(medlock_db: str, seed: int) -> None:
+    """In so few rows there are columns without any value."""
+    world = generate(medlock_db, appointments=1, clinics=21, seed=seed, anchor=ANCHOR)
+    assert world.rows["appointment"] >= 1
+
+
 def test_senseless_sizes_are_refused(medlock_db: str) -> None:
     with pytest.raises(ValueError, match="at least one clinic"):
         generate(medlock_db, clinics=0)
