@@ -92,7 +92,7 @@ class Streams:
         """A connection in a transaction that has these settings."""
         import adbc_driver_postgresql.dbapi as adbc
 
-        _explain_the_end()
+        _install_terminate_handler()
         while True:
             try:
                 connection, is_new = self._idle.pop(), False
@@ -115,23 +115,24 @@ class Streams:
                 return connection
 
 
-_TERMINATE = ctypes.CFUNCTYPE(None)
-_before: list[Any] = []
+_TERMINATE_HANDLER = ctypes.CFUNCTYPE(None)
+_former_handlers: list[Any] = []
 
 
-@_TERMINATE
-def _tell_the_end() -> None:
+@_TERMINATE_HANDLER
+def _terminate_handler() -> None:
+    """Called by C++ where an exception meets nobody who catches it, before the process ends."""
     log.critical(
-        "The connection to Medlock's or the ledger's database was lost in the middle of a query, and the driver ends"
-        " this process: check that both servers are up and reachable from the workers. Nothing is lost; the task is"
-        " tried again."
+        "This process is ended by a library, most likely by the driver that reads Medlock's and the ledger's database:"
+        " it does that where a connection is lost in the middle of a query. Check that both servers are up and"
+        " reachable from the workers. What has been sent is in the ledger; the task is tried again if it has a try left."
     )
-    for handler in _before:
+    for handler in _former_handlers:
         handler()
 
 
 @functools.cache
-def _explain_the_end() -> None:
+def _install_terminate_handler() -> None:
     """Let a sentence be logged if the driver ends this process.
 
     It does where a connection is lost without a word while the server is at work on a query and has sent no row yet
@@ -141,8 +142,8 @@ def _explain_the_end() -> None:
         set_terminate = ctypes.CDLL("libstdc++.so.6")["_ZSt13set_terminatePFvvE"]
     except (OSError, AttributeError):
         return  # Not the C++ library of the driver's Linux wheels.
-    set_terminate.argtypes, set_terminate.restype = [_TERMINATE], _TERMINATE
-    _before.append(set_terminate(_tell_the_end))
+    set_terminate.argtypes, set_terminate.restype = [_TERMINATE_HANDLER], _TERMINATE_HANDLER
+    _former_handlers.append(set_terminate(_terminate_handler))
 
 
 @contextmanager

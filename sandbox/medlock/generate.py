@@ -682,16 +682,15 @@ def _add_canaries(connection: psycopg.Connection[tuple[object, ...]], kinds: lis
 
 
 def _copy(bulk: adbc.Connection, table: str, columns: Mapping[str, object]) -> None:
-    arrays = {
-        name: values if isinstance(values, pa.Array) else pa.array(values, from_pandas=False)
-        for name, values in columns.items()
-    }
-    # A column without any value has no type, and the driver wants one; for COPY each type's missing values are alike.
-    typed = {
-        name: values.cast(pa.string()) if pa.types.is_null(values.type) else values for name, values in arrays.items()
-    }
+    arrays = {name: _array(values) for name, values in columns.items()}
     with bulk.cursor() as cursor:
-        cursor.adbc_ingest(table, pa.table(typed), mode="append", db_schema_name="medlock")
+        cursor.adbc_ingest(table, pa.table(arrays), mode="append", db_schema_name="medlock")
+
+
+def _array(values: object) -> pa.Array:
+    array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=False)
+    # Without any value it has no type, and the driver wants one; for COPY each type's missing values are alike.
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
 
 
 def _drop_indexes(connection: psycopg.Connection[tuple[object, ...]]) -> list[str]:

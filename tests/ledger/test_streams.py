@@ -186,5 +186,5 @@ def test_a_connection_that_is_lost_before_the_first_row_ends_the_process_with_a_
                 assert process.poll() is None
             line.cut()
             _, said = process.communicate(timeout=30)
-    assert "was lost in the middle of a query" in said
+    assert "a connection is lost in the middle of a query" in said
     assert process.returncode == -signal.SIGABRT

@@ -306,7 +306,6 @@ def extract(shard: Mapping[str, Any]) -> int:
 
     Only clinics that are open now are read at all.
     """
-
     from medflex.airflow.staging import part_of
     from medflex.arrow import grouped
     from medflex.domain.access import AccessState
