@@ -125,7 +125,8 @@ def _terminate_handler() -> None:
     log.critical(
         "This process is ended by a library, most likely by the driver that reads Medlock's and the ledger's database:"
         " it does that where a connection is lost in the middle of a query. Check that both servers are up and"
-        " reachable from the workers. What has been sent is in the ledger; the task is tried again if it has a try left."
+        " reachable from the workers. What has been sent is in the ledger; the task is tried again if it has a try"
+        " left."
     )
     for handler in _former_handlers:
         handler()
