@@ -485,8 +485,8 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "MALLOC_ARENA_MAX": "1",
         # How soon the next task begins after the one before: with the default of 1 s a run of small tasks mostly waits.
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-        # A DAG file that changes is read at once all the same; with the default of 30 s all are, over and over.
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        # Airflow begins an unpaused DAG's watch for refusals only when it reads the file next.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
         # A worker lost as a whole is noticed by this only, and a run of medflex_withdraw keeps the next one waiting.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",

@@ -297,6 +297,8 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL", "MALLOC_ARENA_MAX",
     ):  # fmt: skip
         assert environment[name] == stack[name], name
+    # Airflow begins an unpaused DAG's watch when it reads the file next: a refusal is taken back within a minute.
+    assert float(stack["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"]) <= 30
     # What the stack sets and this file does not: places, sizes of a demo, and how LocalExecutor makes its processes.
     of_the_machine = {
         "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "AIRFLOW__CORE__PARALLELISM",
