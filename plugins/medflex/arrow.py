@@ -27,8 +27,19 @@ BATCH_BYTES = 4 * 1024 * 1024
 """How much the driver gathers before it hands a batch over; bounds the memory of a stream."""
 
 
+STREAM_SECONDS = 1800
+"""So long may one query take, while its rows are worked on: no signal to the task reaches a driver that waits."""
+LOCK_SECONDS = 120
+"""So long may it wait for a table that somebody has locked."""
+_LIMITS = f"""SELECT
+    set_config('transaction_read_only', 'on', true),
+    set_config('statement_timeout', '{STREAM_SECONDS}s', true),
+    set_config('lock_timeout', '{LOCK_SECONDS}s', true)"""
+
+
 class Streams:
-    """Results of a database's queries as Arrow record batches, streamed by COPY; any thread may ask for one.
+    """Results of a database's queries as Arrow record batches, streamed by COPY; any thread may ask for one. Nothing
+    can be written by it, and no query waits for ever (``STREAM_SECONDS``, ``LOCK_SECONDS``).
 
     Args:
         conninfo: libpq connection string or URI.
@@ -102,6 +113,8 @@ class Streams:
                 # Behind a connection pooler, the next statement of a session may meet another session's settings.
                 connection.adbc_connection.set_autocommit(False)
                 with connection.cursor() as cursor:
+                    cursor.execute(_LIMITS)
+                    cursor.fetchall()
                     for name, value in settings.items():
                         # Not the value itself: lists of ids have megabytes.
                         cursor.execute("SELECT set_config($1, $2, true) IS NOT NULL", (name, value))

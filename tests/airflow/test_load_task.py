@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -15,6 +18,8 @@ from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
 from medflex.errors import MedlockSchemaError
 from sandbox.medflex.faults import Match
+from tests.airflow.test_loading import load
+from tests.airflow.test_loading import planned as records_of
 from tests.airflow.world import World
 
 SHARD = {"shard": 0, "label": "open-01 · 3 clinics"}
@@ -74,3 +79,86 @@ def test_rows_of_clinics_that_were_not_asked_for_are_the_querys_fault() -> None:
     sentence = r"appointments\.sql returns rows of clinics"
     with pytest.raises(MedlockSchemaError, match=sentence), transfer._of_asked_clinics():
         raise UngroupedError("The clinic_id of a row is in no group.")
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Go on as another attempt of whichever task comes next."""
+    context = {
+        "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"), "ti": SimpleNamespace(try_number=number)
+    }  # fmt: skip
+    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
+
+
+def test_an_extract_that_was_cleared_alone_makes_its_rows_no_younger(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded was read before a partner moved the appointment, whatever was read since."""
+    record = records_of(planned).iloc[0]
+    planned.edit(
+        "UPDATE medlock.appointment SET starts_at = starts_at + interval '1 hour',"
+        " ends_at = ends_at + interval '1 hour' WHERE id = %s",
+        [int(record["id"])],
+    )
+    moved = records_of(planned).query(f"id == {record['id']}")
+    assert not load(planned, moved, extracted_at=datetime.now(UTC), holder="partner actions").problems
+    attempt(monkeypatch, 2)
+    transfer.extract(SHARD)
+    assert transfer.load(SHARD)["dropped"] == 1
+    shown = planned.control.records()[int(record["lpu_id"]), int(record["id"])]
+    assert shown["dt_start"] == moved["dt_start"].iloc[0] != record["dt_start"]
+
+
+def test_a_plan_of_rows_that_were_judged_anew_is_not_loaded(planned: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt(monkeypatch, 2)
+    transfer.withhold(SHARD)
+    with pytest.raises(AirflowFailException, match="judged anew after its plan was made: clear it from validate on"):
+        transfer.load(SHARD)
+    assert not planned.control.records()
+    transfer.plan_changes(SHARD)
+    assert transfer.load(SHARD)["accepted"] == len(planned.shown()) > 0
+
+
+@pytest.mark.parametrize("task", [transfer.validate, transfer.load])
+def test_what_another_version_has_staged_is_told(planned: World, task: Callable[..., object]) -> None:
+    staging = transfer._staging(transfer.get_current_context())
+    snapshot = staging.read(0, "clinics", 0)
+    staging.write(0, "clinics", 0, snapshot.replace_schema_metadata({"unknown": "to us"}))
+    with pytest.raises(AirflowFailException, match="from another version of the product: clear it from extract on"):
+        task(SHARD)
+
+
+@pytest.mark.parametrize("task", [transfer.extract, transfer.withhold, transfer.load, transfer.withdraw_revoked])
+def test_a_shard_that_the_plan_no_longer_has_is_told(planned: World, task: Callable[..., object]) -> None:
+    with pytest.raises(AirflowFailException, match="The run has no shard 7 any more, since it was planned anew: clear"):
+        task({"shard": 7, "label": "open-08 · 1 clinic"})
+
+
+def test_numbers_of_clinics_stay_exact_beside_one_without(planned: World) -> None:
+    with planned.parts() as (medlock, _, _):
+        clinics = medlock.clinics(list(CLINICS), datetime.now(UTC))
+    clinics["lpu_id"] = pd.array([2**53 + 1, None, 3], dtype="Int64")
+    staged = pa.Table.from_pandas(clinics, preserve_index=False).replace_schema_metadata({"judged_at": "now"})
+    assert transfer._clinics_frame(staged)["lpu_id"].tolist() == [2**53 + 1, pd.NA, 3]
+
+
+def test_a_run_that_is_planned_anew_finds_nothing_of_its_namesakes_staging(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was deleted in Airflow, and is made again under its name, counts its attempts from one."""
+    attempt(monkeypatch, 2)
+    transfer.extract(SHARD)
+    transfer.withhold(SHARD)
+    transfer.plan_changes(SHARD)
+    record = records_of(planned).iloc[0]
+    planned.edit("UPDATE medlock.patient SET phone = '8 900 555-55-55' WHERE id = %s", [int(record["patient_id"])])
+    now = datetime.now(UTC)
+    run = SimpleNamespace(
+        dag_id="medflex_transfer", run_id="r", run_type="manual", conf={}, logical_date=now, run_after=now,
+        data_interval_start=now, data_interval_end=now,
+    )  # fmt: skip
+    context = {"dag_run": run, "ti": SimpleNamespace(try_number=1), "params": {}}
+    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
+    for shard in transfer.plan_shards():
+        for task in (transfer.extract, transfer.withhold, transfer.plan_changes, transfer.load):
+            task(shard)
+    assert planned.shown() == planned.expected()

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import orjson
 import pandas as pd
 import pytest
+from urllib3.util import connection
 
+from medflex.airflow.columns import Columns
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
+from medflex.airflow.withdrawing import Withdrawer
+from medflex.airflow.writing import Batch, Delivery
 from medflex.arrow import to_pandas
 from medflex.clock import SystemClock
 from medflex.domain.eligibility import judge
@@ -480,6 +485,54 @@ def test_a_refusal_while_a_batch_waits_for_its_turn_is_honoured(filled: World) -
     assert not refused & {key[1] for key in filled.control.records()}
 
 
+def test_a_refusal_while_a_connection_is_opened_is_honoured(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, TCP and TLS can take longer than a look may be old."""
+    records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(1)
+    clock, open_really = FakeClock(), connection.create_connection
+
+    def slow(address: tuple[str, int], *arguments: Any, **named: Any) -> Any:
+        if address[1] == filled.medflex.port:
+            clock.sleep(4)
+            patient = int(records["patient_id"].iloc[0])
+            filled.edit("UPDATE medlock.patient SET refused_personal_data = true WHERE id = %s", [patient])
+        return open_really(address, *arguments, **named)
+
+    monkeypatch.setattr(connection, "create_connection", slow)
+    assert totals(load(filled, records, clock=clock, parallel=1)) == only(dropped=1)
+    assert clock.slept == [4]  # Over the connection that was opened, nothing else had to wait.
+    assert not filled.control.records()
+
+
+def test_a_look_from_the_future_is_none(filled: World) -> None:
+    """A clock that is set back makes no look younger."""
+    ((clinic_id, records),) = planned(filled).head(1).groupby("clinic_id")
+    delivery = Delivery(Batch(int(str(clinic_id)), Columns.of_frame(records), np.array([1])))
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    for seconds, may_leave in ((0, True), (1, True), (1.1, False), (-0.1, False)):
+        delivery.ready_at = now
+        assert delivery.take_leave(now + timedelta(seconds=seconds)) is may_leave
+
+
+def test_clinics_that_number_their_appointments_alike_are_told_apart(filled: World) -> None:
+    """Ids are unique within a clinic only (docs/data-contract.md); a look is at batches of several clinics."""
+    filled.edit("ALTER TABLE medlock.appointment DROP CONSTRAINT appointment_pkey CASCADE")
+    filled.edit(
+        "UPDATE medlock.appointment SET id = numbered.n FROM (SELECT id, clinic_id, row_number() OVER"
+        " (PARTITION BY clinic_id ORDER BY id) AS n FROM medlock.appointment) AS numbered"
+        " WHERE appointment.id = numbered.id AND appointment.clinic_id = numbered.clinic_id"
+    )
+    records = planned(filled)
+    assert records["id"].duplicated().any()
+    one = records[records["id"].isin(records["id"][records["id"].duplicated()])].iloc[0]
+    patient = int(one["patient_id"])
+    filled.edit("UPDATE medlock.patient SET refused_marketing = true WHERE id = %s", [patient])
+    refused = set(records.loc[records["patient_id"] == patient, ["lpu_id", "id"]].itertuples(index=False, name=None))
+    result = load(filled, records, batch_size=20)
+    assert totals(result) == only(accepted=len(records) - len(refused), dropped=len(refused))
+    everything = set(records[["lpu_id", "id"]].itertuples(index=False, name=None))
+    assert set(filled.control.records()) == everything - refused
+
+
 # -- leases, crashes, restored ledgers -------------------------------------------------------------------------------
 
 
@@ -498,6 +551,50 @@ def test_a_copy_that_was_read_earlier_never_overwrites_a_later_one(filled: World
     assert filled.control.records()[key]["client"]["mobile_phone"] == phone
     # Read later than that, it may go over again.
     assert totals(load(filled, old, extracted_at=EXTRACTED_AT + timedelta(hours=1)))["accepted"] == len(old)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_that_a_later_copy_was_sent_is_known_also_after_a_withdrawal(filled: World, settled: bool) -> None:
+    """Sent, withdrawn, permitted again: a run that read before the copy that was sent would bring back what was."""
+    one = planned(filled).head(1)
+    clinic_id, patient = int(one["clinic_id"].iloc[0]), int(one["patient_id"].iloc[0])
+    old = one.assign(dt_start="2026-01-01 10:00", dt_end="2026-01-01 10:30", digest=4711)
+    assert totals(load(filled, one, extracted_at=EXTRACTED_AT)) == only(accepted=1)
+    filled.edit("UPDATE medlock.patient SET refused_marketing = true WHERE id = %s", [patient])
+    with filled.parts() as (medlock, ledger, client):
+        writer = {"client": client, "medlock": medlock, "ledger": ledger, "clock": SystemClock(), "run_key": None}
+        if settled:
+            Withdrawer(holder="test/withdraw", **writer).sweep([clinic_id])
+        else:
+            # It was written down, and its task killed.
+            (epoch,) = ledger.acquire([clinic_id], "test/withdraw", purpose="withdraw").values()
+            ledger.record_intent(
+                run_key=None, clinic_id=clinic_id, lpu_id=int(one["lpu_id"].iloc[0]), operation="withdraw",
+                holder="test/withdraw", epoch=epoch, appointment_ids=one["id"].tolist(), versions=[2], digests=None,
+                reasons=["refused_marketing"], revoked_at=[EXTRACTED_AT],
+            )  # fmt: skip
+            ledger.release({clinic_id: epoch}, "test/withdraw")
+    filled.edit("UPDATE medlock.patient SET refused_marketing = false WHERE id = %s", [patient])
+    before = EXTRACTED_AT - timedelta(minutes=10)
+    assert totals(load(filled, old, extracted_at=before, holder="another run")) == only(dropped=1)
+    assert totals(load(filled, one, extracted_at=EXTRACTED_AT + timedelta(minutes=10))) == only(accepted=1)
+    assert next(iter(filled.control.records().values()))["dt_start"] == one["dt_start"].iloc[0]
+
+
+def test_connections_do_not_grow_with_the_times_that_one_writer_writes(filled: World) -> None:
+    """Each time has threads of its own; a database has room for a hundred connections by default."""
+    records = planned(filled)
+    with filled.parts(batch_size=20) as (medlock, ledger, client):
+        loader = Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=SystemClock(), holder="test/0", run_key=None,
+            extracted_at=EXTRACTED_AT, resync=True,
+        )  # fmt: skip
+        opened = []
+        for _ in range(6):
+            loader.load([1, 2, 3], lambda: [records])
+            opened.append([len(part._connections._of) for part in (ledger, medlock)])
+    # The threads of one time, and the caller.
+    assert max(map(max, opened)) <= 2 * 4 + 1
 
 
 def test_a_clinic_with_another_lpu_id_is_sent_there_anew(filled: World) -> None:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 import medflex.airflow.hooks.medlock as hook
+from medflex import arrow
 from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS, Medlock, windows_json
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
@@ -414,6 +415,29 @@ def test_a_log_in_that_is_refused(postgres: Cluster, medlock_app: str, read: str
     assert type(error) is MedlockRefusedError
     assert "refuses the log-in" in str(error)
     assert not error.transient
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_server_without_room_is_told_from_one_that_is_away(postgres: Cluster, medlock_app: str, read: str) -> None:
+    with postgres.connect() as connection:
+        connection.execute(f"ALTER DATABASE {medlock_app.rsplit('/', 1)[1]} CONNECTION LIMIT 0".encode())
+    with Medlock(medlock_app) as medlock:
+        error = told(medlock, read)
+    assert type(error) is MedlockUnavailableError
+    assert error.transient
+    assert "takes no more connections: let fewer tasks run at once" in str(error)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_table_that_is_locked_for_long_is_told(
+    medlock_db: str, medlock_app: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrow, "_LIMITS", arrow._LIMITS.replace("'120s'", "'50ms'"))
+    with psycopg.connect(medlock_db) as other, Medlock(medlock_app, timeout_seconds=1) as medlock:
+        other.execute("LOCK TABLE medlock.clinic, medlock.appointment IN ACCESS EXCLUSIVE MODE")
+        error = told(medlock, read)
+    assert type(error) is MedlockUnavailableError
+    assert "kept a query waiting for too long: look whether a table is locked there" in str(error)
 
 
 def hang_up(postgres: Cluster, name: str) -> None:

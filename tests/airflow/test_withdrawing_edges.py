@@ -10,9 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from medflex.airflow.hooks.medflex import SEND_PATH
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.triggers.consent import LOOK_BACK
 from medflex.airflow.withdrawing import OVERLAP, Withdrawer
+from medflex.domain.payload import to_records
+from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import found, of_clinic, reconcile, transfer
 from tests.airflow.test_withdrawing import REFUSE, SWITCHES, numbers, of_patients, shown_ids, some, withdraw
@@ -262,3 +265,68 @@ def test_revocations_are_written_in_parts_and_all_of_them(sent: World, monkeypat
     sent.control.remove_fault(fault)
     assert sent.read_ledger("SELECT count(*) FROM ledger.revocation") == [(number,)]
     assert withdraw(sent).total("withdrawn") == number > 20
+
+
+# What is under way
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_quick_look_finds_what_a_killed_load_may_have_sent(filled_world: World, moved: bool) -> None:
+    """The first version of a record is in an intent only. Its appointment moves, and its patient says no."""
+    world = filled_world
+    withdraw(world)
+    one = planned(world).query("clinic_id == 1").head(1)
+    record_id, lpu_id = int(one["id"].iloc[0]), int(one["lpu_id"].iloc[0])
+    with world.parts() as (_, ledger, client):
+        (epoch,) = ledger.acquire([1], "killed").values()
+        intent = ledger.record_intent(
+            run_key=None, clinic_id=1, lpu_id=lpu_id, operation="send", holder="killed", epoch=epoch,
+            appointment_ids=[record_id], versions=[1], digests=one["digest"].tolist(), extracted_at=datetime.now(UTC),
+            patient_ids=one["patient_id"].tolist(), partner_ids=[int(one["partners"].iloc[0].split(",")[0])],
+        )  # fmt: skip
+        assert intent is not None
+        body = client.encode({"lpu_id": lpu_id, "records": to_records(one, [1])})
+        assert client.post_batch(SEND_PATH, body, str(intent.idempotency_key), {record_id: 1}).accepted
+    if moved:
+        world.edit("UPDATE medlock.appointment SET clinic_id = 2, updated_at = now() WHERE id = %s", [record_id])
+    world.edit(REFUSE.format("refused_personal_data", "true"), [[record_id]])
+    # No clinic's permissions have changed of late: nothing is looked at whole.
+    assert withdraw(world, clock=later()).total("withdrawn") == 1
+    assert not world.control.records()
+
+
+def test_what_is_permitted_again_is_counted_once_though_the_clinic_is_taken_over(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = some(sent, 6)
+    gone = of_patients(sent, ids)
+    sent.edit(REFUSE.format("refused_marketing", "true"), [ids])
+    regranted = of_patients(sent, ids[:1])
+    clock, write_down_really = FakeClock(), Ledger.record_intents
+    turns = []
+
+    def stolen(ledger: Ledger, batches: Any) -> Any:
+        """Before the first batch is written down, another writer takes the clinic over and lets go of it."""
+        if not turns:
+            turns.append(1)
+            with psycopg.connect(sent.ledger) as connection:
+                connection.execute(
+                    "UPDATE ledger.lease SET epoch = epoch + 1, holder = 'another', expires_at = now() - interval '1 s'"
+                )
+        return write_down_really(ledger, batches)
+
+    monkeypatch.setattr(Ledger, "record_intents", stolen)
+    under_lease_really = Withdrawer._write_held
+
+    def late(writer: Withdrawer) -> None:
+        if not turns:
+            clock.sleep(61)
+            sent.edit(REFUSE.format("refused_marketing", "false"), [ids[:1]])
+        under_lease_really(writer)
+
+    monkeypatch.setattr(Withdrawer, "_write_held", late)
+    found = numbers(withdraw(sent, [1], clock=clock))
+    assert turns
+    assert found == {
+        "revoked": len(gone), "withdrawn": len(gone) - len(regranted), "permitted_again": len(regranted)
+    }  # fmt: skip

@@ -80,12 +80,12 @@ class Connections:
     def lend(self, part: Medlock | Ledger, conninfo: str) -> None:
         """Give a part of the product a connection that it would otherwise have to open."""
         if self._free[conninfo]:
-            part._local.connection = self._free[conninfo].pop()
+            part._connections.adopt(self._free[conninfo].pop())
 
     def take_back(self, part: Medlock | Ledger, conninfo: str) -> None:
         """Keep a part's connection for the next process, if it is whole."""
-        connection = getattr(part._local, "connection", None)
-        if connection is None or connection.closed:
+        connection = part._connections.mine
+        if connection is None:
             return
         with contextlib.suppress(psycopg.Error):
             # Also one that was broken off, and nobody has noticed, is not whole.
@@ -96,8 +96,8 @@ class Connections:
 
     def break_off(self, part: Medlock | Ledger) -> bool:
         """Let the server end a part's connection; ``False`` when it has none."""
-        connection = getattr(part._local, "connection", None)
-        if connection is None or connection.closed:
+        connection = part._connections.mine
+        if connection is None:
             return False
         # With a time-out the function waits until the session is gone.
         self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])

@@ -70,15 +70,38 @@ def test_behind_the_end_no_connection_is_kept(streams: Streams, ledger_db: str) 
     assert sessions(ledger_db) == {}
 
 
-def test_a_query_that_writes_leaves_nothing(streams: Streams, ledger_db: str) -> None:
-    written = streams.read(
-        "INSERT INTO ledger.run (dag_id, run_id, run_type, mode, anchor, started_at)"
-        " VALUES ('a', 'b', 'manual', 'plan', now(), now()) RETURNING run_key",
-        settings={},
-    )
-    assert written.num_rows == 1
-    with psycopg.connect(ledger_db) as connection:
-        assert connection.execute("SELECT count(*) FROM ledger.run").fetchone() == (0,)
+WRITES = (
+    "INSERT INTO ledger.run (dag_id, run_id, run_type, mode, anchor, started_at)"
+    " VALUES ('a', 'b', 'manual', 'plan', now(), now()) RETURNING run_key"
+)
+
+
+def test_nothing_can_be_written(streams: Streams) -> None:
+    with pytest.raises(Exception, match="read-only transaction") as raised:
+        streams.read(WRITES, settings={})
+    assert is_driver_error(raised.value)
+    with pytest.raises(Exception, match="read-only transaction"), streams.stream(WRITES, settings={}) as reader:
+        reader.read_all()
+
+
+def test_a_locked_table_is_not_waited_for_for_ever(
+    streams: Streams, ledger_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "'120s'" in arrow._LIMITS
+    monkeypatch.setattr(arrow, "_LIMITS", arrow._LIMITS.replace("'120s'", "'50ms'"))
+    with psycopg.connect(ledger_db) as other:
+        other.execute("LOCK TABLE ledger.run IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(Exception, match="lock timeout") as raised:
+            streams.read("SELECT run_key FROM ledger.run", settings={})
+    assert is_driver_error(raised.value)
+    assert streams.read("SELECT run_key FROM ledger.run", settings={}).num_rows == 0
+
+
+def test_no_query_takes_for_ever(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "'1800s'" in arrow._LIMITS
+    monkeypatch.setattr(arrow, "_LIMITS", arrow._LIMITS.replace("'1800s'", "'50ms'"))
+    with pytest.raises(Exception, match="statement timeout"):
+        streams.read("SELECT pg_sleep(60)::text AS slept", settings={})
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ kept AS (
             END,
             rejected_fields = excluded.rejected_fields,
             batch_id = excluded.batch_id,
-            extracted_at = excluded.extracted_at,
+            -- A withdrawal reads no copy: what was read before it is still older than what was shown.
+            extracted_at = greatest(record.extracted_at, excluded.extracted_at),
             changed_at = excluded.changed_at,
             -- Until Medflex has said yes, what was there before may still be shown: whose it is, is in doubt unless
             -- both are the same.

@@ -22,9 +22,9 @@ from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
 from medflex.domain.eligibility import Mask
+from medflex.domain.places import Places
 from medflex.domain.revocations import (
     REVOCATION_COLUMNS,
-    Places,
     aged,
     empty_revocations,
     find_revocations,
@@ -396,6 +396,8 @@ class Withdrawer(Writer):
             turned = due[_among(due, live) & ~_among(due, again)]
             self._ledger.close_revocations(turned)
             self._count_each(turned, "permitted_again")
+            # For good: should the clinic be taken over from here on, they are not found and counted once more.
+            self._due = self._due[~_among(self._due, turned)]
             due = due[~_among(due, turned)]
         # What another lane has withdrawn meanwhile is done.
         done = due[~_among(due, live)]

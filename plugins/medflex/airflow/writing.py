@@ -144,7 +144,8 @@ class Delivery:
     def take_leave(self, now: datetime) -> bool:
         """Tell whether it may leave as it was prepared. It may so once, and not long after."""
         ready_at, self.ready_at = self.ready_at, None
-        return ready_at is not None and (now - ready_at).total_seconds() <= LOOK_SECONDS
+        # A clock that was set back tells no age.
+        return ready_at is not None and 0 <= (now - ready_at).total_seconds() <= LOOK_SECONDS
 
 
 @dataclass
@@ -461,15 +462,17 @@ class Writer(LeaseHolder):
             if not self._wait_for_slot() or delivery.clinic_id in self._lost:
                 return
             self._keep_leases()
-            if not delivery.take_leave(self._clock.now()):
-                if delivery.intent is not None:
-                    self._require_lease(delivery.clinic_id)
-                self._prepare([delivery])
-                if not self._not_stopped([delivery]):
-                    return
-                delivery.ready_at = None
             delivery.retry_after = None
             try:
+                # Before the look's age is asked for: to connect can take seconds.
+                self._client.connect(self.path)
+                if not delivery.take_leave(self._clock.now()):
+                    if delivery.intent is not None:
+                        self._require_lease(delivery.clinic_id)
+                    self._prepare([delivery])
+                    if not self._not_stopped([delivery]):
+                        return
+                    delivery.ready_at = None
                 reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
             except NotProcessedError as error:
                 failure = f"HTTP {error.status}" if error.status else "no connection"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from medflex.domain.access import flags, unknown_partner
 from medflex.domain.eligibility import CONSENT_RULES, judge
+from medflex.domain.places import places_of
 
 PERMITTED = ""
 
@@ -55,7 +56,8 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     """
     if len(present) == 0:
         return [Turned.APPOINTMENT_GONE.value] * len(prepared)
-    position = pd.Index(present["appointment_id"].to_numpy("int64")).get_indexer(prepared["id"].to_numpy("int64"))
+    clinic_ids = prepared["clinic_id"].to_numpy("int64")
+    position = places_of(clinic_ids, prepared["id"].to_numpy("int64"), present)
     gone = position < 0
     # What is found about the present rows is brought to the prepared ones; a frame of them costs more than the look.
     at = np.where(gone, 0, position)
@@ -66,12 +68,10 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         names = np.array([*verdict.first_reason.categories, PERMITTED], dtype=object)
         first = np.where(verdict.withheld, names[verdict.first_reason.codes], PERMITTED)[at]
 
-    clinic_ids = prepared["clinic_id"].to_numpy("int64")
     of_clinic = pd.Index(clinics["clinic_id"].to_numpy("int64")).get_indexer(clinic_ids)
     lpu_now = np.append(_ids(clinics["lpu_id"], -1), -1)[of_clinic]  # Position −1, clinic not given, is the appended.
     found = flags(present["patient_found"])[0] & flags(present["doctor_found"])[0]
     turned = [
-        (Turned.APPOINTMENT_GONE, gone | (present["clinic_id"].to_numpy("int64")[at] != clinic_ids)),
         (
             Turned.PERSON_CHANGED,
             # A missing id differs from everything, also from another missing one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,13 @@ import pandas as pd
 from medflex.domain.access import AccessState, ClosedReason, unknown_partner
 from medflex.domain.eligibility import ALL_RULES, Rule, judge
 from medflex.domain.last_look import Turned
+from medflex.domain.places import Places, places_of
 from medflex.domain.reasons import QUARANTINE, Reason
 
 MOST_ABSENT = 10
 """So many records of a clinic may vanish within a day before a person is asked, whatever their share …"""
 MOST_ABSENT_SHARE = 0.02
 """… or this share of what Medflex shows of the clinic, if that is more."""
-
-Places: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
-"""Which rows of a frame; −1: none."""
 
 REVOCATION_COLUMNS = ("clinic_id", "appointment_id", "lpu_id", "version", "reason", "by_absence", "revoked_at")
 """The columns of REVOCATIONS."""
@@ -170,14 +168,8 @@ def aged(live: pd.DataFrame, present: pd.DataFrame, windows: pd.DataFrame, at: P
 
 def positions(live: pd.DataFrame, present: pd.DataFrame) -> Places:
     """For each record of LIVE, which row of ``present`` is its appointment; −1 if none is."""
-    ids = pd.Index(present["appointment_id"].to_numpy("int64"))
-    clinics, of_record = present["clinic_id"].to_numpy("int64"), live["clinic_id"].to_numpy("int64")
-    if ids.is_unique and len(ids):
-        at = ids.get_indexer(live["appointment_id"].to_numpy("int64"))
-        return np.where((at >= 0) & (clinics[at] == of_record), at, -1)
-    # An id that is there twice, in a Medlock that keys otherwise: by pairs, which takes ten times as long.
-    index = pd.MultiIndex.from_arrays([clinics, ids])
-    return np.asarray(index.get_indexer(pd.MultiIndex.from_arrays([of_record, live["appointment_id"]])))
+    clinic_ids, appointment_ids = (live[name].to_numpy("int64") for name in ("clinic_id", "appointment_id"))
+    return places_of(clinic_ids, appointment_ids, present)
 
 
 def empty_revocations() -> pd.DataFrame:

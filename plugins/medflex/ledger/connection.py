@@ -15,11 +15,14 @@ from psycopg.rows import dict_row
 
 from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
 from medflex.ledger.migrate import HEAD
+from medflex.postgres import ThreadConnections, has_no_room, refused_login
 from medflex.sql import query
 
 if TYPE_CHECKING:
     from medflex.arrow import Streams
 
+STATEMENT_SECONDS = 120
+"""So long may one statement take."""
 IDLE_SECONDS = 60
 """How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
 locked, such as the shared rate, would hold up all others until TCP gives up, which takes two hours.
@@ -41,19 +44,15 @@ class LedgerConnection:
     def __init__(self, conninfo: str, now: Any = None) -> None:
         self._conninfo = conninfo
         self._now = now
-        self._local = threading.local()
-        self._all: list[psycopg.Connection[Any]] = []
+        self._connections = ThreadConnections(self._connect)
         self._lock = threading.Lock()
         self._opened: Streams | None = None
 
     def close(self) -> None:
         """Close the connections of all threads."""
+        self._connections.close()
         with self._lock:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
             opened, self._opened = self._opened, None
-        self._local = threading.local()
         if opened is not None:
             opened.close()
 
@@ -67,14 +66,14 @@ class LedgerConnection:
     def _transaction(self) -> Iterator[psycopg.Cursor[Any]]:
         """A cursor whose statements hold together, or not at all."""
         with translated_ledger_errors():
-            connection = self._connection()
+            connection = self._connections.get()
             with connection.transaction(), connection.cursor() as cursor:
                 yield cursor
 
     @contextmanager
     def _statement(self) -> Iterator[psycopg.Cursor[Any]]:
         """A cursor for one statement, a transaction by itself: to begin and to commit one takes two round trips."""
-        with translated_ledger_errors(), self._connection().cursor() as cursor:
+        with translated_ledger_errors(), self._connections.get().cursor() as cursor:
             yield cursor
 
     def _for_each(self, name: str, parameters: Sequence[Mapping[str, Any]], *, by: str) -> list[dict[str, Any] | None]:
@@ -95,16 +94,10 @@ class LedgerConnection:
                 rows[place] = result.fetchone()
         return rows
 
-    def _connection(self) -> psycopg.Connection[Any]:
-        """The connection of this thread, in autocommit."""
-        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed:
-            connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
-            connection.execute("SET statement_timeout = '120s'")
-            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
-            self._local.connection = connection
-            with self._lock:
-                self._all.append(connection)
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
+        connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'".encode())
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
         return connection
 
     @property
@@ -157,6 +150,8 @@ def translated_ledger_errors() -> Iterator[None]:
                 "The ledger's database refuses the log-in: check user, password and database of the connection"
                 " medflex_ledger."
             ) from None
+        if has_no_room(error):
+            raise _no_room() from None
         raise LedgerUnavailableError(
             "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
             " reachable from the workers."
@@ -170,19 +165,16 @@ def translated_ledger_errors() -> Iterator[None]:
 
         if not is_driver_error(error):
             raise
+        if has_no_room(error):
+            raise _no_room() from None
         raise LedgerUnavailableError(
             "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
             " is up and reachable from the workers."
         ) from None
 
 
-def refused_login(error: Exception) -> bool:
-    """Tell whether a failed connection attempt reached a server that said no (wrong user, password or database).
-
-    psycopg raises a plain OperationalError without SQLSTATE while connecting, so only libpq's text can tell.
-    """
-    text = str(error)
-    return any(
-        mark in text
-        for mark in ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+def _no_room() -> LedgerUnavailableError:
+    return LedgerUnavailableError(
+        "The ledger's database takes no more connections: let fewer tasks run at once, or raise max_connections of the"
+        " server of the connection medflex_ledger (docs/capacity.md)."
     )

@@ -205,8 +205,13 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         return Run(**row)
 
     def shard(self, run_key: int, shard: int) -> RunShard:
-        """Return one shard of a run."""
-        return next(item for item in self.shards(run_key) if item.shard == shard)
+        """Return one shard of a run; raise :class:`RunIncompleteError` when its plan has none of this number."""
+        for item in self.shards(run_key):
+            if item.shard == shard:
+                return item
+        raise RunIncompleteError(
+            f"The run has no shard {shard} any more, since it was planned anew: clear it from plan_shards on."
+        )
 
     def shards(self, run_key: int) -> list[RunShard]:
         """Return the shards of a run in order."""

@@ -166,8 +166,9 @@ class Attempt:
         if self.error is not None:
             self.storm.blame(f"{self.name} {self.result}: {self.error}")
         self.storm.connections.take_back(self._real_ledger, self.storm.ledger)
-        for other in self._real_ledger._all:
-            if other is not getattr(self._real_ledger._local, "connection", None):
+        mine = self._real_ledger._connections.mine
+        for other in self._real_ledger._connections._of.values():
+            if other is not mine:
                 other.close()
         connection = self._real_medlock._connection
         idle = psycopg.pq.TransactionStatus.IDLE

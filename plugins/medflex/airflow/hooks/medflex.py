@@ -23,7 +23,7 @@ import orjson
 import requests
 from isal import igzip
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError
 
 from medflex.errors import ConfigurationError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
 
@@ -174,6 +174,32 @@ class MedflexSettings:
     ca_bundle: str | None = None
 
 
+class _Adapter(HTTPAdapter):
+    """Of one host; can also open the connection that the next request goes over."""
+
+    _pool: Any = None
+
+    def connect(self, settings: MedflexSettings) -> None:
+        """Open it unless it is open.
+
+        Raises:
+            urllib3.exceptions.HTTPError, ssl.CertificateError, OSError: it cannot be opened.
+            requests.exceptions.RequestException: the address is none.
+        """
+        if self._pool is None:
+            request = requests.Request("GET", settings.base_url).prepare()
+            verify = settings.ca_bundle or True
+            self._pool = self.get_connection_with_tls_context(request, verify)
+            self.cert_verify(self._pool, settings.base_url, verify, None)  # type: ignore[no-untyped-call]
+        connection = self._pool._get_conn()
+        try:
+            if connection.is_closed:
+                connection.timeout = settings.connect_timeout
+                connection.connect()
+        finally:
+            self._pool._put_conn(connection)
+
+
 class MedflexClient:
     """Speaks to Medflex. Sessions are per thread, so that connections are reused and never shared.
 
@@ -200,6 +226,27 @@ class MedflexClient:
         data = body if isinstance(body, bytes) else orjson.dumps(body)
         # By ISA-L, in a fifth of zlib's time. mtime=0: gzip's time stamp would make the same body differ.
         return igzip.compress(data, compresslevel=1, mtime=0) if self.settings.compress else data
+
+    def connect(self, path: str) -> None:
+        """Open this thread's connection unless it is open: names, TCP and TLS can take seconds, in which a look at
+        what is to be posted to ``path`` would grow old.
+
+        Raises:
+            NotProcessedError, MedflexRefusedError: as of the request.
+        """
+        begun = time.monotonic()
+        adapter = self._session().get_adapter(self.settings.base_url)
+        if not isinstance(adapter, _Adapter):
+            return  # One that has no connections: tests' own Medflex, without a network.
+        try:
+            adapter.connect(self.settings)
+        except requests.exceptions.RequestException:
+            return  # An address that is none: the request says so.
+        except (HTTPError, ssl.CertificateError, OSError) as error:
+            ended = NoReply.UNTRUSTED if _not_trusted(error) else NoReply.NOT_CONNECTED
+            if self._observer is not None:
+                self._observer.requested(_OPERATIONS[path], ended, time.monotonic() - begun)
+            raise _untrusted() if ended == NoReply.UNTRUSTED else NotProcessedError(None) from None
 
     def post_batch(self, path: str, body: bytes, key: str, versions: Mapping[int, int]) -> BatchReply:
         """Send an encoded batch under an idempotency key and read the verdict on each of its records.
@@ -312,7 +359,7 @@ class MedflexClient:
         if session is None:
             session = requests.Session()
             # Repetition is the caller's: only it knows whether the record may still be sent.
-            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+            adapter = _Adapter(pool_connections=1, pool_maxsize=1, max_retries=0)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             # No proxy and no .netrc of the machine may see or change what is sent.
@@ -345,10 +392,7 @@ class MedflexClient:
             if not _not_trusted(error):
                 # The stream broke after the handshake: the body may have arrived.
                 raise UnknownOutcomeError("a broken TLS connection") from None
-            raise MedflexRefusedError(
-                "The TLS certificate of Medflex is not trusted: check the host of the connection medflex_api, and name"
-                " its authority in the extra ca_bundle if it is not a public one."
-            ) from None
+            raise _untrusted() from None
         except requests.exceptions.ConnectionError as error:
             cause = error.args[0] if error.args else None
             if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
@@ -428,6 +472,13 @@ def _not_trusted(error: BaseException) -> bool:
         inner = [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
         seen += [other for other in inner if isinstance(other, BaseException) and other not in seen]
     return False
+
+
+def _untrusted() -> MedflexRefusedError:
+    return MedflexRefusedError(
+        "The TLS certificate of Medflex is not trusted: check the host of the connection medflex_api, and name its"
+        " authority in the extra ca_bundle if it is not a public one."
+    )
 
 
 def _json(response: requests.Response) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from medflex.errors import (
     MedlockSchemaError,
     MedlockUnavailableError,
 )
-from medflex.ledger.connection import refused_login
+from medflex.postgres import ThreadConnections, has_no_room, refused_login
 from medflex.sql import Ids, bigints, query
 
 APPOINTMENT_COLUMNS: dict[str, pa.DataType] = {
@@ -102,9 +101,7 @@ class Medlock:
     def __init__(self, conninfo: str, *, timeout_seconds: int = 120) -> None:
         self._conninfo = conninfo
         self._timeout_seconds = timeout_seconds
-        self._local = threading.local()
-        self._all: list[psycopg.Connection[Any]] = []
-        self._lock = threading.Lock()
+        self._connections = ThreadConnections(self._connect)
         self._streams = Streams(conninfo)
         self._open: _Open | None = None
 
@@ -112,12 +109,8 @@ class Medlock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
+        self._connections.close()
         self._streams.close()
-        self._local = threading.local()
 
     def clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS, judged by :func:`judge_access` at ``now``; ``clinic_ids`` of ``None`` means all."""
@@ -277,20 +270,17 @@ class Medlock:
         Args:
             binary: have the values sent as Postgres keeps them; ``bigint[]`` then come as ``_IdsLoader`` says.
         """
-        with _translated():
-            connection = getattr(self._local, "connection", None)
-            if connection is None or connection.closed:
-                connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
-                connection.adapters.register_loader(connection.adapters.types["int8"].array_oid, _IdsLoader)
-                # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
-                connection.execute("SET default_transaction_read_only = on")
-                connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())
-                self._local.connection = connection
-                with self._lock:
-                    self._all.append(connection)
-            with connection.cursor() as cursor:
-                cursor.execute(query(name), parameters, binary=binary)
-                return [column.name for column in cursor.description or ()], cursor.fetchall()
+        with _translated(), self._connections.get().cursor() as cursor:
+            cursor.execute(query(name), parameters, binary=binary)
+            return [column.name for column in cursor.description or ()], cursor.fetchall()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
+        connection.adapters.register_loader(connection.adapters.types["int8"].array_oid, _IdsLoader)
+        # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
+        connection.execute("SET default_transaction_read_only = on")
+        connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())
+        return connection
 
 
 @dataclass(frozen=True)
@@ -455,6 +445,16 @@ def translated_error(error: Exception, sqlstate: str | None, conn_id: str = "med
         return MedlockSchemaError(
             f"A query of include/sql/medlock fails on Medlock's data (SQLSTATE {state or 'unknown'}): a column has"
             " another type than the contract says, or a cast fails on some row (docs/data-contract.md)."
+        )
+    if state in ("55P03", "57014"):
+        return MedlockUnavailableError(
+            "Medlock's database kept a query waiting for too long: look whether a table is locked there, or the server"
+            f" of the connection {conn_id} is overloaded."
+        )
+    if state == "53300" or has_no_room(error):
+        return MedlockUnavailableError(
+            "Medlock's database takes no more connections: let fewer tasks run at once, or raise max_connections of the"
+            f" server of the connection {conn_id} (docs/capacity.md)."
         )
     return MedlockUnavailableError(
         f"Medlock's database does not answer or broke off: check that the server of the connection {conn_id} is up and"

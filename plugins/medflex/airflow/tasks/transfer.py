@@ -115,6 +115,8 @@ def plan_shards() -> list[dict[str, Any]]:
         packed = packed[open_or_waiting | packed["clinic_id"].isin(with_records)]
         lost = pd.DataFrame({"clinic_id": gone, "expected_rows": 0, "kind": AccessState.CLOSED})
         shards = pack_shards(pd.concat([packed, lost]) if gone else packed, target_rows)
+        # A run that was deleted in Airflow and is made again under its name begins with nothing.
+        _staging(context).remove()
         run = start_run(
             context,
             ledger,
@@ -404,14 +406,18 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     key = connections.digest_key()
     with open_ledger() as ledger, open_medlock() as medlock:
         run = run_of(ledger, context)
-        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        shard_row = ledger.shard(run.run_key, number)
+        clinic_ids = shard_row.clinic_ids
         # Read anew: a clinic that was closed since the extract has all its records withheld.
         judged_at = CLOCK.now()
         clinics = medlock.clinics(clinic_ids, judged_at)
         staging = _staging(context)
         staging.clear(number, "eligible")
         snapshot = pa.Table.from_pandas(clinics.drop(columns=JUDGED_COLUMNS), preserve_index=False)
-        staging.write(number, "clinics", 0, snapshot.replace_schema_metadata({"judged_at": judged_at.isoformat()}))
+        # What is judged here is as old as its extract; another one may follow before it is sent.
+        instants = {"judged_at": judged_at, "extracted_at": shard_row.extracted_at or judged_at}
+        snapshot = snapshot.replace_schema_metadata({name: at.isoformat() for name, at in instants.items()})
+        staging.write(number, "clinics", 0, snapshot)
         counts = pd.DataFrame(
             0,
             index=pd.Index(clinic_ids, name="clinic_id"),
@@ -525,7 +531,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         staging = _staging(context)
         # As the rules saw them: a switch that turns between two tasks is the last look's business, not a broken rule.
         snapshot = staging.read(number, "clinics", 0)
-        judged_at = datetime.fromisoformat(snapshot.schema.metadata[b"judged_at"].decode())
+        judged_at = _noted(snapshot, "judged_at")
         clinics = _clinics_frame(snapshot)
         windows = _saved_windows(ledger, run.run_key, clinic_ids)
         history = None
@@ -561,11 +567,21 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
     return {"passed": passed, "warned": warned, "failed": 0}
 
 
+def _noted(table: Any, name: str) -> datetime:
+    """Return ``judged_at`` or ``extracted_at`` of the rows that a staged table is about, as withhold noted them."""
+    noted = (table.schema.metadata or {}).get(name.encode())
+    if noted is None:
+        raise RunIncompleteError(
+            "What is staged of this shard comes from another version of the product: clear it from extract on."
+        )
+    return datetime.fromisoformat(noted.decode())
+
+
 def _clinics_frame(table: Any) -> Any:
     """Turn staged CLINICS back into the pandas types of the contract."""
-    frame = table.to_pandas()
-    frame["lpu_id"] = frame["lpu_id"].astype("Int64")
-    frame["access_enabled"] = frame["access_enabled"].astype("boolean")
+    from medflex.arrow import to_pandas
+
+    frame = to_pandas(table.replace_schema_metadata(), nullable_ids=("lpu_id",))
     frame["access_changed_at"] = frame["access_changed_at"].astype("datetime64[us, UTC]")
     frame["partner_ids"] = [[int(item) for item in ids] for ids in frame["partner_ids"]]
     return frame
@@ -666,7 +682,8 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
-        clinics = _clinics_frame(staging.read(number, "clinics", 0))
+        snapshot = staging.read(number, "clinics", 0)
+        clinics = _clinics_frame(snapshot)
         counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
         for parts in staging.slices(number, "eligible"):
             tables = [staging.read(number, "eligible", part, ["clinic_id", "id", "digest"]) for part in parts]
@@ -681,7 +698,8 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
             for part, table in zip(parts, tables, strict=True):
                 changes = to_compare.compare(to_frame(table), resync=run.mode == "resync")
                 planned = (changes["change"] != Change.UNCHANGED).to_numpy()
-                staging.write(number, "plan", part, pa.table({"planned": planned}))
+                noted = {"judged_at": _noted(snapshot, "judged_at").isoformat()}
+                staging.write(number, "plan", part, pa.table({"planned": planned}).replace_schema_metadata(noted))
                 seen = pd.crosstab(changes["clinic_id"], changes["change"].astype("str"))
                 counts = counts.add(seen, fill_value=0)
         counts = counts.astype("int64").rename(columns={Change.RETRY.value: "again"})
@@ -710,10 +728,10 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         run = run_of(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
-        shard_row = ledger.shard(run.run_key, number)
-        clinic_ids = shard_row.clinic_ids
+        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
-        staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
+        snapshot = staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
+        _same_judgement(staging, number, snapshot)
 
         def planned() -> Iterator[Any]:
             for parts in staging.slices(number, "plan"):
@@ -734,7 +752,7 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
             clock=CLOCK,
             holder=f"{run.dag_id}/{run.run_id}/{number}",
             run_key=run.run_key,
-            extracted_at=shard_row.extracted_at,
+            extracted_at=_noted(snapshot, "extracted_at"),
             resync=run.mode == "resync",
         )
         result = loader.load(clinic_ids, planned)
@@ -751,6 +769,15 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
             # As long as anything may pass, another attempt brings over what that concerns.
             raise max(result.problems, key=lambda error: error.transient)
     return totals
+
+
+def _same_judgement(staging: Any, number: int, snapshot: Any) -> None:
+    """Raise :class:`RunIncompleteError` where the plan is about other rows than those that withhold has staged last."""
+    for part in staging.parts(number, "plan")[:1]:
+        if _noted(staging.read(number, "plan", part), "judged_at") != _noted(snapshot, "judged_at"):
+            raise RunIncompleteError(
+                "The rows of this shard were judged anew after its plan was made: clear it from validate on."
+            )
 
 
 # -- the end of the run ----------------------------------------------------------------------------------------------
