@@ -1,8 +1,9 @@
 """The plan for 20,000 clinics and 300 million appointments, worked out of measured figures: ``python -m
 bench.capacity`` writes docs/capacity.md.
 
-Measured figures come from bench/measured/scale.json (``python -m bench.scale``) and from the tables of tasks in
-docs/benchmarks.md (``python -m bench``). Each of a task's costs is a straight line through its two measured sizes.
+Measured figures come from bench/measured/scale.json (``python -m bench.scale``), from compare.json beside it (``python
+-m bench.compare``) and from the tables of tasks in docs/benchmarks.md (``python -m bench``). Each of a task's costs is
+a straight line through its two measured sizes.
 ``--check`` writes nothing and ends with 1 when the page is not what the figures say.
 """
 
@@ -14,15 +15,19 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.compare import OUTPUT as COMPARED
 from bench.document import DOCUMENT
 from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT
 from bench.task import PROJECT, SOURCE
+from medflex.airflow.loading import Loader
 from medflex.airflow.tasks.transfer import TARGET_ROWS
+from medflex.airflow.writing import LOOK_SECONDS
 from medflex.domain.access import AccessState
 from medflex.domain.packing import MOST_CLOSED, MOST_OPEN, MOST_SHARDS, pack_shards
 from medflex.domain.window import DAYS_AHEAD, DAYS_BACK
@@ -57,8 +62,32 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The largest run that bench.compare made in a whole Airflow: its open clinics, the rows it extracted, and bytes in
+    staging for each of these.
+    """
+
+    clinics: int
+    rows: int
+    staged_bytes: float
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Compared:
+        """Take it from compare.json."""
+        size, made = max(figures["sizes"].items(), key=lambda item: int(item[0]))
+        staged = [
+            sum(one["staged_bytes"].values())
+            for one in figures["measurements"]
+            if one["size"] == int(size) and "staged_bytes" in one
+        ]
+        return cls(made["open_clinics"], made["extracted"], median(staged) / made["extracted"])
+
+
+@dataclass(frozen=True)
 class Figures:
-    """What was measured: lines of seconds and of peak MB by run (first, second) and task; and bench.scale's figures."""
+    """What was measured: lines of seconds and of peak MB by run (first, second) and task; bench.scale's figures; of
+    bench.compare the largest size.
+    """
 
     seconds: Mapping[tuple[str, str], Line]
     peaks: Mapping[tuple[str, str], Line]
@@ -66,10 +95,11 @@ class Figures:
     copy_rows: float
     measured_rows: int
     scale: Mapping[str, Any]
+    compared: Compared
 
 
-def measured(document: str, scale: Mapping[str, Any]) -> Figures:
-    """Read the figures out of docs/benchmarks.md and scale.json.
+def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any] | None = None) -> Figures:
+    """Read the figures out of docs/benchmarks.md, scale.json and compare.json (``None``: the one that is kept).
 
     Raises:
         ValueError: the table of a task is not there.
@@ -102,7 +132,9 @@ def measured(document: str, scale: Mapping[str, Any]) -> Figures:
         if run == "first":
             eligible, large_rows = rows["load"][4] / extracted[4], int(extracted[4])
             copy = next(found[4] / found[5] for name, found in rows.items() if name.startswith("the query"))
-    return Figures(seconds, peaks, eligible, copy, large_rows, scale)
+    if compared is None:
+        compared = json.loads(COMPARED.read_text(encoding="utf-8"))
+    return Figures(seconds, peaks, eligible, copy, large_rows, scale, Compared.of(compared))
 
 
 def _number(cell: str) -> float:
@@ -155,7 +187,8 @@ def render(figures: Figures) -> str:
     record = _record_bytes(scale)
     per_clinic = _run_bytes(scale)
     daily = EXPECTED_ROWS / (DAYS_BACK + DAYS_AHEAD + 1) * figures.eligible_share
-    staged = scale["staged"]["bytes"] / scale["staged"]["rows"]
+    compared = figures.compared
+    looks = 2 * -(-plan.first_requests // Loader.together)
     decisions = {one["shards"]: max(step["cpu_seconds"] for step in one["steps"]) for one in scale["decisions"]}
     needed = plan.first_requests / (6 * 3600)
     most_loads = int(TIMEOUT_HOURS * 3600 * RATE / (plan.first_requests / plan.shards))
@@ -167,10 +200,11 @@ def render(figures: Figures) -> str:
         "",
         "Written by `python -m bench.capacity` out of measured figures, not by hand. **m** marks what was measured, on"
         " the two cores and by the scripts that [benchmarks](benchmarks.md) tell of; **d** what is derived from it by"
-        " the arithmetic that stands beside it. Nothing of this size was run as a whole: the largest real run had"
-        f" {CLINICS:,} clinics with {scale['appointments']:,} appointments, the largest shard"
-        f" {figures.measured_rows:,} rows. Seconds are those of a machine that other measurements shared: take them as"
-        " upper bounds and the ratios as right, and run `make bench` on your own.",
+        " the arithmetic that stands beside it. Nothing of this size was run as a whole: the largest real runs, each in"
+        f" a whole Airflow, had {CLINICS:,} clinics with {scale['appointments']:,} appointments and {compared.clinics}"
+        f" clinics with {compared.rows:,}, the largest shard {figures.measured_rows:,} rows. Seconds are those of a"
+        " machine that other measurements shared: take them as upper bounds and the ratios as right, and run `make"
+        " bench` on your own.",
         "",
         "## Shards",
         "",
@@ -194,8 +228,8 @@ def render(figures: Figures) -> str:
         "",
         "A clinic that waits for its 24 hours has a shard of its own while the shards that are left allow it. Beyond"
         " that, clinics that open one after another share a shard, which begins when the first of them opens; those"
-        " that open later are sent by the next run. With this plan that begins at"
-        f" {MOST_SHARDS - plan.shards - 1} clinics that wait at once.",
+        " that open later are sent by the next run. With this plan that begins with more than"
+        f" {MOST_SHARDS - plan.shards - 1} clinics that wait at once (fewer where closed clinics take several shards).",
         "",
         "## Planning",
         "",
@@ -314,7 +348,9 @@ def render(figures: Figures) -> str:
         f"| seconds of such a query, all 300 million | d, with one core of the server |"
         f" {EXPECTED_ROWS / figures.copy_rows:,.0f} |",
         f"| the same with 8 extracts at a time | d, with 8 cores | {EXPECTED_ROWS / figures.copy_rows / 8:,.0f} |",
-        f"| looks just before sending, first run | d: 2 per request | {2 * plan.first_requests:,} |",
+        f"| statements of the looks just before sending, first run | d: 2 for {Loader.together} requests; 2 more for"
+        f" each that waits for the rate for longer than {LOOK_SECONDS:.0f} s | {looks:,} to"
+        f" {looks + 2 * plan.first_requests:,} |",
         "",
         "It is read from 03:00 Moscow time on, by as many queries at once as there are slots for `extract`. The one"
         " connection has to lead to the primary: consent is read again just before each batch leaves, and a replica"
@@ -323,8 +359,8 @@ def render(figures: Figures) -> str:
         "",
         "## Staging",
         "",
-        f"{staged:.0f} bytes per row (m: {scale['staged']['rows']:,} rows after `withhold`). All shards at once (d):"
-        f" {EXPECTED_ROWS * staged / 1e9:.0f} GB, until the end of the run.",
+        f"{compared.staged_bytes:.0f} bytes per row (m: {compared.rows:,} rows, all that a run stages). All shards at"
+        f" once (d): {EXPECTED_ROWS * compared.staged_bytes / 1e9:.0f} GB, until the end of the run.",
         "",
         "## Cost",
         "",
@@ -336,7 +372,7 @@ def render(figures: Figures) -> str:
         " of the day)",
         f"ledger    {_ledger_gb(plan, record, daily, per_clinic):,.0f} GB × gb   (after a year; log and backups come on"
         " top)",
-        f"staging   {EXPECTED_ROWS * staged / 1e9:,.0f} GB × hours of the run / 24 × store",
+        f"staging   {EXPECTED_ROWS * compared.staged_bytes / 1e9:,.0f} GB × hours of the run / 24 × store",
         f"once      {(work['first'] + starts) / 3600:,.0f} core-hours × core   for the first run",
         "```",
         "",

@@ -1,7 +1,8 @@
 """A ledger as it is after months: 20,000 clinics and 90 days of runs, made in SQL within minutes; and their Medlock.
 
 For timing tests and manual looks: ``python -m bench.crowd <uri>`` fills a migrated, empty ledger. Numbers add up as
-real ones do (conservation); ids are made up. The rows of a day stand at 00:00 UTC of that day plus some hours.
+real ones do (conservation); ids are made up. The rows of a day stand at 00:00 UTC of that day plus some hours. A run
+has 400 shards, where the product makes 120 at most (``medflex.domain.packing``): more to read than there will be.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The least that moving the data takes, each in a process of its own: ``python -m bench.floors '{"what": …}'``.
 
-``copy``: the product's query by COPY in binary form, thrown away. ``pandas``: the same into pandas, as ``extract``
-reads. ``post``: recorded bodies of the product, by a client that does nothing else, in four threads. The last line of
-standard output is JSON: ``rows``, ``seconds`` (without imports), ``peak_mb``.
+``copy``: the product's query by COPY in binary form, thrown away. ``pandas``: the same as ``extract`` reads it, and
+into pandas, which ``extract`` leaves to the tasks behind it. ``post``: recorded bodies of the product, by a client that
+does nothing else, in four threads. The last line of standard output is JSON: ``rows``, ``seconds`` (without imports),
+``peak_mb``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import orjson
 
 THREADS = 4
 PART_ROWS = 50_000
-"""As large as the parts of ``extract``."""
+"""As large as the parts that ``extract`` writes; it gathers them from 8,000 rows of a slice at a time."""
 
 
 def copy(asked: dict[str, Any]) -> tuple[int, float]:
@@ -41,7 +42,7 @@ def copy(asked: dict[str, Any]) -> tuple[int, float]:
 
 
 def to_pandas(asked: dict[str, Any]) -> tuple[int, float]:
-    """Read what ``extract`` reads, in parts as large as its own, each turned into pandas and dropped."""
+    """Read what ``extract`` reads, in parts as large as it writes, each turned into pandas and dropped."""
     # Imports are no part of it: the driver is imported at the first look otherwise.
     import adbc_driver_postgresql.dbapi  # noqa: F401
     import pandas as pd

@@ -8,9 +8,9 @@ What was changed is sent to Medflex at once, so that other partners need not wai
 **Schedule.** Every two minutes, one run at a time.
 
 **Input and output.** Connections `medflex_api` (reads actions, gives answers, takes the changed appointments),
-`medlock_actions` (the only log-in that writes to Medlock, and only what `include/sql/medlock/actions` does),
-`medlock_db` (read), `medflex_ledger`. Each decision, with its reason, is in the ledger (`ledger.partner_action`) and in
-Medlock's journal, without a name.
+`medlock_actions` (a log-in that writes to Medlock, and only what `include/sql/medlock/actions` does), `medlock_db`
+(read), `medflex_ledger`. Each decision, with its reason, is in the ledger (`ledger.partner_action`) and in Medlock's
+journal, without a name.
 
 **Parameters.** None.
 

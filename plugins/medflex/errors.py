@@ -73,7 +73,7 @@ class MedflexUnavailableError(MedflexPipelineError):
 
 
 class MedflexRefusedError(ConfigurationError):
-    """Medflex refuses the token (401 or 403)."""
+    """Medflex refuses the token (401 or 403), or its certificate is not trusted."""
 
 
 class MedflexContractError(MedflexPipelineError):

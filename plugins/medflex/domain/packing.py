@@ -63,9 +63,10 @@ def slice_clinics(clinics: pd.DataFrame, target_rows: int) -> list[tuple[int, ..
     """Cut a shard's clinics into slices, which its tasks work on one after the other: what they hold of clinics they
     hold of a slice, however large the shard is.
 
-    clinics: clinic_id, expected_rows (missing counts as none). target_rows: of so many expected rows slices are at
-    most, but for a clinic that has more, which is alone, and where that would make more than MOST_SLICES: then they
-    are as much larger as they have to be. Returns each slice's clinic ids, ascending; each clinic once.
+    clinics: clinic_id, expected_rows (missing counts as none). target_rows: about so many expected rows slices have,
+    and less than twice as many; a clinic that has as many or more is alone. Where that would make more than
+    MOST_SLICES, they are as much larger as they have to be. Returns each slice's clinic ids, ascending; each clinic
+    once.
     """
     return _bins(clinics, target_rows, MOST_SLICES)
 

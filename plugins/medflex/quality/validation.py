@@ -69,8 +69,8 @@ def validate_source(
     ``chunks``: ROWS without ``first_name`` and ``patronymic``, about 100,000 rows each, and ``None`` where no clinic
     comes again that has come so far: until then all keys are held. ``clinics``: CLINICS of the shard, one row each.
     ``windows``: ``clinic_id, starts_from, starts_before`` (UTC) as the extract used them. ``history``: ``clinic_id,
-    rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at the extract, aware. Raises nothing
-    for bad data: a wrong column or type is a critical result that names the column.
+    rows``, one row per clinic and earlier run, or ``None``. ``now``: the clock at which the rules were judged, aware.
+    Raises nothing for bad data: a wrong column or type is a critical result that names the column.
     """
     return _validate(_source_look(clinics, windows, history, now), chunks, shard)
 
