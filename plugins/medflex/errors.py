@@ -46,7 +46,14 @@ class LedgerUnavailableError(MedflexPipelineError):
 
 
 class LedgerRefusedError(ConfigurationError):
-    """The ledger's database refuses the log-in or lacks its tables."""
+    """The ledger's database refuses the log-in."""
+
+
+class LedgerOutdatedError(LedgerRefusedError):
+    """The ledger's schema is another than this version of the code needs: an update is under way, or half done."""
+
+    # While an update is under way, what begins too early or ends too late finds it done at its next attempt.
+    transient = True
 
 
 class LeaseHeldError(MedflexPipelineError):

@@ -195,6 +195,7 @@ class Deployment:
         """Migrate, make the buckets and an administrator, and start all of Airflow, until it is healthy."""
         for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
             self.run(once)
+        self.let_staging_expire()
         self.run(
             "airflow-cli",
             ["airflow", "users", "create", "--role", "Admin", "--username", user, "--password", password,
@@ -204,6 +205,19 @@ class Deployment:
         self.wait_healthy("airflow-api-server")
         self.start(*COMPONENTS[1:], *WORKERS)
         self.wait_healthy(*COMPONENTS[1:], *WORKERS)
+
+    def let_staging_expire(self) -> str:
+        """Run the service ``storage-expiry``; return what it said."""
+        service = self.services["storage-expiry"]
+        environment = {name: str(value) for name, value in service["environment"].items()}
+        environment["MASTER"] = environment["MASTER"].replace("9333", str(self.ports["master"]))
+        done = subprocess.run(
+            ["/bin/sh", ROOT / "deploy/storage/expire.sh"],
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), **environment},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
 
     def start(self, *services: str) -> None:
         """Start parts of Airflow; `wait_healthy` tells when they are there."""
@@ -286,19 +300,18 @@ class Deployment:
         data = self.folder / "redis"
         data.mkdir()
         (script,) = self.services["redis"]["command"]
-        assert script.endswith("exec redis-server -")
+        assert script.endswith("exec redis-server /tmp/redis.conf")
         assert "dir /data" in script
-        script = script.replace("dir /data", f"dir {data}").replace(
-            "redis-server -", f"{valkey()} - --port {self.ports['redis']} --bind 127.0.0.1"
-        )
+        script = script.replace("dir /data", f"dir {data}").replace("/tmp/", f"{data}/")  # noqa: S108 - the container's
+        script = script.replace("redis-server", str(valkey())) + f" --port {self.ports['redis']} --bind 127.0.0.1"
         return [*self.services["redis"]["entrypoint"], script]
 
     def _storage(self) -> list[str]:
         data = self.folder / "storage"
         data.mkdir()
         # The inner servers need places of their own; gRPC takes each port plus 10,000.
-        ports = zip(("master", "volume", "filer"), _low_ports(3), strict=True)
-        inner = [f"-{name}.port={port}" for name, port in ports]
+        self.ports |= zip(("master", "volume", "filer"), _low_ports(3), strict=True)
+        inner = [f"-{name}.port={self.ports[name]}" for name in ("master", "volume", "filer")]
         words = [word for word in self.services["storage"]["command"] if not word.startswith(("-s3.port=", "-dir="))]
         (self.ports["s3"],) = _low_ports(1)
         words = [word.replace("-s3.ip.bind=0.0.0.0", "-s3.ip.bind=127.0.0.1") for word in words]

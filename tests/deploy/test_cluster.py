@@ -6,10 +6,14 @@ Minutes of work, and the first time an installation of the images' packages: in 
 from __future__ import annotations
 
 import datetime as dt
+import json
+import os
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -108,6 +112,40 @@ def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
     assert none == "NoSuchLifecycleConfiguration"
     # Once more changes nothing and fails in nothing.
     assert "are there" in deployment.run("storage-buckets")
+    deployment.let_staging_expire()
+    # And it is so of each object, since the collector that the rule is for does not run.
+    for bucket, seconds in (("medflex-staging", 3 * 86_400), ("medflex-data-docs", 0)):
+        s3(deployment, f"s3.put_object(Bucket='{bucket}', Key='probe-of-expiry', Body=b'x')")
+        address = f"http://127.0.0.1:{deployment.ports['filer']}/buckets/{bucket}/probe-of-expiry?metadata=true"
+        with urlopen(address, timeout=10) as answer:
+            assert json.load(answer)["TtlSec"] == seconds
+        s3(deployment, f"s3.delete_object(Bucket='{bucket}', Key='probe-of-expiry')")
+
+
+def test_old_runs_and_logs_go_and_young_ones_stay(deployment: Deployment, run_id: str) -> None:
+    logs = deployment.folder / "airflow-clean" / "logs"
+    for name in ("old", "young"):
+        (logs / name).mkdir(parents=True)
+        (logs / name / "attempt=1.log").write_text("a line")
+    long_ago = time.time() - 121 * 86_400
+    os.utime(logs / "old" / "attempt=1.log", (long_ago, long_ago))
+    password = deployment.variables["POSTGRES_AIRFLOW_PASSWORD"]
+    with psycopg.connect(deployment.postgres.uri("airflow", "airflow", password), autocommit=True) as airflow:
+        for name, days in (("old", 121), ("young", 119)):
+            airflow.execute(
+                "INSERT INTO log (dttm, event) VALUES (now() - make_interval(days => %s), %s)",
+                (days, f"a {name} event"),
+            )
+        environment = deployment.environment("airflow-clean")
+        command = ["bash", str(ROOT / "deploy/airflow/clean.sh")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = airflow.execute("SELECT event FROM log WHERE event IN ('a old event', 'a young event')").fetchall()
+        runs = airflow.execute("SELECT count(*) FROM dag_run WHERE run_id = %s", (run_id,)).fetchone()
+    assert found == [("a young event",)]
+    assert runs == (1,)
+    assert [path.parent.name for path in logs.rglob("*.log")] == ["young"]
+    assert (deployment.folder / "airflow-clean" / "cleaned").exists()
 
 
 def test_the_store_keeps_nothing_in_the_clear_and_lets_nobody_in(deployment: Deployment) -> None:

@@ -20,14 +20,14 @@ from medflex.ledger.migrate import migrate
 from sandbox.containers import fill
 from sandbox.medflex.process import MedflexProcess
 from sandbox.medlock import LOGINS
-from sandbox.postgres import Cluster
+from sandbox.postgres import Cluster, binaries
 from sandbox.stack import Stack, stack_environment
 from scripts import new_env
 from tests.deploy.cluster import run_script, wait_for
 from tests.deploy.compose import EXAMPLE, ROOT, TEXT, MissingError, dotenv, interpolated, raw, variables
 
 SERVICES: dict[str, dict[str, Any]] = raw()["services"]
-ONCE = {"airflow-migrate", "ledger-migrate", "storage-buckets", "airflow-cli", "demo-data"}
+ONCE = {"airflow-migrate", "ledger-migrate", "storage-buckets", "storage-expiry", "airflow-cli", "demo-data"}
 COMPONENTS = {"airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
 WORKERS = {"airflow-worker-1", "airflow-worker-2"}
 PARTS = COMPONENTS | WORKERS
@@ -54,7 +54,15 @@ def tree(demo: dict[str, str]) -> dict[str, Any]:
 
 
 def test_all_parts_are_there() -> None:
-    assert set(SERVICES) == PARTS | ONCE | {"postgres", "redis", "storage", "statsd", "medlock", "medflex"}
+    assert set(SERVICES) == PARTS | ONCE | {
+        "postgres",
+        "redis",
+        "storage",
+        "statsd",
+        "medlock",
+        "medflex",
+        "airflow-clean",
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -98,7 +106,7 @@ def test_what_ends_by_itself_is_not_started_again(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_airflow_waits_for_both_migrations_and_for_the_buckets(name: str) -> None:
     needs = {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
-    done = {"airflow-migrate", "ledger-migrate", "storage-buckets"}
+    done = {"airflow-migrate", "ledger-migrate", "storage-buckets", "storage-expiry"}
     assert {other for other, how in needs.items() if how == "service_completed_successfully"} == done
     assert {"postgres", "redis", "storage"} <= {other for other, how in needs.items() if how == "service_healthy"}
 
@@ -136,6 +144,7 @@ def test_what_keeps_data_reaches_nobody_outside() -> None:
     assert all("STORAGE_SECRET_KEY" in SERVICES[name]["environment"]["AIRFLOW_CONN_MEDFLEX_STORAGE"] for name in beside)
     assert beside > PARTS
     assert SERVICES["demo-data"]["network_mode"] == "service:medflex"
+    assert SERVICES["storage-expiry"]["network_mode"] == "service:storage"
 
 
 def test_every_folder_that_is_kept_is_a_volume_and_every_file_exists() -> None:
@@ -395,6 +404,70 @@ def test_the_first_start_of_postgres_makes_two_databases_that_know_nothing_of_ea
             psycopg.connect(server.uri(database, other, passwords[other]))
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(server.uri(database, database, "another"))
+
+
+def restore(server: Cluster, database: str, backup: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run the script for it as ``docker compose exec`` does."""
+    password, path = server.password("postgres"), f"{binaries()}:/usr/bin:/bin"
+    return subprocess.run(
+        ["bash", str(ROOT / "deploy/postgres/restore.sh"), database], input=backup, capture_output=True, check=False,
+        env={"PATH": path, "PGPORT": str(server.port), "POSTGRES_PASSWORD": password},
+    )  # fmt: skip
+
+
+def test_a_backup_takes_the_place_of_what_a_newer_version_has_left(tmp_path: Path) -> None:
+    server = Cluster(tmp_path, durable=False)
+    server.start()
+    try:
+        run_script(server, "deploy/postgres/init.sh", POSTGRES_AIRFLOW_PASSWORD="a", POSTGRES_LEDGER_PASSWORD="l")
+        uri = server.uri("ledger", "ledger", "l")
+        # Of a version that had fewer tables, and some rows.
+        migrate(uri, "0004")
+        with psycopg.connect(uri) as old:
+            old.execute("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('kept', now(), '{}')")
+        dump = [str(binaries() / "pg_dump"), "--format=custom", "--dbname", server.uri("ledger")]
+        backup = subprocess.run(dump, capture_output=True, check=True).stdout
+        migrate(uri)
+        with psycopg.connect(uri) as newer:
+            newer.execute("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('since', now(), '{}')")
+        # Half a backup, or none, or the wrong name: what is there stays.
+        for database, broken in (("ledger", backup[:2000]), ("ledger", b""), ("medlock", backup)):
+            assert restore(server, database, broken).returncode != 0
+        with psycopg.connect(uri) as there:
+            assert there.execute("SELECT count(*) FROM ledger.watch").fetchone() == (2,)
+        assert restore(server, "ledger", backup).returncode == 0
+        with psycopg.connect(uri) as there:
+            assert there.execute("SELECT name FROM ledger.watch").fetchall() == [("kept",)]
+            assert there.execute("SELECT version_num FROM ledger.schema_version").fetchall() == [("0004",)]
+        with pytest.raises(psycopg.OperationalError, match="permission denied"):
+            psycopg.connect(server.uri("ledger", "airflow", "a"))
+        migrate(uri)
+    finally:
+        server.remove()
+
+
+def test_postgres_is_healthy_only_with_its_databases(tmp_path: Path) -> None:
+    """Where the image's first start fails, it does not try again: it is up without them."""
+    server = Cluster(tmp_path, durable=False)
+    server.start()
+
+    def health(name: str) -> int:
+        (_, command) = SERVICES[name]["healthcheck"]["test"]
+        password, path = server.password("postgres"), f"{binaries()}:/usr/bin:/bin"
+        environment = {"PATH": path, "PGPORT": str(server.port), "POSTGRES_PASSWORD": password}
+        # As Compose hands it over.
+        command = command.replace("$$", "$")
+        return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, check=False).returncode
+
+    try:
+        assert health("postgres") != 0
+        run_script(server, "deploy/postgres/init.sh", POSTGRES_AIRFLOW_PASSWORD="a", POSTGRES_LEDGER_PASSWORD="l")
+        assert health("postgres") == 0
+        assert health("medlock") != 0
+        run_script(server, "deploy/demo/medlock.sh", POSTGRES_PASSWORD="p")
+        assert health("medlock") == 0
+    finally:
+        server.remove()
 
 
 def test_the_demos_data_are_made_once(server: Cluster, tmp_path: Path) -> None:

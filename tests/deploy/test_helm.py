@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from medflex.airflow.tasks.housekeeping import DAYS
 from tests.deploy.compose import ROOT, raw
 
 TEXT = (ROOT / "deploy/helm/values.yaml").read_text()
@@ -39,6 +40,10 @@ redis.persistence.enabled redis.persistence.size redis.securityContexts.pod redi
 statsd.enabled statsd.uid statsd.resources statsd.overrideMappings
 statsd.securityContexts.pod statsd.securityContexts.container
 postgresql.enabled networkPolicies.enabled ingress.apiServer.enabled
+workers.celery.livenessProbe.timeoutSeconds apiServer.startupProbe.failureThreshold
+apiServer.networkPolicy.ingress.from
+databaseCleanup.enabled databaseCleanup.schedule databaseCleanup.retentionDays databaseCleanup.skipArchive
+databaseCleanup.resources
 """  # fmt: skip
 KNOWN_PATHS = frozenset(re.findall(r"[\w.]+", KNOWN))
 
@@ -140,3 +145,20 @@ def test_the_rules_for_metrics_are_those_of_the_mapping() -> None:
     defaults = {name: mapping["defaults"][name] for name in ("observer_type", "histogram_options")}
     expected = [rule | (defaults if rule["match_metric_type"] == "observer" else {}) for rule in mapping["mappings"]]
     assert STATSD["statsd"]["overrideMappings"] == expected
+
+
+def test_whoever_has_to_reach_the_api_server_is_let_in() -> None:
+    """The chart's policy without an entry lets nobody in, no worker's task and no person."""
+    assert VALUES["networkPolicies"]["enabled"] is True
+    parts, people = VALUES["apiServer"]["networkPolicy"]["ingress"]["from"]
+    assert parts == {"podSelector": {"matchLabels": {"tier": "airflow", "release": "medflex"}}}
+    assert "helm upgrade --install medflex " in TEXT
+    assert people.keys() == {"namespaceSelector"}
+
+
+def test_what_airflow_knows_of_old_runs_goes_with_the_ledgers() -> None:
+    cleanup = VALUES["databaseCleanup"]
+    assert cleanup["enabled"] is cleanup["skipArchive"] is True
+    kept = raw()["services"]["airflow-clean"]["environment"]["AIRFLOW_KEEP_DAYS"]
+    assert kept == f"${{AIRFLOW_KEEP_DAYS:-{cleanup['retentionDays']}}}"
+    assert cleanup["retentionDays"] >= DAYS["runs_days"]

@@ -13,7 +13,13 @@ import pytest
 
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
-from medflex.errors import LeaseLostError, LedgerRefusedError, LedgerUnavailableError, RunIncompleteError
+from medflex.errors import (
+    LeaseLostError,
+    LedgerOutdatedError,
+    LedgerRefusedError,
+    LedgerUnavailableError,
+    RunIncompleteError,
+)
 from medflex.ledger import migrate as migrations
 from medflex.ledger.report import funnel_text
 from medflex.ledger.store import BatchContent, BatchOutcome, Decision, Intent, Ledger, Resolution, Run
@@ -96,9 +102,9 @@ def test_migrating_again_changes_nothing(ledger_db: str, ledger: Ledger) -> None
 
 def test_a_database_that_was_not_migrated_is_refused_with_the_command(new_database: object) -> None:
     with Ledger(new_database()) as empty:  # type: ignore[operator]
-        with pytest.raises(LedgerRefusedError, match=r"python -m medflex\.ledger\.migrate"):
+        with pytest.raises(LedgerOutdatedError, match=r"python -m medflex\.ledger\.migrate"):
             empty.check_schema()
-        with pytest.raises(LedgerRefusedError, match=r"python -m medflex\.ledger\.migrate"):
+        with pytest.raises(LedgerOutdatedError, match=r"python -m medflex\.ledger\.migrate"):
             empty.run("dag", "run")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 from psycopg.rows import dict_row
 
-from medflex.errors import LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
+from medflex.errors import LedgerOutdatedError, LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
 from medflex.ledger.migrate import HEAD
 from medflex.postgres import ThreadConnections, has_no_room, refused_login
 from medflex.sql import query
@@ -38,7 +38,7 @@ class LedgerConnection:
 
     Raises (all methods):
         LedgerUnavailableError: the database does not answer.
-        LedgerRefusedError: it refuses the log-in, or its schema is missing or old.
+        LedgerRefusedError: it refuses the log-in; LedgerOutdatedError: its schema is missing or of another version.
     """
 
     def __init__(self, conninfo: str, now: Any = None) -> None:
@@ -114,7 +114,7 @@ class LedgerConnection:
         return self._now() if self._now else None
 
     def check_schema(self) -> None:
-        """Raise :class:`LedgerRefusedError` unless the database has the schema version this code needs."""
+        """Raise :class:`LedgerOutdatedError` unless the database has the schema version this code needs."""
         with self._transaction() as cursor:
             cursor.execute("SELECT to_regclass('ledger.schema_version') AS found")
             version = None
@@ -123,7 +123,7 @@ class LedgerConnection:
                 row = cursor.fetchone()
                 version = row["version_num"] if row else None
         if version != HEAD:
-            raise LedgerRefusedError(
+            raise LedgerOutdatedError(
                 f"The ledger's schema is at version {version or 'none'}, this release needs {HEAD}:"
                 " run python -m medflex.ledger.migrate."
             )
@@ -141,7 +141,7 @@ def translated_ledger_errors() -> Iterator[None]:
             "The ledger's database refuses the log-in: check user and password of the connection medflex_ledger."
         ) from None
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
-        raise LedgerRefusedError(
+        raise LedgerOutdatedError(
             "The ledger's tables are missing or old: run python -m medflex.ledger.migrate."
         ) from None
     except psycopg.OperationalError as error:

@@ -18,10 +18,13 @@ HEAD = "0007"
 """The schema version that this code needs; a test holds it equal to the newest migration."""
 
 
-def migrate(uri: str) -> None:
+def migrate(uri: str, version: str = "head") -> None:
     """Create or upgrade the schema ``ledger`` in the database behind ``uri`` (``postgresql://…``).
 
     Safe to call at any time and by several processes at once.
+
+    Args:
+        version: of the schema; ``head`` is its newest.
 
     Raises:
         LedgerRefusedError: the database cannot be reached, refuses the log-in or the rights.
@@ -42,7 +45,7 @@ def migrate(uri: str) -> None:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('medflex.ledger.migrate'))"))
             connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS ledger"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, version)
             connection.commit()
     except sa.exc.OperationalError:
         raise LedgerRefusedError(

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Let what is staged expire also where the store's own collector does not run: each object gets the bucket's time as it
+# is written. For the store of docker-compose.yml only; safe to run again.
+#   MEDFLEX_STAGING_URL   names the bucket, for example s3://medflex_storage@medflex-staging/runs
+#   STORAGE_URL           another store than this one looks after its buckets by itself
+#   MASTER                address of SeaweedFS's master
+set -eu
+
+if [ "$STORAGE_URL" != http://storage:8333 ]; then
+    printf '%s\n' "STORAGE_URL is another store: see to it that the staging bucket expires there."
+    exit 0
+fi
+bucket=${MEDFLEX_STAGING_URL#s3://}
+bucket=${bucket#*@}
+bucket=${bucket%%/*}
+printf 's3.bucket.lifecycle.fastpath -name %s -enable\n' "$bucket" | exec weed shell "-master=$MASTER"
