@@ -302,8 +302,11 @@ class Deployment:
         (script,) = self.services["redis"]["command"]
         assert script.endswith("exec redis-server /tmp/redis.conf")
         assert "dir /data" in script
-        script = script.replace("dir /data", f"dir {data}").replace("/tmp/", f"{data}/")  # noqa: S108 - the container's
-        script = script.replace("redis-server", str(valkey())) + f" --port {self.ports['redis']} --bind 127.0.0.1"
+        # Ours last: they can hold what is replaced before.
+        for there, here in (("redis-server", str(valkey())), ("/tmp/redis.conf", "CONF"), ("dir /data", "DIR")):  # noqa: S108
+            script = script.replace(there, here)
+        script = script.replace("CONF", f"{data}/redis.conf").replace("DIR", f"dir {data}")
+        script += f" --port {self.ports['redis']} --bind 127.0.0.1"
         return [*self.services["redis"]["entrypoint"], script]
 
     def _storage(self) -> list[str]:
