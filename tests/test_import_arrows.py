@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "plugins" / "medflex"
-SHARED = {"medflex.errors", "medflex.clock", "medflex.sql", "medflex.arrow"}
+SHARED = {"medflex.errors", "medflex.clock", "medflex.sql", "medflex.arrow", "medflex.postgres"}
 
 # What each layer may import of the product and of Airflow.
 ALLOWED: dict[str, tuple[str, ...]] = {
