@@ -98,8 +98,8 @@ class Figures:
     compared: Compared
 
 
-def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any] | None = None) -> Figures:
-    """Read the figures out of docs/benchmarks.md, scale.json and compare.json (``None``: the one that is kept).
+def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any]) -> Figures:
+    """Read the figures out of docs/benchmarks.md, scale.json and compare.json.
 
     Raises:
         ValueError: the table of a task is not there.
@@ -132,8 +132,6 @@ def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any
         if run == "first":
             eligible, large_rows = rows["load"][4] / extracted[4], int(extracted[4])
             copy = next(found[4] / found[5] for name, found in rows.items() if name.startswith("the query"))
-    if compared is None:
-        compared = json.loads(COMPARED.read_text(encoding="utf-8"))
     return Figures(seconds, peaks, eligible, copy, large_rows, scale, Compared.of(compared))
 
 
@@ -437,7 +435,8 @@ def _ledger_gb(plan: Plan, record: Mapping[str, float], daily: float, per_clinic
 
 def page() -> str:
     """Return docs/capacity.md as the figures that are kept say it."""
-    return render(measured(DOCUMENT.read_text(encoding="utf-8"), json.loads(OUTPUT.read_text(encoding="utf-8"))))
+    scale, compared = (json.loads(kept.read_text(encoding="utf-8")) for kept in (OUTPUT, COMPARED))
+    return render(measured(DOCUMENT.read_text(encoding="utf-8"), scale, compared))
 
 
 def main(arguments: list[str] | None = None) -> int:

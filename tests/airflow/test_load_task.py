@@ -127,6 +127,14 @@ def test_what_another_version_has_staged_is_told(planned: World, task: Callable[
         task(SHARD)
 
 
+def test_a_shard_that_was_not_extracted_since_its_plan_is_told(planned: World) -> None:
+    """With nothing staged it would be taken for a shard without appointments."""
+    with planned.parts() as (_, ledger, _), ledger._transaction() as cursor:
+        cursor.execute("UPDATE ledger.run_shard SET extracted_at = NULL")
+    with pytest.raises(AirflowFailException, match="has not been extracted since the run was planned: clear it from"):
+        transfer.withhold(SHARD)
+
+
 @pytest.mark.parametrize("task", [transfer.extract, transfer.withhold, transfer.load, transfer.withdraw_revoked])
 def test_a_shard_that_the_plan_no_longer_has_is_told(planned: World, task: Callable[..., object]) -> None:
     with pytest.raises(AirflowFailException, match="The run has no shard 7 any more, since it was planned anew: clear"):

@@ -21,6 +21,12 @@ def scale() -> dict[str, Any]:
     return loaded
 
 
+@pytest.fixture(scope="module")
+def compared() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(capacity.COMPARED.read_text())
+    return loaded
+
+
 def test_the_page_is_what_the_figures_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m bench.capacity`"
 
@@ -40,7 +46,7 @@ def test_a_line_goes_through_both_measurements_and_never_falls() -> None:
     assert Line.through((0.1, 1.0), (1.0, 12.0)).fixed == 0.0
 
 
-def test_the_figures_are_those_of_the_table(scale: dict[str, Any]) -> None:
+def test_the_figures_are_those_of_the_table(scale: dict[str, Any], compared: dict[str, Any]) -> None:
     table = """<!-- tasks: begin -->
 ### First run, all records are new
 
@@ -60,7 +66,7 @@ def test_the_figures_are_those_of_the_table(scale: dict[str, Any]) -> None:
 | `plan_changes` | 70,000 | 1.0 | 1 | 300 | 700,000 | 1.0 | 1 | 300 |
 | `load` | 0 | 1.0 | – | 300 | 0 | 2.0 | – | 300 |
 <!-- tasks: end -->"""
-    figures = measured(table, scale)
+    figures = measured(table, scale, compared)
     assert figures.eligible_share == 0.7
     assert figures.copy_rows == 400_000
     assert figures.seconds["first", "extract"].at(3.0) == pytest.approx(30.0)
@@ -76,7 +82,7 @@ def test_the_figures_are_those_of_the_table(scale: dict[str, Any]) -> None:
     assert f"{plan.first_requests:,} requests" in text
     assert "processes per shard, 0.0 s each" not in text
     with pytest.raises(ValueError, match=r"no figures of withhold \(first run\)"):
-        measured(table.replace("| `withhold` |", "| `other` |", 1), scale)
+        measured(table.replace("| `withhold` |", "| `other` |", 1), scale, compared)
 
 
 def test_rate_and_batch_size_are_the_connections_defaults() -> None:
@@ -85,7 +91,7 @@ def test_rate_and_batch_size_are_the_connections_defaults() -> None:
     assert fields["batch_size"].default == capacity.BATCH_SIZE
 
 
-def test_the_tables_of_tasks_are_found_in_the_document(scale: dict[str, Any]) -> None:
-    figures = measured(DOCUMENT.read_text(encoding="utf-8"), scale)
+def test_the_tables_of_tasks_are_found_in_the_document(scale: dict[str, Any], compared: dict[str, Any]) -> None:
+    figures = measured(DOCUMENT.read_text(encoding="utf-8"), scale, compared)
     assert {task for _, task in figures.seconds} == set(TASKS)
     assert 0.3 < figures.eligible_share < 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -302,10 +303,8 @@ class Deployment:
         (script,) = self.services["redis"]["command"]
         assert script.endswith("exec redis-server /tmp/redis.conf")
         assert "dir /data" in script
-        # Ours last: they can hold what is replaced before.
-        for there, here in (("redis-server", str(valkey())), ("/tmp/redis.conf", "CONF"), ("dir /data", "DIR")):  # noqa: S108
-            script = script.replace(there, here)
-        script = script.replace("CONF", f"{data}/redis.conf").replace("DIR", f"dir {data}")
+        here = {"redis-server": str(valkey()), "/tmp/redis.conf": f"{data}/redis.conf", "dir /data": f"dir {data}"}  # noqa: S108
+        script = re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], script)
         script += f" --port {self.ports['redis']} --bind 127.0.0.1"
         return [*self.services["redis"]["entrypoint"], script]
 

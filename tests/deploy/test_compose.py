@@ -431,7 +431,12 @@ def test_a_backup_takes_the_place_of_what_a_newer_version_has_left(tmp_path: Pat
         with psycopg.connect(uri) as newer:
             newer.execute("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('since', now(), '{}')")
         # Half a backup, or none, or the wrong name: what is there stays.
-        for database, broken in (("ledger", backup[:2000]), ("ledger", b""), ("medlock", backup)):
+        for database, broken in (
+            ("ledger", backup[:-100]),
+            ("ledger", backup[:2000]),
+            ("ledger", b""),
+            ("medlock", backup),
+        ):
             assert restore(server, database, broken).returncode != 0
         with psycopg.connect(uri) as there:
             assert there.execute("SELECT count(*) FROM ledger.watch").fetchone() == (2,)

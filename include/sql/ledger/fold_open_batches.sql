@@ -64,7 +64,7 @@ kept AS (
             version = excluded.version,
             state = excluded.state,
             batch_id = excluded.batch_id,
-            -- A withdrawal reads no copy: what was read before it is still older than what was shown.
+            -- A withdrawal shows no copy: whoever read earlier than the last one that was shown is late all the same.
             extracted_at = greatest(record.extracted_at, excluded.extracted_at),
             changed_at = excluded.changed_at,
             -- What was there before may still be shown: whose it is, is in doubt unless both are the same.

@@ -95,7 +95,7 @@ kept AS (
             END,
             rejected_fields = excluded.rejected_fields,
             batch_id = excluded.batch_id,
-            -- A withdrawal reads no copy: what was read before it is still older than what was shown.
+            -- A withdrawal shows no copy: whoever read earlier than the last one that was shown is late all the same.
             extracted_at = greatest(record.extracted_at, excluded.extracted_at),
             changed_at = excluded.changed_at,
             -- Until Medflex has said yes, what was there before may still be shown: whose it is, is in doubt unless

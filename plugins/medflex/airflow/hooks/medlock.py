@@ -86,7 +86,7 @@ MOST_COUNTED = 100
 
 
 class Medlock:
-    """Reads from Medlock's database. Connections are per thread and read-only.
+    """Reads from Medlock's database. Connections are per thread or stream, and read-only.
 
     Args:
         conninfo: libpq connection string or URI.

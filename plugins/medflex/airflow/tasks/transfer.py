@@ -407,7 +407,11 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     with open_ledger() as ledger, open_medlock() as medlock:
         run = run_of(ledger, context)
         shard_row = ledger.shard(run.run_key, number)
-        clinic_ids = shard_row.clinic_ids
+        clinic_ids, extracted_at = shard_row.clinic_ids, shard_row.extracted_at
+        if extracted_at is None:
+            raise RunIncompleteError(
+                "This shard has not been extracted since the run was planned: clear it from extract on."
+            )
         # Read anew: a clinic that was closed since the extract has all its records withheld.
         judged_at = CLOCK.now()
         clinics = medlock.clinics(clinic_ids, judged_at)
@@ -415,7 +419,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
         staging.clear(number, "eligible")
         snapshot = pa.Table.from_pandas(clinics.drop(columns=JUDGED_COLUMNS), preserve_index=False)
         # What is judged here is as old as its extract; another one may follow before it is sent.
-        instants = {"judged_at": judged_at, "extracted_at": shard_row.extracted_at or judged_at}
+        instants = {"judged_at": judged_at, "extracted_at": extracted_at}
         snapshot = snapshot.replace_schema_metadata({name: at.isoformat() for name, at in instants.items()})
         staging.write(number, "clinics", 0, snapshot)
         counts = pd.DataFrame(
