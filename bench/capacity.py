@@ -25,6 +25,7 @@ from bench.compare import OUTPUT as COMPARED
 from bench.document import DOCUMENT
 from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT
 from bench.task import PROJECT, SOURCE
+from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.airflow.loading import Loader
 from medflex.airflow.tasks.transfer import TARGET_ROWS
 from medflex.airflow.writing import LOOK_SECONDS
@@ -186,7 +187,7 @@ def render(figures: Figures) -> str:
     per_clinic = _run_bytes(scale)
     daily = EXPECTED_ROWS / (DAYS_BACK + DAYS_AHEAD + 1) * figures.eligible_share
     compared = figures.compared
-    looks = 2 * -(-plan.first_requests // Loader.together)
+    looks = [2 * -(-plan.first_requests // size) for size in (Loader.together, MedflexSettings.parallel)]
     decisions = {one["shards"]: max(step["cpu_seconds"] for step in one["steps"]) for one in scale["decisions"]}
     needed = plan.first_requests / (6 * 3600)
     most_loads = int(TIMEOUT_HOURS * 3600 * RATE / (plan.first_requests / plan.shards))
@@ -335,8 +336,8 @@ def render(figures: Figures) -> str:
         " `autovacuum_analyze_scale_factor = 0.005` for `ledger.record` and `ledger.batch`, and `max_wal_size` to some"
         " minutes of the write-ahead log above. Statements per batch: one that writes the intent, one that writes its"
         f" outcome, one for the place in the rate; at {RATE} requests a second some {3 * RATE} short transactions a"
-        " second at most: eight batches share the first two. Connections: up to 10 per slot that loads (4 requests and"
-        " 4 groups of batches at a time, and two of the task itself).",
+        f" second at most: up to {Loader.together} batches share the first two. Connections: up to 10 per slot that"
+        " loads (4 requests and 4 groups of batches at a time, and two of the task itself).",
         "",
         "## Medlock",
         "",
@@ -346,9 +347,9 @@ def render(figures: Figures) -> str:
         f"| seconds of such a query, all 300 million | d, with one core of the server |"
         f" {EXPECTED_ROWS / figures.copy_rows:,.0f} |",
         f"| the same with 8 extracts at a time | d, with 8 cores | {EXPECTED_ROWS / figures.copy_rows / 8:,.0f} |",
-        f"| statements of the looks just before sending, first run | d: 2 for {Loader.together} requests; 2 more for"
-        f" each that waits for the rate for longer than {LOOK_SECONDS:.0f} s | {looks:,} to"
-        f" {looks + 2 * plan.first_requests:,} |",
+        f"| statements of the looks just before sending, first run | d: 2 for {Loader.together} requests; where they"
+        f" wait for the rate for longer than {LOOK_SECONDS:.0f} s, 2 for {MedflexSettings.parallel} and 2 more for each"
+        f" | {looks[0]:,} to {looks[1] + 2 * plan.first_requests:,} |",
         "",
         "It is read from 03:00 Moscow time on, by as many queries at once as there are slots for `extract`. The one"
         " connection has to lead to the primary: consent is read again just before each batch leaves, and a replica"

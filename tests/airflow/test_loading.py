@@ -441,11 +441,14 @@ class Counting:
         return self._medlock.consent_now(*arguments)
 
 
-@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 2), (0.3, 10)])
+@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 2), (0.3, 7)])
 def test_batches_are_looked_at_together_and_again_when_their_turn_comes_late(
-    filled: World, seconds: float, looks: int
+    filled: World, monkeypatch: pytest.MonkeyPatch, seconds: float, looks: int
 ) -> None:
-    """Sixteen batches. Where each request takes 0.3 s, the fifth of eight begins 1.2 s after the look."""
+    """Sixteen batches, eight together. Where each request takes 0.3 s, the fifth of eight begins 1.2 s after the look:
+    it is looked at again, as are the three behind it, and the next groups are of four, which leave in time.
+    """
+    monkeypatch.setattr(Loader, "together", 8)
     records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(32)
     clock = FakeClock()
     with filled.parts(batch_size=2, parallel=1) as (medlock, ledger, client):

@@ -62,7 +62,7 @@ class Loader(Writer):
     operation = "send"
     purpose = "send"
     path = SEND_PATH
-    together = 8
+    together = 16
 
     def __init__(self, *, extracted_at: datetime, resync: bool = False, **writer: Any) -> None:
         super().__init__(**writer)

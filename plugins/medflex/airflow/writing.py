@@ -117,6 +117,7 @@ class Delivery:
         self.body = b""
         self.looked_at: datetime | None = None
         self.ready_at: datetime | None = None
+        self.was_late = False
         self.in_doubt = False
         self.retry_after: float | None = None
         self.reply: BatchReply | None = None
@@ -145,7 +146,9 @@ class Delivery:
         """Tell whether it may leave as it was prepared. It may so once, and not long after."""
         ready_at, self.ready_at = self.ready_at, None
         # A clock that was set back tells no age.
-        return ready_at is not None and 0 <= (now - ready_at).total_seconds() <= LOOK_SECONDS
+        may_leave = ready_at is not None and 0 <= (now - ready_at).total_seconds() <= LOOK_SECONDS
+        self.was_late |= ready_at is not None and not may_leave
+        return may_leave
 
 
 @dataclass
@@ -332,7 +335,7 @@ class Writer(LeaseHolder):
     # -- what a writer writes ---------------------------------------------------------------------------------------
 
     together: int = 1
-    """So many batches are written down, looked at and resolved in one go: each of these costs a fixed part."""
+    """So many batches at most are written down, looked at and resolved in one go: each of these costs a fixed part."""
 
     @abstractmethod
     def _prepare(self, deliveries: Sequence[Delivery]) -> None:
@@ -354,7 +357,8 @@ class Writer(LeaseHolder):
 
     def _run(self, batches: Iterator[Batch]) -> None:
         """Deliver batches, several at a time."""
-        groups = iter(lambda: list(islice(batches, self.together)), [])
+        self._size = self.together
+        groups = iter(lambda: list(islice(batches, self._size)), [])
         if self._settings.parallel == 1:
             for group in groups:
                 self._send(group)
@@ -367,8 +371,8 @@ class Writer(LeaseHolder):
             try:
                 under_way: set[Future[None]] = set()
                 for group in groups:
-                    # One more than threads: enough to keep them busy, few enough to bound the memory.
-                    under_way = self._await(under_way, self._settings.parallel)
+                    # As many as threads: enough to keep them busy, few enough to bound the memory.
+                    under_way = self._await(under_way, self._settings.parallel - 1)
                     under_way.add(pool.submit(self._send, group, requests))
                 self._await(under_way, 0)
             except BaseException:
@@ -412,12 +416,25 @@ class Writer(LeaseHolder):
                 for future in futures:
                     future.result()
         self._settle(answered)
+        self._fit(deliveries)
         for delivery in deliveries:
             if len(delivery.records):
                 if delivery.intent is not None:
                     with self._contained():
                         self._close(delivery)
                 self._left(delivery)
+
+    def _fit(self, deliveries: Sequence[Delivery]) -> None:
+        """Let next time only so many batches be prepared together as can leave before their look is too old.
+
+        Where not even one for each thread can, smaller groups would cost more looks and save none.
+        """
+        least = min(self.together, self._settings.parallel)
+        with self._lock:
+            if any(delivery.was_late for delivery in deliveries):
+                self._size = max(least, self._size // 2)
+            else:
+                self._size = min(self.together, self._size + 1)
 
     def _prepare_contained(self, deliveries: Sequence[Delivery]) -> None:
         with self._troubled(deliveries):

@@ -63,7 +63,7 @@ PART_ROWS = 50_000
 """Rows per staged part: what a task holds in memory at a time."""
 GATHERED_ROWS = 8_000
 """Rows of a slice that are gathered before they are compressed, as they come in no order."""
-ENCODED_ROWS = PART_ROWS // 3
+ENCODED_ROWS = PART_ROWS // 5
 """Records that are made ready to be sent at a time: their texts take several times as much memory as they do."""
 VALIDATED_ROWS = 2 * PART_ROWS
 """Rows per batch of Great Expectations, about: each costs a fixed part of a second, and larger ones more memory."""
