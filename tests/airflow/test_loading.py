@@ -428,47 +428,72 @@ def test_a_refusal_after_an_attempt_in_doubt_stays_written_down_as_maybe_sent(fi
 
 
 class Counting:
-    """Medlock, and how often it was asked for flags."""
+    """Medlock, and for how many appointments it was asked for flags, each time."""
 
     def __init__(self, medlock: Any) -> None:
-        self._medlock, self.looks = medlock, 0
+        self._medlock = medlock
+        self.looks: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._medlock, name)
 
-    def consent_now(self, *arguments: Any) -> Any:
-        self.looks += 1
-        return self._medlock.consent_now(*arguments)
+    def consent_now(self, clinic_ids: Any, appointment_ids: Any) -> Any:
+        self.looks.append(len(appointment_ids))
+        return self._medlock.consent_now(clinic_ids, appointment_ids)
 
 
-@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 2), (0.3, 7)])
-def test_batches_are_looked_at_together_and_again_when_their_turn_comes_late(
-    filled: World, monkeypatch: pytest.MonkeyPatch, seconds: float, looks: int
-) -> None:
-    """Sixteen batches, eight together. Where each request takes 0.3 s, the fifth of eight begins 1.2 s after the look:
-    it is looked at again, as are the three behind it, and the next groups are of four, which leave in time.
+def look_sizes(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, batches: int, slow: int, seconds: float, parallel: int
+) -> list[int]:
+    """Send so many batches, eight at most together, the first ``slow`` requests taking ``seconds`` each.
+
+    Returns how many batches each last look was for.
     """
     monkeypatch.setattr(Loader, "together", 8)
-    records = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(32)
-    clock = FakeClock()
-    with filled.parts(batch_size=2, parallel=1) as (medlock, ledger, client):
+    records = planned(world).query("clinic_id == clinic_id.iloc[0]").head(batches)
+    clock, left = FakeClock(), iter(range(slow))
+    with world.parts(batch_size=1, parallel=parallel) as (medlock, ledger, client):
         counting, post = Counting(medlock), client.post_batch
 
-        def slow(*arguments: Any) -> Any:
-            clock.sleep(seconds)
+        def slowly(*arguments: Any) -> Any:
+            if next(left, None) is not None:
+                clock.sleep(seconds)
             return post(*arguments)
 
-        client.post_batch = slow  # type: ignore[method-assign]
+        client.post_batch = slowly  # type: ignore[method-assign]
         loader = Loader(
             client=client, medlock=counting, ledger=ledger, clock=clock, holder="test/0", run_key=None,
             extracted_at=EXTRACTED_AT,
         )  # fmt: skip
         result = loader.load([int(records["clinic_id"].iloc[0])], lambda: [records])
-    assert totals(result) == only(accepted=32)
-    assert counting.looks == looks
-    assert filled.read_ledger(
-        "SELECT count(*), count(*) FILTER (WHERE outcome = 'acknowledged') FROM ledger.batch"
-    ) == [(16, 16)]
+    assert totals(result) == only(accepted=batches)
+    assert world.read_ledger("SELECT count(*), count(*) FILTER (WHERE outcome = 'acknowledged') FROM ledger.batch") == [
+        (batches, batches)
+    ]
+    return counting.looks
+
+
+@pytest.mark.parametrize(
+    ("seconds", "looks"),
+    [
+        (0.0, [8] * 5),
+        # Of the first eight the fifth begins 1.2 s after the look: it and those behind it are looked at once more. Of
+        # the next four each leaves in time, and when requests are quick again, groups grow as large as they were.
+        (0.3, [8, 1, 1, 1, 1, 4, 5, 6, 7, 8, 2]),
+    ],
+)
+def test_batches_are_looked_at_together_as_many_as_leave_in_time(
+    filled: World, monkeypatch: pytest.MonkeyPatch, seconds: float, looks: list[int]
+) -> None:
+    assert look_sizes(filled, monkeypatch, batches=40, slow=12, seconds=seconds, parallel=1) == looks
+
+
+def test_groups_stay_as_large_as_there_are_threads(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller ones would be looked at as often again, and once more for each."""
+    looks = look_sizes(filled, monkeypatch, batches=120, slow=120, seconds=2.0, parallel=4)
+    groups = sorted(size for size in looks if size > 1)
+    # The smallest may be what was left at the end.
+    assert groups[1] == 4
 
 
 def test_a_refusal_while_a_batch_waits_for_its_turn_is_honoured(filled: World) -> None:
@@ -624,10 +649,13 @@ def test_a_clinic_whose_requests_keep_failing_does_not_hold_up_the_others(filled
         assert [type(problem) for problem in result.problems] == [MedflexUnavailableError]
 
 
-def test_two_clinics_that_wait_for_another_attempt_keep_no_others_waiting(filled: World) -> None:
+def test_two_clinics_that_wait_for_another_attempt_keep_no_others_waiting(
+    filled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of them is among eight batches that were prepared together, of which two such groups are under way."""
     from sandbox.medflex.faults import Match
 
+    monkeypatch.setattr(Loader, "together", 8)
     records = planned(filled)
     first, second, third = (of_one for _, of_one in records.groupby("clinic_id", sort=False))
     for failing in (first, second):

@@ -357,8 +357,8 @@ class Writer(LeaseHolder):
 
     def _run(self, batches: Iterator[Batch]) -> None:
         """Deliver batches, several at a time."""
-        self._size = self.together
-        groups = iter(lambda: list(islice(batches, self._size)), [])
+        self._group_size = self.together
+        groups = iter(lambda: list(islice(batches, self._group_size)), [])
         if self._settings.parallel == 1:
             for group in groups:
                 self._send(group)
@@ -416,7 +416,7 @@ class Writer(LeaseHolder):
                 for future in futures:
                     future.result()
         self._settle(answered)
-        self._fit(deliveries)
+        self._fit_group_size(deliveries)
         for delivery in deliveries:
             if len(delivery.records):
                 if delivery.intent is not None:
@@ -424,7 +424,7 @@ class Writer(LeaseHolder):
                         self._close(delivery)
                 self._left(delivery)
 
-    def _fit(self, deliveries: Sequence[Delivery]) -> None:
+    def _fit_group_size(self, deliveries: Sequence[Delivery]) -> None:
         """Let next time only so many batches be prepared together as can leave before their look is too old.
 
         Where not even one for each thread can, smaller groups would cost more looks and save none.
@@ -432,9 +432,9 @@ class Writer(LeaseHolder):
         least = min(self.together, self._settings.parallel)
         with self._lock:
             if any(delivery.was_late for delivery in deliveries):
-                self._size = max(least, self._size // 2)
+                self._group_size = max(least, self._group_size // 2)
             else:
-                self._size = min(self.together, self._size + 1)
+                self._group_size = min(self.together, self._group_size + 1)
 
     def _prepare_contained(self, deliveries: Sequence[Delivery]) -> None:
         with self._troubled(deliveries):
