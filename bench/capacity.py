@@ -399,8 +399,7 @@ def _overhead(scale: Mapping[str, Any]) -> float:
     means = [
         task["seconds"] / task["instances"]
         for task in scale["runs"][-1]["tasks"]
-        # withdrawals_ended does nothing: the scheduler ends it without any process.
-        if task["task"].startswith("shard.") and task["task"] != "shard.withdrawals_ended" and task["succeeded"]
+        if task["task"].startswith("shard.") and task["succeeded"]
     ]
     return float(min(means))
 

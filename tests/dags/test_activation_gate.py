@@ -11,6 +11,7 @@ import pytest
 
 from medflex.airflow.schedule import next_slot
 from medflex.airflow.tasks import transfer
+from medflex.errors import MedlockUnavailableError
 from tests.airflow.dag_runs import run_transfer, task_states
 from tests.airflow.world import World
 
@@ -91,6 +92,35 @@ def test_a_clinic_that_is_off_or_not_on_by_its_head_is_no_shard_and_its_reason_i
         "SELECT access_state, closed_reason, shard FROM ledger.run_clinic WHERE clinic_id = %s", [CLINIC]
     )
     assert rows == [("closed", "switched_off", None)]
+
+
+def test_a_gate_that_fails_stops_its_shard_whatever_else_of_it_has_run(
+    filled_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails for one shard by a patch: what a real fault takes from the gate, it takes from its neighbours, too."""
+    world = filled_world
+    monkeypatch.setattr(transfer, "TARGET_ROWS", 1)  # One shard per clinic.
+    look, failing = transfer.look_at_gate, 1
+
+    def look_or_fail(context: Any, shard: int) -> Any:
+        if shard == failing:
+            raise MedlockUnavailableError("Medlock's database does not answer.")
+        return look(context, shard)
+
+    monkeypatch.setattr(transfer, "look_at_gate", look_or_fail)
+    run = run_transfer()
+    assert run.state == "failed"
+    states = task_states(run)
+    stopped = ["shard.withhold", "shard.validate", "shard.plan_changes", "shard.load"]
+    assert states[GATE, failing] == "failed"
+    assert {states[task, failing] for task in stopped} == {"upstream_failed"}
+    others = {index for task, index in states if task == GATE} - {failing}
+    assert len(others) == 2
+    assert {states[task, index] for task in stopped for index in others} == {"success"}
+    of_failing = {row[0] for row in world.read_ledger("SELECT clinic_id FROM ledger.run_clinic WHERE shard = 1")}
+    kept_back = {lpu_id(world, clinic_id) for clinic_id in of_failing}
+    assert len(kept_back) == 1
+    assert world.shown() == {key: record for key, record in world.expected().items() if key[0] not in kept_back}
 
 
 # -- the clock at the gate, to the second
