@@ -23,7 +23,7 @@ import pandas as pd
 
 from bench.compare import OUTPUT as COMPARED
 from bench.document import DOCUMENT
-from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT
+from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, instances, shard_tasks
 from bench.task import PROJECT, SOURCE
 from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.airflow.loading import Loader
@@ -179,7 +179,8 @@ def render(figures: Figures) -> str:
         "unchanged": _work(figures, plan, "second", TASKS),
     }
     work["changed"] = work["unchanged"] + CHANGED * _work(figures, plan, "first", ("load",))
-    starts = plan.shards * 7 * overhead
+    processes = len(shard_tasks(scale))
+    starts = plan.shards * processes * overhead
     requests = {"first": plan.first_requests, "changed": plan.changed_requests, "unchanged": 0}
     titles = {"first": "first run, all is new", "changed": "a day with 1 % changed", "unchanged": "nothing changed"}
     peaks = {task: max(figures.peaks[run, task].at(plan.millions) for run in ("first", "second")) for task in TASKS}
@@ -216,7 +217,7 @@ def render(figures: Figures) -> str:
         f"| shards of this plan | m: packed by the product | {plan.shards} |",
         f"| rows in each | m: all within {100 * (packed['most_rows'] / packed['least_rows'] - 1):.2f} % |"
         f" {round(plan.millions * 1e6, -4):,.0f} |",
-        f"| mapped task instances at most | {MOST_SHARDS} × 8 | {MOST_SHARDS * 8} |",
+        f"| mapped task instances at most | {MOST_SHARDS} × {processes} | {instances(scale)} |",
         "",
         "Beyond the limit shards become larger, not more. The reason is Airflow: in each of its rounds the scheduler"
         " judges every instance that has not begun, with a query or more for each, before it comes to any other DAG."
@@ -246,9 +247,9 @@ def render(figures: Figures) -> str:
         "## Time and worker slots",
         "",
         "A slot is a task process with a core of its own. Task seconds (d): fixed part × shards + seconds per million"
-        f" rows × 300, through the two measured sizes; and the start of 7 processes per shard, {overhead:.1f} s each"
-        f" (m, the least mean of a task's instances in the last run of bench.scale). Medflex's rate: {RATE} requests a"
-        " second for all"
+        f" rows × 300, through the two measured sizes; and the start of {processes} processes per shard,"
+        f" {overhead:.1f} s each (m, the least mean of a task's instances in the last run of bench.scale). Medflex's"
+        f" rate: {RATE} requests a second for all"
         f" workers together, {BATCH_SIZE} records of one clinic in each (the contract has one `lpu_id` per request).",
         "",
         "| task | fixed s | s per million rows, first run | second run |",

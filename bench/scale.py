@@ -551,10 +551,14 @@ def _is(instance: Any, run_id: str, task_id: str) -> Any:
 # -- what is told ----------------------------------------------------------------------------------------------------
 
 
+def shard_tasks(figures: Mapping[str, Any]) -> set[str]:
+    """The tasks that each shard has an instance of."""
+    return {task["task"] for task in figures["runs"][0]["tasks"] if task["task"].startswith("shard.")}
+
+
 def instances(figures: Mapping[str, Any]) -> int:
     """The most instances of mapped tasks that a run can have."""
-    mapped = [task for task in figures["runs"][0]["tasks"] if task["task"].startswith("shard.")]
-    return len(mapped) * MOST_SHARDS
+    return len(shard_tasks(figures)) * MOST_SHARDS
 
 
 def broken(figures: Mapping[str, Any]) -> list[str]:
@@ -633,7 +637,7 @@ def render(figures: Mapping[str, Any]) -> str:
         f"| shards | instances | {' | '.join(f'{title}, s (CPU s)' for title in STEPS)} | queries at most | grid, s |",
         f"| ---: | ---: |{' ---: |' * (len(STEPS) + 2)}",
         *(
-            f"| {one['shards']} | {one['shards'] * 8:,} | "
+            f"| {one['shards']} | {one['shards'] * len(shard_tasks(figures)):,} | "
             + " | ".join(f"{step['seconds']:.1f} ({step['cpu_seconds']:.1f})" for step in one["steps"])
             + f" | {max(step['queries'] for step in one['steps']):,} | {one['grid_seconds']:.1f} |"
             for one in figures["decisions"]

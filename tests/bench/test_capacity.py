@@ -10,9 +10,10 @@ import pytest
 from bench import capacity
 from bench.capacity import PAGE, RATE, TASKS, Line, main, measured, page, planned, render
 from bench.document import DOCUMENT
-from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT
+from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, shard_tasks
 from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.domain.packing import MOST_OPEN
+from tests.airflow.dag_runs import dag
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,11 @@ def test_a_stale_page_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(capacity, "RATE", RATE + 1)
     assert main(["--check"]) == 1
     assert "run `python -m bench.capacity`" in capsys.readouterr().err
+
+
+def test_the_figures_are_of_the_daily_run_as_it_is(scale: dict[str, Any]) -> None:
+    tasks = {task.task_id for task in dag("medflex_transfer").tasks if task.task_id.startswith("shard.")}
+    assert shard_tasks(scale) == tasks, "run `python -m bench.scale`"
 
 
 def test_a_line_goes_through_both_measurements_and_never_falls() -> None:
