@@ -179,7 +179,7 @@ def render(figures: Figures) -> str:
         "unchanged": _work(figures, plan, "second", TASKS),
     }
     work["changed"] = work["unchanged"] + CHANGED * _work(figures, plan, "first", ("load",))
-    processes = len(shard_tasks(scale))
+    processes = len(_processes(scale))
     starts = plan.shards * processes * overhead
     requests = {"first": plan.first_requests, "changed": plan.changed_requests, "unchanged": 0}
     titles = {"first": "first run, all is new", "changed": "a day with 1 % changed", "unchanged": "nothing changed"}
@@ -217,7 +217,7 @@ def render(figures: Figures) -> str:
         f"| shards of this plan | m: packed by the product | {plan.shards} |",
         f"| rows in each | m: all within {100 * (packed['most_rows'] / packed['least_rows'] - 1):.2f} % |"
         f" {round(plan.millions * 1e6, -4):,.0f} |",
-        f"| mapped task instances at most | {MOST_SHARDS} × {processes} | {instances(scale)} |",
+        f"| mapped task instances at most | {MOST_SHARDS} × {len(shard_tasks(scale))} | {instances(scale)} |",
         "",
         "Beyond the limit shards become larger, not more. The reason is Airflow: in each of its rounds the scheduler"
         " judges every instance that has not begun, with a query or more for each, before it comes to any other DAG."
@@ -395,14 +395,17 @@ def _work(figures: Figures, plan: Plan, run: str, tasks: Sequence[str]) -> float
     return plan.shards * sum(figures.seconds[run, task].at(plan.millions) for task in tasks)
 
 
+def _processes(scale: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The tasks of the last run that each shard has a process of."""
+    of_shards = {task["task"]: task for task in scale["runs"][-1]["tasks"] if task["task"] in shard_tasks(scale)}
+    # It does nothing: the scheduler ends it without any process.
+    del of_shards["shard.withdrawals_ended"]
+    return of_shards
+
+
 def _overhead(scale: Mapping[str, Any]) -> float:
     """Seconds of a task process that has next to nothing to do: the least mean of a mapped task's instances."""
-    means = [
-        task["seconds"] / task["instances"]
-        for task in scale["runs"][-1]["tasks"]
-        if task["task"].startswith("shard.") and task["succeeded"]
-    ]
-    return float(min(means))
+    return float(min(task["seconds"] / task["instances"] for task in _processes(scale).values() if task["succeeded"]))
 
 
 def _record_bytes(scale: Mapping[str, Any]) -> dict[str, float]:

@@ -34,6 +34,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
 from airflow.sdk.definitions.callback import SyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
@@ -94,13 +95,10 @@ with DAG(
         withdraw_revoked = task(
             map_index_template=LABEL, inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN]
         )(transfer.withdraw_revoked)(shard)
-        extract = task(
-            map_index_template=LABEL,
-            inlets=lineage.SOURCE,
-            outlets=[lineage.STAGED_ROWS],
-            # Behind the withdrawals, whether they succeeded or not; a shard whose gate skips it is skipped here, too.
-            trigger_rule="all_done_min_one_success",
-        )(transfer.extract)(shard)
+        withdrawals_ended = EmptyOperator(task_id="withdrawals_ended", trigger_rule="all_done")
+        extract = task(map_index_template=LABEL, inlets=lineage.SOURCE, outlets=[lineage.STAGED_ROWS])(
+            transfer.extract
+        )(shard)
         withhold = task(
             map_index_template=LABEL,
             inlets=[lineage.STAGED_ROWS, *lineage.PERMISSIONS],
@@ -121,10 +119,8 @@ with DAG(
             inlets=[lineage.STAGED_PAYLOAD, lineage.STAGED_PLAN, *lineage.SOURCE],
             outlets=[*lineage.WRITTEN, lineage.NUMBERS],
         )(transfer.load)(shard)
-        [gate, withdraw_revoked] >> extract
-        # Once more, since extract runs even where the gate has failed: nothing is made ready behind that.
-        gate >> withhold
-        extract >> withhold >> validate >> plan_changes >> load
+        withdraw_revoked >> withdrawals_ended >> extract
+        gate >> extract >> withhold >> validate >> plan_changes >> load
 
     publish = task(
         trigger_rule="all_done", inlets=[lineage.VALIDATIONS, lineage.NUMBERS, *lineage.MESSAGES], outlets=[lineage.RUN]

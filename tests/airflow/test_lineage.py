@@ -22,7 +22,7 @@ from tests.airflow.dag_runs import dag
 ROOT = Path(__file__).parents[2]
 DAGS = ("medflex_transfer", "medflex_withdraw", "medflex_partner_actions", "medflex_release", "medflex_reconcile")
 WITHOUT_DATA = {
-    "remove_staging", "withdrawn", "acted", "ask", "hold.ask", "transfer",
+    "shard.withdrawals_ended", "remove_staging", "withdrawn", "acted", "ask", "hold.ask", "transfer",
     "settle_comparison", "transfer_parameters", "plan_comparison",
 }  # fmt: skip
 """Tasks that move nothing, or read only what the run itself has written down."""

@@ -94,7 +94,7 @@ def test_a_clinic_that_is_off_or_not_on_by_its_head_is_no_shard_and_its_reason_i
     assert rows == [("closed", "switched_off", None)]
 
 
-def test_a_gate_that_fails_stops_its_shard_whatever_else_of_it_has_run(
+def test_behind_a_gate_that_fails_nothing_of_its_shard_is_read_or_sent(
     filled_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails for one shard by a patch: what a real fault takes from the gate, it takes from its neighbours, too."""
@@ -111,9 +111,10 @@ def test_a_gate_that_fails_stops_its_shard_whatever_else_of_it_has_run(
     run = run_transfer()
     assert run.state == "failed"
     states = task_states(run)
-    stopped = ["shard.withhold", "shard.validate", "shard.plan_changes", "shard.load"]
+    stopped = ["shard.extract", "shard.withhold", "shard.validate", "shard.plan_changes", "shard.load"]
     assert states[GATE, failing] == "failed"
     assert {states[task, failing] for task in stopped} == {"upstream_failed"}
+    assert states["shard.withdraw_revoked", failing] == "success"
     others = {index for task, index in states if task == GATE} - {failing}
     assert len(others) == 2
     assert {states[task, index] for task in stopped for index in others} == {"success"}

@@ -111,18 +111,12 @@ def test_consent_and_validation_are_upstream_of_every_task_that_sends() -> None:
     for task_id in SENDING:
         upstream = {operator.task_id for operator in found.get_task(task_id).get_flat_relatives(upstream=True)}
         assert {"shard.wait_for_activation", "shard.extract", "shard.withhold", "shard.validate"} <= upstream
-        # Each behind the one before: a gate that failed or skips, or a failed validation, must reach the sending task.
-        chain = ["shard.wait_for_activation", "shard.withhold", "shard.validate", "shard.plan_changes", "shard.load"]
+        # Each behind the one before: a skipped gate or a failed validation must reach the sending task.
+        chain = ["shard.wait_for_activation", "shard.extract", "shard.withhold", "shard.validate", "shard.plan_changes"]
         assert found.get_task(chain[0]).trigger_rule == TriggerRule.ALL_SUCCESS
-        for before, behind in itertools.pairwise(chain):
+        for before, behind in itertools.pairwise([*chain, task_id]):
             assert before in found.get_task(behind).upstream_task_ids
             assert found.get_task(behind).trigger_rule == TriggerRule.ALL_SUCCESS
-
-
-def test_extract_waits_for_gate_and_withdrawals_and_is_skipped_with_the_gate() -> None:
-    extract = dag("medflex_transfer").get_task("shard.extract")
-    assert extract.upstream_task_ids == {"plan_shards", "shard.wait_for_activation", "shard.withdraw_revoked"}
-    assert extract.trigger_rule == TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
 
 
 def test_only_these_tasks_use_the_connection_to_medflex() -> None:
