@@ -13,8 +13,6 @@ import time
 from datetime import datetime
 from typing import Any
 
-import requests
-from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import DAG, BaseHook, Param, get_current_context, task
 
 BATCH = 500
@@ -27,6 +25,9 @@ SENT = (
 
 def read() -> Any:
     """Return the appointments that may be shared as a DataFrame; ``limit`` of the run's conf: of so many rows."""
+    # Imported here and not above, as everywhere: Airflow parses this file every half minute, whoever is being measured.
+    from airflow.providers.postgres.hooks.postgres import PostgresHook
+
     limit = get_current_context()["params"]["limit"]
     df = PostgresHook(postgres_conn_id="medlock_db").get_df(SQL + (f" LIMIT {int(limit)}" if limit else ""))
     for column in ("refused_personal_data", "refused_notifications", "refused_marketing", "is_anonymous"):
@@ -53,6 +54,8 @@ def post(rows: Any, number: int, send: Any) -> dict[str, float]:
 
 def send_batches() -> dict[str, float]:
     """Read, filter, post in batches of 500 through one session."""
+    import requests
+
     rows = read()
     with requests.Session() as session:
         return post(rows, BATCH, session.post)
@@ -60,6 +63,8 @@ def send_batches() -> dict[str, float]:
 
 def send_records() -> dict[str, float]:
     """Read, filter, post one by one."""
+    import requests
+
     return post(read(), 0, requests.post)
 
 

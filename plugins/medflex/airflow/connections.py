@@ -1,4 +1,6 @@
-"""Airflow's connections as what the drivers want. Nothing here reads a connection before a task asks for it."""
+"""Airflow's connections as what the drivers want. Nothing here reads a connection, or imports a driver, before a task
+asks for it: the files of all DAGs are parsed again and again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from typing import Any
 
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
-from psycopg.conninfo import make_conninfo
 
 from medflex.errors import ConfigurationError
 
@@ -35,6 +36,8 @@ def connection(conn_id: str) -> Connection:
 
 def postgres_conninfo(conn_id: str) -> str:
     """Return the libpq connection string of a Postgres connection; a socket directory may stand as its host."""
+    from psycopg.conninfo import make_conninfo
+
     found = connection(conn_id)
     extra: dict[str, Any] = found.extra_dejson
     parts = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import get_current_context
 
@@ -13,8 +13,10 @@ from medflex.airflow import connections
 from medflex.airflow.schedule import daily_deadline
 from medflex.airflow.tasks.parts import speaking
 from medflex.airflow.tasks.withdraw import deadline_seconds
-from medflex.domain.alerts import Clear, Limits, judge
-from medflex.ledger.alerts import AlertLedger
+
+if TYPE_CHECKING:
+    from medflex.domain.alerts import Limits
+    from medflex.ledger.alerts import AlertLedger
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ def tell_alerts() -> dict[str, int]:
     Returns how many alerts were raised and cleared, and how many messages have reached everybody.
     """
     from medflex.airflow import alerting
+    from medflex.domain.alerts import Clear, judge
 
     with _ledger() as ledger:
         ledger.check_schema()
@@ -53,6 +56,8 @@ def tell_alerts() -> dict[str, int]:
 
 def limits() -> Limits:
     """Return for how long what may wait, as the environment says."""
+    from medflex.domain.alerts import Limits
+
     return Limits(withdraw=timedelta(seconds=deadline_seconds()), daily=daily_deadline())
 
 
@@ -77,4 +82,6 @@ def note_missed_deadline(context: Mapping[str, Any]) -> None:
 
 
 def _ledger() -> AlertLedger:
+    from medflex.ledger.alerts import AlertLedger
+
     return AlertLedger(connections.postgres_conninfo(connections.LEDGER))
