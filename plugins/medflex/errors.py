@@ -45,6 +45,10 @@ class LedgerUnavailableError(MedflexPipelineError):
     transient = True
 
 
+class LedgerConflictError(LedgerUnavailableError):
+    """The ledger has something already that was to be new."""
+
+
 class LedgerRefusedError(ConfigurationError):
     """The ledger's database refuses the log-in."""
 

@@ -172,6 +172,39 @@ def test_an_older_outcome_never_overwrites_a_newer_one(ledger: Ledger) -> None:
     assert states(ledger) == {1: ("sent", 2, 12)}
 
 
+def test_a_first_version_that_is_overtaken_keeps_none_beside_it_from_being_written_down(ledger: Ledger) -> None:
+    """First versions are written without a look for what is in their way; here there is something, in one of three."""
+    ledger.acquire([CLINIC], "task")
+    first = [intent(ledger, [id_, id_ + 10], [1, 1], [id_, id_ + 10]) for id_ in (1, 2, 3)]
+    ledger.resolve(intent(ledger, [2], [2], [22]).batch_id, BatchOutcome("acknowledged", 200))
+    accepted = BatchOutcome("acknowledged", 200)
+    assert ledger.resolve_together([Resolution(item.batch_id, accepted) for item in first]) == [True, True, True]
+    assert states(ledger) == {
+        1: ("sent", 1, 1), 2: ("sent", 2, 22), 3: ("sent", 1, 3),
+        11: ("sent", 1, 11), 12: ("sent", 1, 12), 13: ("sent", 1, 13),
+    }  # fmt: skip
+
+
+def test_what_is_sent_looks_through_no_table_as_long_as_it_was_small_when_it_was_counted(
+    ledger: Ledger, ledger_db: str
+) -> None:
+    """The plan of a statement is kept. Made when there were no records, it must not read all there are ever after."""
+    ledger.acquire([CLINIC], "task")
+    with psycopg.connect(ledger_db, autocommit=True) as owner:
+        owner.execute("VACUUM (ANALYZE) ledger.record, ledger.revocation")
+        for number in range(1, 21):
+            ledger.resolve(
+                intent(ledger, [number, number + 100], [1, 1], [1, 1]).batch_id, BatchOutcome("acknowledged", 200)
+            )
+        # A backend tells what it has counted at once if asked to, and else within a minute.
+        with ledger._statement() as cursor:
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+        counted = owner.execute(
+            "SELECT n_tup_ins, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'ledger' AND relname = 'record'"
+        ).fetchone()
+    assert counted == (40, 0)
+
+
 def test_an_open_intent_hides_what_was_acknowledged_before(ledger: Ledger) -> None:
     """The change may have arrived: were the old digest trusted, changing it back would look like nothing to do."""
     ledger.acquire([CLINIC], "task")

@@ -3,7 +3,8 @@
 --             revocation any more.
 -- Grain:      one row with the number of batches resolved: 0 when somebody else has resolved it before.
 -- Parameters: batch_id, outcome, http_status, rejected_ids, rejected_fields (jsonb: id -> field names), outdated_ids,
---             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock
+--             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock,
+--             is_sure boolean: nothing is in the way of first versions; where something is, it fails with 23505
 -- Personal:   none; of a rejection only the names of the fields are kept, never Medflex's text.
 WITH batch AS (
     UPDATE ledger.batch
@@ -39,27 +40,62 @@ item AS (
         item.appointment_id,
         batch.lpu_id,
         item.version,
-        item.digest,
+        verdict.state,
+        CASE WHEN verdict.state IN ('sent', 'withdrawn') THEN item.version END AS acked_version,
+        CASE WHEN verdict.state = 'sent' THEN item.digest END AS acked_digest,
+        CASE
+            WHEN verdict.rejected_fields IS NOT NULL
+                THEN array(SELECT jsonb_array_elements_text(verdict.rejected_fields))
+        END AS rejected_fields,
         batch.batch_id,
         batch.extracted_at,
-        batch.resolved_at,
-        item.patient_id,
-        batch.partner_ids,
-        CASE
-            WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
-            WHEN item.appointment_id = any(batch.unsettled_ids)
-                THEN CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END
-            ELSE CASE batch.operation WHEN 'send' THEN 'sent' ELSE 'withdrawn' END
-        END AS state,
-        CASE
-            WHEN item.appointment_id = any(batch.rejected_ids)
-                THEN %(rejected_fields)s::jsonb -> item.appointment_id::text
-        END AS rejected_fields
+        batch.resolved_at AS changed_at,
+        CASE WHEN verdict.state <> 'withdrawn' THEN item.patient_id END AS patient_id,
+        CASE WHEN verdict.state <> 'withdrawn' THEN batch.partner_ids END AS partner_ids
     FROM batch
     CROSS JOIN
         LATERAL unnest(batch.appointment_ids, batch.versions, batch.digests, batch.patient_ids)
             AS item (appointment_id, version, digest, patient_id)
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                CASE
+                    WHEN item.appointment_id = any(batch.rejected_ids) AND batch.operation = 'send' THEN 'rejected'
+                    WHEN item.appointment_id = any(batch.unsettled_ids)
+                        THEN CASE batch.operation WHEN 'send' THEN 'sending' ELSE 'withdrawing' END
+                    ELSE CASE batch.operation WHEN 'send' THEN 'sent' ELSE 'withdrawn' END
+                END AS state,
+                CASE
+                    WHEN item.appointment_id = any(batch.rejected_ids)
+                        THEN %(rejected_fields)s::jsonb -> item.appointment_id::text
+                END AS rejected_fields
+        ) AS verdict
     WHERE batch.outcome <> 'to_retry'
+),
+
+-- Before a first version there was none, and to look for what is in its way takes a fifth of writing a record down.
+begun AS (
+    INSERT INTO ledger.record (
+        clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
+        extracted_at, changed_at, patient_id, partner_ids
+    )
+    SELECT
+        item.clinic_id,
+        item.appointment_id,
+        item.lpu_id,
+        item.version,
+        item.state,
+        item.acked_version,
+        item.acked_digest,
+        item.rejected_fields,
+        item.batch_id,
+        item.extracted_at,
+        item.changed_at,
+        item.patient_id,
+        item.partner_ids
+    FROM item
+    WHERE %(is_sure)s::boolean AND item.version = 1
+    RETURNING 1
 ),
 
 kept AS (
@@ -73,18 +109,16 @@ kept AS (
         item.lpu_id,
         item.version,
         item.state,
-        CASE WHEN item.state IN ('sent', 'withdrawn') THEN item.version END,
-        CASE WHEN item.state = 'sent' THEN item.digest END,
-        CASE
-            WHEN item.rejected_fields IS NOT NULL
-                THEN array(SELECT jsonb_array_elements_text(item.rejected_fields))
-        END,
+        item.acked_version,
+        item.acked_digest,
+        item.rejected_fields,
         item.batch_id,
         item.extracted_at,
-        item.resolved_at,
-        CASE WHEN item.state <> 'withdrawn' THEN item.patient_id END,
-        CASE WHEN item.state <> 'withdrawn' THEN item.partner_ids END
+        item.changed_at,
+        item.patient_id,
+        item.partner_ids
     FROM item
+    WHERE NOT %(is_sure)s::boolean OR item.version <> 1
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = excluded.version,
@@ -125,7 +159,9 @@ displaced AS (
         version = greatest(other.version, item.version)
     FROM item
     WHERE
-        item.state = 'withdrawn'
+        -- Said of the batch as well, so that nothing is looked through when records are sent.
+        (SELECT batch.operation FROM batch) = 'withdraw'
+        AND item.state = 'withdrawn'
         AND other.appointment_id = item.appointment_id
         AND other.lpu_id = item.lpu_id
         AND other.clinic_id <> item.clinic_id
@@ -137,7 +173,8 @@ closed AS (
     DELETE FROM ledger.revocation AS revocation
     USING item
     WHERE
-        item.state = 'withdrawn'
+        (SELECT batch.operation FROM batch) = 'withdraw'
+        AND item.state = 'withdrawn'
         AND revocation.clinic_id = item.clinic_id
         AND revocation.appointment_id = item.appointment_id
         AND revocation.lpu_id = item.lpu_id
@@ -146,4 +183,4 @@ closed AS (
 
 SELECT
     (SELECT count(*) FROM batch) AS batches,
-    (SELECT count(*) FROM kept) AS records
+    (SELECT count(*) FROM begun) + (SELECT count(*) FROM kept) AS records

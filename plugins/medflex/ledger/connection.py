@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 from psycopg.rows import dict_row
 
-from medflex.errors import LedgerOutdatedError, LedgerRefusedError, LedgerUnavailableError, MedflexPipelineError
+from medflex.errors import (
+    LedgerConflictError,
+    LedgerOutdatedError,
+    LedgerRefusedError,
+    LedgerUnavailableError,
+    MedflexPipelineError,
+)
 from medflex.ledger.migrate import HEAD
 from medflex.postgres import ThreadConnections, has_no_room, refused_login
 from medflex.sql import query
@@ -155,6 +161,11 @@ def translated_ledger_errors() -> Iterator[None]:
         raise LedgerUnavailableError(
             "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
             " reachable from the workers."
+        ) from None
+    except psycopg.errors.UniqueViolation:
+        raise LedgerConflictError(
+            "The ledger has a row already that was to be new: another task has written for the same clinic. The next"
+            " attempt begins with what is there now."
         ) from None
     except psycopg.Error as error:
         raise LedgerUnavailableError(

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from medflex.arrow import of_types, read_frame
 from medflex.domain.packing import Shard
-from medflex.errors import LeaseLostError, RunIncompleteError
+from medflex.errors import LeaseLostError, LedgerConflictError, RunIncompleteError
 from medflex.ledger.actions import PartnerActions
 from medflex.ledger.alerts import Alerts
 from medflex.ledger.connection import translated_ledger_errors
@@ -557,8 +557,19 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         """Write down what became of batches and their records, all or none; ``False`` for one that another task has
         resolved before.
         """
+        try:
+            return self._resolve(resolutions, is_sure=True)
+        except LedgerConflictError:
+            # A record had a first version already, in another open batch: all are written anew, and looked for first.
+            return self._resolve(resolutions, is_sure=False)
+
+    def _resolve(self, resolutions: Sequence[Resolution], *, is_sure: bool) -> list[bool]:
         # In this order everybody locks batches, so that no two wait for each other.
-        rows = self._for_each("ledger/resolve_batch", [self._resolution(item) for item in resolutions], by="batch_id")
+        rows = self._for_each(
+            "ledger/resolve_batch",
+            [self._resolution(item) | {"is_sure": is_sure} for item in resolutions],
+            by="batch_id",
+        )
         return [bool(row and row["batches"]) for row in rows]
 
     def _resolution(self, resolution: Resolution) -> dict[str, Any]:
