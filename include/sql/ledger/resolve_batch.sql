@@ -4,7 +4,7 @@
 -- Grain:      one row with the number of batches resolved: 0 when somebody else has resolved it before.
 -- Parameters: batch_id, outcome, http_status, rejected_ids, rejected_fields (jsonb: id -> field names), outdated_ids,
 --             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock,
---             is_sure boolean: nothing is in the way of first versions; where something is, it fails with 23505
+--             is_way_clear boolean: nothing is in the way of first versions; where something is, it fails with 23505
 -- Personal:   none; of a rejection only the names of the fields are kept, never Medflex's text.
 WITH batch AS (
     UPDATE ledger.batch
@@ -34,6 +34,7 @@ WITH batch AS (
         rejected_ids || outdated_ids || unknown_ids AS unsettled_ids
 ),
 
+-- The columns in the order in which both inserts below name them.
 item AS (
     SELECT
         batch.clinic_id,
@@ -79,22 +80,9 @@ begun AS (
         clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
         extracted_at, changed_at, patient_id, partner_ids
     )
-    SELECT
-        item.clinic_id,
-        item.appointment_id,
-        item.lpu_id,
-        item.version,
-        item.state,
-        item.acked_version,
-        item.acked_digest,
-        item.rejected_fields,
-        item.batch_id,
-        item.extracted_at,
-        item.changed_at,
-        item.patient_id,
-        item.partner_ids
+    SELECT item.*
     FROM item
-    WHERE %(is_sure)s::boolean AND item.version = 1
+    WHERE %(is_way_clear)s::boolean AND item.version = 1
     RETURNING 1
 ),
 
@@ -103,22 +91,9 @@ kept AS (
         clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
         extracted_at, changed_at, patient_id, partner_ids
     )
-    SELECT
-        item.clinic_id,
-        item.appointment_id,
-        item.lpu_id,
-        item.version,
-        item.state,
-        item.acked_version,
-        item.acked_digest,
-        item.rejected_fields,
-        item.batch_id,
-        item.extracted_at,
-        item.changed_at,
-        item.patient_id,
-        item.partner_ids
+    SELECT item.*
     FROM item
-    WHERE NOT %(is_sure)s::boolean OR item.version <> 1
+    WHERE NOT %(is_way_clear)s::boolean OR item.version <> 1
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = excluded.version,

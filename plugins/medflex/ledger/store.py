@@ -558,16 +558,16 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         resolved before.
         """
         try:
-            return self._resolve(resolutions, is_sure=True)
+            return self._resolve(resolutions, is_way_clear=True)
         except LedgerConflictError:
             # A record had a first version already, in another open batch: all are written anew, and looked for first.
-            return self._resolve(resolutions, is_sure=False)
+            return self._resolve(resolutions, is_way_clear=False)
 
-    def _resolve(self, resolutions: Sequence[Resolution], *, is_sure: bool) -> list[bool]:
+    def _resolve(self, resolutions: Sequence[Resolution], *, is_way_clear: bool) -> list[bool]:
         # In this order everybody locks batches, so that no two wait for each other.
         rows = self._for_each(
             "ledger/resolve_batch",
-            [self._resolution(item) | {"is_sure": is_sure} for item in resolutions],
+            [self._resolution(item) | {"is_way_clear": is_way_clear} for item in resolutions],
             by="batch_id",
         )
         return [bool(row and row["batches"]) for row in rows]
