@@ -119,6 +119,14 @@ def test_consent_and_validation_are_upstream_of_every_task_that_sends() -> None:
             assert found.get_task(behind).trigger_rule == TriggerRule.ALL_SUCCESS
 
 
+def test_extract_waits_for_the_gate_and_for_the_end_of_the_withdrawals_whatever_it_was() -> None:
+    found = dag("medflex_transfer")
+    assert {"shard.wait_for_activation", "shard.withdrawals_ended"} <= found.get_task("shard.extract").upstream_task_ids
+    ended = found.get_task("shard.withdrawals_ended")
+    assert ended.trigger_rule == TriggerRule.ALL_DONE
+    assert "shard.withdraw_revoked" in ended.upstream_task_ids
+
+
 def test_only_these_tasks_use_the_connection_to_medflex() -> None:
     """``load`` and ``share_changes`` send, the others withdraw, compare, or speak of partner actions; nothing else of
     the product speaks to Medflex.
