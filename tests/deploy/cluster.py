@@ -161,9 +161,8 @@ class Deployment:
     # Life
 
     def run(self, service: str, command: Sequence[str] | None = None) -> str:
-        """Run a service that ends by itself to its end; return what it said."""
-        words = list(command or self.services[service]["command"])
-        words[0] = str(self.bin / words[0])
+        """Run a service that ends by itself to its end, or another command in its place; return what it said."""
+        words = self._of_package(command) if command else self.words(service)
         done = subprocess.run(
             words, env=self.environment(service), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
         )
@@ -223,11 +222,17 @@ class Deployment:
     def start(self, *services: str) -> None:
         """Start parts of Airflow; `wait_healthy` tells when they are there."""
         for service in services:
-            words = [str(word) for word in self.services[service]["command"]]
-            if service in WORKERS:
-                words += ["--celery-hostname", f"celery@{service}"]
-            words[0] = str(self.bin / words[0])
-            self.processes.start(service, words, self.environment(service))
+            self.processes.start(service, self.words(service), self.environment(service))
+
+    def words(self, service: str) -> list[str]:
+        """The service's command, with a name of its own for each worker."""
+        own = ["--celery-hostname", f"celery@{service}"] if service in WORKERS else []
+        return self._of_package([*self.services[service]["command"], *own])
+
+    def _of_package(self, command: Sequence[str]) -> list[str]:
+        """The command with its program among the packages."""
+        program, *words = command
+        return [str(self.bin / program), *words]
 
     def wait_healthy(self, *services: str) -> None:
         for service in services:

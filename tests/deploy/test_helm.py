@@ -16,8 +16,8 @@ TEXT = (ROOT / "deploy/helm/values.yaml").read_text()
 VALUES: dict[str, Any] = yaml.safe_load(TEXT)
 STATSD: dict[str, Any] = yaml.safe_load((ROOT / "deploy/helm/statsd.yaml").read_text())
 
-# Keys of chart/values.yaml in apache/airflow, read at commit 5f1ee0aea931bd3a221eab567f6ad724c587b43a, which is after
-# chart 1.22.0 and before the next one. Where a path ends, anything may follow: Kubernetes' own fields, or free keys.
+# Keys of values.yaml in the archive of chart 1.22.0. Where a path ends, anything may follow: Kubernetes' own fields, or
+# free keys. With the archive at hand, test_chart.py lets Helm judge all of it by the chart's own schema.
 KNOWN = """
 airflowVersion defaultAirflowRepository defaultAirflowTag uid gid executor allowPodLaunching allowJobLaunching
 images.useDefaultImageForMigration
@@ -34,7 +34,14 @@ dagProcessor.enabled dagProcessor.replicas dagProcessor.resources
 triggerer.enabled triggerer.replicas triggerer.persistence.enabled triggerer.resources
 apiServer.replicas apiServer.args apiServer.resources
 migrateDatabaseJob.enabled migrateDatabaseJob.applyCustomEnv migrateDatabaseJob.args migrateDatabaseJob.resources
-createUserJob.enabled
+createUserJob.enabled createUserJob.serviceAccount.create
+rbac.create
+workers.celery.serviceAccount.automountServiceAccountToken scheduler.serviceAccount.automountServiceAccountToken
+dagProcessor.serviceAccount.automountServiceAccountToken triggerer.serviceAccount.automountServiceAccountToken
+apiServer.serviceAccount.automountServiceAccountToken migrateDatabaseJob.serviceAccount.automountServiceAccountToken
+databaseCleanup.serviceAccount.automountServiceAccountToken redis.serviceAccount.automountServiceAccountToken
+statsd.serviceAccount.automountServiceAccountToken
+scheduler.logGroomerSidecar.resources dagProcessor.logGroomerSidecar.resources triggerer.logGroomerSidecar.resources
 redis.enabled redis.passwordSecretName redis.uid redis.resources
 redis.persistence.enabled redis.persistence.size redis.securityContexts.pod redis.securityContexts.container
 statsd.enabled statsd.uid statsd.resources statsd.overrideMappings
