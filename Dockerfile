@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 # Two images: `production` is all that Airflow's components need, `demo` adds the made-up Medlock and the Medflex sandbox.
 # The slim base has Airflow and nothing else, so that the lock below decides about every package. Another base needs
-# Python 3.11, pip, bash, curl and a user 50000 with a home of its own.
+# Python 3.11, pip 24.1 or newer (older ones want a hash for each of a package's extras, too), bash, curl and a user 50000
+# with a home of its own.
 ARG BASE_IMAGE=apache/airflow:slim-3.3.2-python3.11
 
 # hadolint ignore=DL3006
