@@ -330,3 +330,45 @@ def test_what_is_permitted_again_is_counted_once_though_the_clinic_is_taken_over
     assert found == {
         "revoked": len(gone), "withdrawn": len(gone) - len(regranted), "permitted_again": len(regranted)
     }  # fmt: skip
+
+
+def test_a_no_stays_one_however_often_its_vanished_row_is_looked_at(sent: World) -> None:
+    """Each look finds an absence by then; what the first one found must not be forgotten for it."""
+    withdraw(sent)
+    ids = some(sent, 25)
+    sent.edit("UPDATE medlock.appointment SET is_anonymous = true, updated_at = now() WHERE id = ANY(%s)", [ids[:1]])
+    # Not processed for certain, so that the record does not count as being withdrawn.
+    fault = sent.control.add_fault("down")
+    withdraw(sent, attempts=1)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    for _ in range(2):
+        assert withdraw(sent, [1], attempts=1).total("withdrawn") == 0
+    kept = sent.read_ledger("SELECT reason, by_absence FROM ledger.revocation WHERE appointment_id = %s", [ids[0]])
+    assert kept == [("anonymous_appointment", False)]
+    sent.control.remove_fault(fault)
+    assert withdraw(sent, [1]).total("held") == 24
+    assert ids[0] not in shown_ids(sent)
+    assert set(ids[1:]) <= shown_ids(sent)
+
+
+@pytest.mark.parametrize("lane", [[1, 2, 3], None], ids=["sweep", "quick"])
+@pytest.mark.parametrize("status", [None, 504], ids=["unknown", "silent"])
+def test_an_old_lpu_id_that_medflex_knows_no_more_keeps_no_refusal_from_the_present_one(
+    sent: World, lane: list[int] | None, status: int | None
+) -> None:
+    withdraw(sent)
+    old = of_clinic(sent, 1)
+    sent.edit("UPDATE medlock.clinic SET lpu_id = 4711 WHERE id = 1")
+    sent.introduce_clinics()
+    assert transfer(sent) > 0
+    if status is None:
+        sent.control.remove_clinics([old])
+    else:
+        sent.control.add_fault("status", match={"lpu_id": old}, status=status)
+    refused = some(sent, 1)
+    sent.edit(REFUSE.format("refused_marketing", "true"), [refused])
+    assert (4711, refused[0]) in sent.control.records()
+    # Many batches under the old number, and they come first.
+    result = withdraw(sent, lane, clock=later(), batch_size=10, parallel=1, attempts=1)
+    assert result.problems
+    assert (4711, refused[0]) not in sent.control.records()

@@ -205,6 +205,29 @@ def test_what_is_sent_looks_through_no_table_as_long_as_it_was_small_when_it_was
     assert counted == (40, 0)
 
 
+def test_what_a_person_released_is_told_from_what_vanished_by_itself_record_by_record_but_not_hold_by_hold(
+    ledger: Ledger, ledger_db: str
+) -> None:
+    """A clinic that has purged its old years has tens of thousands of both, and everybody's refusals wait for this."""
+    ledger.acquire([CLINIC], "task")
+    released, by_itself = list(range(1, 2001)), list(range(2001, 2008))
+    for ids in (released, by_itself):
+        more = {"operation": "withdraw", "reasons": ["appointment_gone"] * len(ids), "revoked_at": [NOW] * len(ids)}
+        batch = intent(ledger, ids, [1] * len(ids), None, **more)
+        ledger.resolve(batch.batch_id, BatchOutcome("acknowledged", 200))
+    with psycopg.connect(ledger_db, autocommit=True) as owner:
+        owner.execute(
+            "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live, state)"
+            " VALUES (%s, %s, %s, '{}', '{}', 0, 'released'), (%s, %s, %s, '{}', '{}', 0, 'kept')",
+            [CLINIC, NOW, released, CLINIC, NOW, by_itself],
+        )
+        asked = {"clinic_ids": [CLINIC], "since": NOW - timedelta(hours=24), "reasons": ["appointment_gone"]}
+        lines = owner.execute("EXPLAIN " + query("ledger/withdrawn_by_absence"), asked).fetchall()  # type: ignore[operator]
+    assert ledger.withdrawn_by_absence([CLINIC], NOW - timedelta(hours=24)) == {CLINIC: len(by_itself)}
+    plan = "\n".join(line for (line,) in lines)
+    assert "hashed SubPlan" in plan, plan
+
+
 def test_an_open_intent_hides_what_was_acknowledged_before(ledger: Ledger) -> None:
     """The change may have arrived: were the old digest trusted, changing it back would look like nothing to do."""
     ledger.acquire([CLINIC], "task")

@@ -26,8 +26,13 @@ WITH kept AS (
         ) AS item (clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at)
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
-            reason = excluded.reason,
-            by_absence = excluded.by_absence,
+            -- Somebody's no that has not reached Medflex stays one, also when the row has vanished since: an absence
+            -- may be held back, and would be from the look after that one on.
+            reason = CASE
+                WHEN excluded.by_absence AND NOT revocation.by_absence THEN revocation.reason
+                ELSE excluded.reason
+            END,
+            by_absence = revocation.by_absence AND excluded.by_absence,
             revoked_at = least(revocation.revoked_at, excluded.revoked_at)
     RETURNING (xmax = 0) AS is_new
 )

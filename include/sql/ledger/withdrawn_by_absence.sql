@@ -15,12 +15,17 @@ WHERE
     AND batch.created_at >= %(since)s
     AND batch.clinic_id = any(%(clinic_ids)s::bigint[])
     AND item.reason = any(%(reasons)s::text[])
-    AND NOT EXISTS (
-        SELECT 1
+    -- Not as "is it in the array": Postgres would read a hold's whole array for each record, and a clinic's purge has
+    -- tens of thousands of both.
+    AND (batch.clinic_id, item.appointment_id) NOT IN (
+        SELECT
+            hold.clinic_id,
+            released.appointment_id
         FROM ledger.hold AS hold
+        CROSS JOIN LATERAL unnest(hold.appointment_ids) AS released (appointment_id)
         WHERE
-            hold.clinic_id = batch.clinic_id
-            AND hold.state = 'released'
-            AND item.appointment_id = any(hold.appointment_ids)
+            hold.state = 'released'
+            AND hold.clinic_id = any(%(clinic_ids)s::bigint[])
+            AND released.appointment_id IS NOT NULL
     )
 GROUP BY batch.clinic_id

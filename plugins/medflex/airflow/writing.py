@@ -111,6 +111,8 @@ class Delivery:
 
     def __init__(self, batch: Batch) -> None:
         self.clinic_id = batch.clinic_id
+        # Under which clinic's number Medflex has these records; known also when they are all accounted for.
+        self.lpu_id = int(batch.records["lpu_id"][0])
         self.records = batch.records
         self.versions = batch.versions
         self.intent: Intent | None = None
@@ -126,11 +128,6 @@ class Delivery:
     def key(self) -> str:
         """The idempotency key of the present intent."""
         return str(self.intent.idempotency_key) if self.intent else ""
-
-    @property
-    def lpu_id(self) -> int:
-        """Under which clinic's number Medflex has these records."""
-        return int(self.records["lpu_id"][0])
 
     @property
     def by_id(self) -> dict[int, int]:
@@ -193,6 +190,7 @@ class LeaseHolder(Paced, ABC):
         self._token: UUID | None = None
         self._epochs: dict[int, int] = {}
         self._lost: set[int] = set()
+        self._hopeless: set[tuple[int, int]] = set()
         self._taken_over: set[int] = set()
         self._failing: set[int] = set()
         self._renewed = clock.now()
@@ -268,6 +266,7 @@ class LeaseHolder(Paced, ABC):
             rounds[clinic_id] += 1
             if rounds[clinic_id] < _MOST_ROUNDS:
                 self._lost.discard(clinic_id)
+                self._hopeless = {pair for pair in self._hopeless if pair[0] != clinic_id}
                 self._forget(clinic_id)
                 again.append(clinic_id)
             else:
@@ -453,16 +452,19 @@ class Writer(LeaseHolder):
         """Return those of them for which sending has not stopped."""
         if self._halted:
             return []
-        return [item for item in deliveries if len(item.records) and item.clinic_id not in self._lost]
+        return [item for item in deliveries if len(item.records) and not self._is_stopped(item)]
+
+    def _is_stopped(self, delivery: Delivery) -> bool:
+        return delivery.clinic_id in self._lost or (delivery.clinic_id, delivery.lpu_id) in self._hopeless
 
     @contextmanager
     def _troubled(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
-        """Whatever goes wrong in here is trouble of these deliveries' clinics."""
+        """Whatever goes wrong in here is trouble of these deliveries' clinics, at Medflex."""
         try:
             yield
         except MedflexPipelineError as error:
-            for clinic_id in sorted({delivery.clinic_id for delivery in deliveries}):
-                self._trouble(error, clinic_id)
+            for clinic_id, lpu_id in sorted({(delivery.clinic_id, delivery.lpu_id) for delivery in deliveries}):
+                self._trouble(error, clinic_id, lpu_id)
 
     def _deliver(self, delivery: Delivery, answered: list[Delivery]) -> None:
         """Post one batch until it is answered, or there is no hope.
@@ -476,7 +478,7 @@ class Writer(LeaseHolder):
                 self._settle(answered)
                 if not self._back_off(number, delivery.retry_after):
                     break
-            if not self._wait_for_slot() or delivery.clinic_id in self._lost:
+            if not self._wait_for_slot() or self._is_stopped(delivery):
                 return
             self._keep_leases()
             delivery.retry_after = None
@@ -521,7 +523,7 @@ class Writer(LeaseHolder):
         for delivery, intent in zip(new, intents, strict=True):
             delivery.intent = intent
             if intent is None:
-                self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id)
+                self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id, delivery.lpu_id)
 
     def _settle(self, answered: list[Delivery]) -> None:
         """Write Medflex's verdicts down, and empty the list."""
@@ -536,7 +538,7 @@ class Writer(LeaseHolder):
                 if is_ours:
                     self._settled(delivery)
                 else:
-                    self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id)
+                    self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id, delivery.lpu_id)
 
     def _settled(self, delivery: Delivery) -> None:
         reply = delivery.reply
@@ -565,9 +567,16 @@ class Writer(LeaseHolder):
 
     # -- trouble ----------------------------------------------------------------------------------------------------
 
-    def _trouble(self, error: MedflexPipelineError, clinic_id: int) -> None:
-        """Stop what has no hope: the clinic's sending, or, where it is no matter of one clinic, all of it."""
-        self._lost.add(clinic_id)
+    def _trouble(self, error: MedflexPipelineError, clinic_id: int, lpu_id: int) -> None:
+        """Stop what has no hope: the clinic's sending, or, where it is no matter of one clinic, all of it.
+
+        What Medflex says holds for the number that it was asked about: an old one that it knows no more must not keep
+        what the clinic shows under its present one from being withdrawn.
+        """
+        if isinstance(error, MedflexContractError | MedflexUnavailableError):
+            self._hopeless.add((clinic_id, lpu_id))
+        else:
+            self._lost.add(clinic_id)
         if isinstance(error, LeaseLostError):
             # Not yet a problem: whoever took it over will let go of it, unless it is a later attempt of this task.
             log.info("%s", error)
