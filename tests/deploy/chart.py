@@ -128,7 +128,11 @@ class Release(Deployment):
         environment = super().environment(service)
         if service in (*PARTS, "migrations", "cleanup"):
             config = found("ConfigMap", f"{RELEASE}-config")["data"]["airflow.cfg"]
-            (Path(environment["AIRFLOW_HOME"]) / "airflow.cfg").write_text(self._here(config))
+            file = Path(environment["AIRFLOW_HOME"]) / "airflow.cfg"
+            # Once: who starts reads it while others ask for its environment.
+            if not file.exists():
+                file.write_text(self._here(config))
+            del environment["AIRFLOW__CORE__HOSTNAME_CALLABLE"]  # The chart's.
         return environment
 
     def words(self, service: str) -> list[str]:

@@ -536,3 +536,27 @@ def test_the_page_about_it_tells_of_every_variable_and_service() -> None:
     page = (ROOT / "docs/deployment.md").read_text()
     for name in [*variables(), *SERVICES]:
         assert f"`{name}`" in page, name
+
+
+def test_each_image_is_built_by_one_service() -> None:
+    """Several that build the same tag at once keep each other from it, where Compose leaves it to Bake."""
+    services = raw()["services"]
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert sorted(built) == [
+        "${MEDFLEX_DEMO_IMAGE:-medflex-transfer-demo:1.0.0}",
+        "${MEDFLEX_IMAGE:-medflex-transfer:1.0.0}",
+    ]
+    assert services["airflow-migrate"]["build"]["target"] == "production"
+    assert services["demo-data"]["build"]["target"] == "demo"
+
+
+def test_postgres_lets_in_all_that_a_large_run_needs() -> None:
+    services = raw()["services"]
+    (setting,) = [word for word in services["postgres"]["command"] if word.startswith("max_connections=")]
+    environment = services["airflow-worker-1"]["environment"]
+    loads, slots = (
+        int(re.search(r":-(\d+)", environment[name])[1])  # type: ignore[index]
+        for name in ("AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG", "AIRFLOW__CELERY__WORKER_CONCURRENCY")
+    )
+    # Of a load: its threads for batches and for requests, the task itself, and a stream (docs/capacity.md).
+    assert int(setting.removeprefix("max_connections=")) >= 10 * (loads + 2) + 2 * slots + 50

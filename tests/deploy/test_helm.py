@@ -41,6 +41,9 @@ dagProcessor.serviceAccount.automountServiceAccountToken triggerer.serviceAccoun
 apiServer.serviceAccount.automountServiceAccountToken migrateDatabaseJob.serviceAccount.automountServiceAccountToken
 databaseCleanup.serviceAccount.automountServiceAccountToken redis.serviceAccount.automountServiceAccountToken
 statsd.serviceAccount.automountServiceAccountToken
+workers.celery.logGroomerSidecar.requirePersistence workers.celery.logGroomerSidecar.resources
+scheduler.startupProbe.failureThreshold scheduler.livenessProbe.timeoutSeconds
+dagProcessor.livenessProbe.timeoutSeconds triggerer.livenessProbe.timeoutSeconds
 scheduler.logGroomerSidecar.resources dagProcessor.logGroomerSidecar.resources triggerer.logGroomerSidecar.resources
 redis.enabled redis.passwordSecretName redis.uid redis.resources
 redis.persistence.enabled redis.persistence.size redis.securityContexts.pod redis.securityContexts.container
@@ -114,7 +117,7 @@ def test_secrets_are_named_and_none_is_written_down() -> None:
     assert len(secrets) == 7
     page = (ROOT / "docs/deployment.md").read_text()
     for name in secrets:
-        assert f"generic {name} " in page, name
+        assert f"generic {name} --from-env-file=" in page, name
     for item in VALUES["env"]:
         assert not re.search(r"PASSWORD|SECRET|TOKEN|_KEY$|AIRFLOW_CONN_", item["name"])
     assert not re.search(r"password: |://[^/\s]*:[^/\s]*@", TEXT)
@@ -169,3 +172,9 @@ def test_what_airflow_knows_of_old_runs_goes_with_the_ledgers() -> None:
     kept = raw()["services"]["airflow-clean"]["environment"]["AIRFLOW_KEEP_DAYS"]
     assert kept == f"${{AIRFLOW_KEEP_DAYS:-{cleanup['retentionDays']}}}"
     assert cleanup["retentionDays"] >= DAYS["runs_days"]
+
+
+def test_a_worker_is_asked_for_the_log_of_a_running_task_where_it_is() -> None:
+    """A pod of a Deployment has no name that leads to it."""
+    assert VALUES["workers"]["celery"]["persistence"]["enabled"] is False
+    assert VALUES["config"]["core"]["hostname_callable"] == "airflow.utils.net.get_host_ip_address"
