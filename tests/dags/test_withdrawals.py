@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from medflex.airflow.assets import HELD
 from medflex.airflow.tasks import reconcile, release, transfer
+from medflex.airflow.tasks.withdraw import ATTEMPTS
 from sandbox.medflex.faults import Match
 from sandbox.postgres import Cluster
 from tests.airflow.dag_runs import run_dag, run_transfer, task_states
@@ -227,11 +228,16 @@ def test_the_quick_lane_leaves_a_run_only_where_it_found_something_and_alerts_on
     ids = some(shared, 1)
     gone = of_patients(shared, ids)
     shared.edit(REFUSE.format("refused_personal_data", "true"), [ids])
-    shared.connect_medflex(attempts=1)
+    shared.connect_medflex(attempts=5)
     shared.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
     shared.monkeypatch.setenv("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", "0.01")
     log_text()
+    shared.control.forget_request_log()
     failed = run_dag("medflex_withdraw")
+    # Others' refusals wait for this look to end, and the next one asks again.
+    asked = [item for item in shared.control.request_log() if item["path"].startswith("/appointments/withdraw/")]
+    assert len(asked) == ATTEMPTS < 5
+    shared.connect_medflex(attempts=1)
     states = {task: state for (task, _), state in task_states(failed).items()}
     assert states == {"withdraw_revoked_now": "failed", "report_lateness": "failed", "withdrawn": "upstream_failed"}
     sentence = f"{len(gone)} records of 1 clinics may no longer be shared since"

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 CLOCK = SystemClock()
 DEADLINE_SECONDS = 900.0
 """So long may it take from a change in Medlock to Medflex's acknowledgement before somebody is alerted."""
+ATTEMPTS = 2
+"""So often at most a look asks Medflex about one batch. The next look asks again, and new refusals, also of other clinics,
+wait for this one to end: each time-out is more than a minute."""
 
 
 @speaking
@@ -40,7 +43,7 @@ def withdraw_revoked_now() -> dict[str, int]:
             return runs[-1]
 
         withdrawer = Withdrawer(
-            client=open_medflex(ledger),
+            client=open_medflex(ledger, attempts=ATTEMPTS),
             medlock=medlock,
             ledger=ledger,
             clock=CLOCK,
