@@ -20,8 +20,8 @@ CLOCK = SystemClock()
 DEADLINE_SECONDS = 900.0
 """So long may it take from a change in Medlock to Medflex's acknowledgement before somebody is alerted."""
 ATTEMPTS = 2
-"""So often at most a look asks Medflex about one batch. The next look asks again, and new refusals, also of other clinics,
-wait for this one to end: each time-out is more than a minute."""
+"""So often at most a look asks Medflex about one batch. The next look asks again, and new refusals, also of other
+clinics, wait for this one to end: each time-out is more than a minute."""
 
 
 @speaking
