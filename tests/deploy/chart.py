@@ -64,7 +64,7 @@ def manifests() -> tuple[dict[str, Any], ...]:
     return tuple(item for item in yaml.safe_load_all(done.stdout) if item)
 
 
-def found(kind: str, name: str) -> dict[str, Any]:
+def manifest(kind: str, name: str) -> dict[str, Any]:
     """The manifest of this kind and name."""
     (only,) = [item for item in manifests() if (item["kind"], item["metadata"]["name"]) == (kind, name)]
     return only
@@ -81,7 +81,7 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def container(workload: str, name: str) -> dict[str, Any]:
     """The container of that name in a workload's pods."""
-    (pod,) = [pod for found_name, pod in pods() if found_name == workload]
+    (pod,) = [pod for other, pod in pods() if other == workload]
     (only,) = [item for item in pod["containers"] if item["name"] == name]
     return only
 
@@ -96,25 +96,25 @@ class Release(Deployment):
             f"http://{RELEASE}-api-server:8080": f"http://127.0.0.1:{self.ports['api']}",
             f"statsd_host = {RELEASE}-statsd": "statsd_host = 127.0.0.1",
         }
-        for service, part in PARTS.items():
-            self.services[service] = self._service(container(f"{RELEASE}-{part}", part))
-        migrations = container(f"{RELEASE}-run-airflow-migrations", "run-airflow-migrations")
-        self.services["migrations"] = self._service(migrations)
-        self.services["cleanup"] = self._service(container(f"{RELEASE}-database-cleanup", "database-cleanup"))
+        self.rendered = {service: container(f"{RELEASE}-{part}", part) for service, part in PARTS.items()} | {
+            "migrations": container(f"{RELEASE}-run-airflow-migrations", "run-airflow-migrations"),
+            "cleanup": container(f"{RELEASE}-database-cleanup", "database-cleanup"),
+        }
+        self.services |= {name: self._service(started) for name, started in self.rendered.items()}
 
-    def _service(self, found: dict[str, Any]) -> dict[str, Any]:
+    def _service(self, started: dict[str, Any]) -> dict[str, Any]:
         """A container as a service of the compose file."""
-        assert found["envFrom"] == [{"secretRef": {"name": "medflex-product"}}]
+        assert started["envFrom"] == [{"secretRef": {"name": "medflex-product"}}]
         environment = {name: self.compose[name] for name in PRODUCT if name in self.compose}
-        for item in found["env"]:
+        for item in started["env"]:
             if "value" in item:
                 environment[item["name"]] = item["value"]
             else:
                 key = item["valueFrom"]["secretKeyRef"]
                 environment[item["name"]] = self.compose[SECRETS[key["name"], key["key"]]]
         # The image's entry point gives a word that is no program of Airflow's to the shell, as here.
-        service = {"environment": environment, "command": found["args"]}
-        probe = found.get("livenessProbe", {})
+        service = {"environment": environment, "command": started["args"]}
+        probe = started.get("livenessProbe", {})
         if "exec" in probe:
             words = [word.replace("exec /entrypoint", "exec env") for word in probe["exec"]["command"]]
             service["healthcheck"] = {"test": ["CMD", *words]}
@@ -126,8 +126,8 @@ class Release(Deployment):
     def environment(self, service: str) -> dict[str, str]:
         """What the service's container gets; the chart's ``airflow.cfg`` lies where it is looked for."""
         environment = super().environment(service)
-        if service in (*PARTS, "migrations", "cleanup"):
-            config = found("ConfigMap", f"{RELEASE}-config")["data"]["airflow.cfg"]
+        if service in self.rendered:
+            config = manifest("ConfigMap", f"{RELEASE}-config")["data"]["airflow.cfg"]
             file = Path(environment["AIRFLOW_HOME"]) / "airflow.cfg"
             # Once: who starts reads it while others ask for its environment.
             if not file.exists():
@@ -136,7 +136,7 @@ class Release(Deployment):
         return environment
 
     def words(self, service: str) -> list[str]:
-        if service not in (*PARTS, "migrations", "cleanup"):
+        if service not in self.rendered:
             return super().words(service)
         shell, option, text = self.services[service]["command"]
         # Both would have the name of this machine.
@@ -147,17 +147,7 @@ class Release(Deployment):
         """Run the chart's job, make the buckets and an administrator, start all parts, until each is alive."""
         self.run("migrations")
         self.run("storage-buckets")
-        self.run(
-            "storage-buckets",
-            ["python", "-c",
-             "import boto3, json, os; c = json.loads(os.environ['AIRFLOW_CONN_MEDFLEX_STORAGE']);"
-             " boto3.client('s3', aws_access_key_id=c['login'], aws_secret_access_key=c['password'], **c['extra'])"
-             ".create_bucket(Bucket='medflex-logs')"],
-        )  # fmt: skip
-        self.run(
-            "airflow-api-server",
-            ["airflow", "users", "create", "--role", "Admin", "--username", user, "--password", password,
-             "--firstname", "-", "--lastname", "-", "--email", f"{user}@example.com"],
-        )  # fmt: skip
+        self.s3("s3.create_bucket(Bucket='medflex-logs')")
+        self.make_administrator("airflow-api-server", user, password)
         self.start(*COMPONENTS, *WORKERS)
         self.wait_healthy(*COMPONENTS, WORKERS[0])

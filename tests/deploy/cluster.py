@@ -7,6 +7,7 @@ Packages are those of the images' lock, in an environment of their own. Redis is
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import os
 import re
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 
 from sandbox.airflow_api import Airflow
 from sandbox.containers import fill
 from sandbox.medflex.process import MedflexProcess
 from sandbox.postgres import Cluster, binaries, free_port
 from sandbox.services import Services
+from sandbox.stack import DAG_ID, RUN_TIME, RUN_ZONE
 from scripts import new_env
 from tests.deploy.compose import EXAMPLE, ROOT, dotenv, interpolated
 
@@ -156,7 +159,12 @@ class Deployment:
         }
 
     def airflow(self, user: str, password: str) -> Airflow:
-        return Airflow(f"http://127.0.0.1:{self.ports['api']}", user, password)
+        return Airflow(self.address, user, password)
+
+    @property
+    def address(self) -> str:
+        """Of the api-server."""
+        return f"http://127.0.0.1:{self.ports['api']}"
 
     # Life
 
@@ -196,15 +204,48 @@ class Deployment:
         for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
             self.run(once)
         self.let_staging_expire()
-        self.run(
-            "airflow-cli",
-            ["airflow", "users", "create", "--role", "Admin", "--username", user, "--password", password,
-             "--firstname", "-", "--lastname", "-", "--email", f"{user}@example.com"],
-        )  # fmt: skip
+        self.make_administrator("airflow-cli", user, password)
         self.start("airflow-api-server")
         self.wait_healthy("airflow-api-server")
         self.start(*COMPONENTS[1:], *WORKERS)
         self.wait_healthy(*COMPONENTS[1:], *WORKERS)
+
+    def make_administrator(self, service: str, user: str, password: str) -> None:
+        """Make a user of Airflow, in the place of what the service would run."""
+        self.run(
+            service,
+            ["airflow", "users", "create", "--role", "Admin", "--username", user, "--password", password,
+             "--firstname", "-", "--lastname", "-", "--email", f"{user}@example.com"],
+        )  # fmt: skip
+
+    def s3(self, code: str) -> str:
+        """Return what a program says that has boto3 and a client ``s3`` of the object store."""
+        program = (
+            "import boto3, json, os\n"
+            "c = json.loads(os.environ['AIRFLOW_CONN_MEDFLEX_STORAGE'])\n"
+            "s3 = boto3.client('s3', aws_access_key_id=c['login'], aws_secret_access_key=c['password'], **c['extra'])\n"
+        )
+        return self.run("storage-buckets", ["python", "-c", program + code]).strip()
+
+    def session(self, user: str, password: str) -> requests.Session:
+        """A session of the api-server's, logged in; addresses are below ``address``."""
+        session = requests.Session()
+        session.trust_env = False
+        log_in = {"username": user, "password": password}
+        token = session.post(f"{self.address}/auth/token", json=log_in, timeout=30).json()["access_token"]
+        session.headers["Authorization"] = f"Bearer {token}"
+        return session
+
+    def daily_run(self, airflow: Airflow) -> str:
+        """The id of a run of the daily DAG, for yesterday, that has ended; the DAG is paused again."""
+        wait_for("the DAGs", lambda: airflow.dag(DAG_ID) is not None)
+        day = dt.datetime.now(RUN_ZONE).date() - dt.timedelta(days=1)
+        made = airflow.trigger(DAG_ID, dt.datetime.combine(day, RUN_TIME, RUN_ZONE), {})
+        assert made is not None
+        airflow.unpause(DAG_ID)
+        wait_for("the end of the run", lambda: airflow.run_state(DAG_ID, made) in ("success", "failed"), 600)
+        airflow.pause(DAG_ID)
+        return made
 
     def let_staging_expire(self) -> str:
         """Run the service ``storage-expiry``; return what it said."""

@@ -5,20 +5,18 @@ Wants Helm and the chart's archive, which no package index has; without them not
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-import requests
 
 from sandbox.airflow_api import Airflow
-from sandbox.stack import DAG_ID, RUN_TIME, RUN_ZONE
+from sandbox.stack import DAG_ID
 from tests.deploy import chart
 from tests.deploy.chart import PARTS, PRODUCT, RELEASE, SECRETS, Release, container, manifests, pods
-from tests.deploy.cluster import COMPONENTS, WORKERS, wait_for
+from tests.deploy.cluster import COMPONENTS, WORKERS
 from tests.deploy.compose import ROOT
 from tests.deploy.test_helm import TEXT, VALUES
 
@@ -98,8 +96,8 @@ def test_every_secret_is_one_that_the_page_makes() -> None:
 
 
 def test_the_broker_is_found_and_reached_by_those_who_need_it_only() -> None:
-    assert f"@{chart.found('Service', f'{RELEASE}-redis')['metadata']['name']}:6379/0" in PAGE
-    (rule,) = chart.found("NetworkPolicy", f"{RELEASE}-redis-policy")["spec"]["ingress"]
+    assert f"@{chart.manifest('Service', f'{RELEASE}-redis')['metadata']['name']}:6379/0" in PAGE
+    (rule,) = chart.manifest("NetworkPolicy", f"{RELEASE}-redis-policy")["spec"]["ingress"]
     let_in = {item["podSelector"]["matchLabels"]["component"] for item in rule["from"]}
     assert let_in == {"worker", "scheduler", "flower"}
 
@@ -135,14 +133,7 @@ def airflow(release: Release) -> Airflow:
 @pytest.fixture(scope="module")
 def run_id(release: Release, airflow: Airflow) -> str:
     """A run of the daily DAG that has ended."""
-    wait_for("the DAGs", lambda: airflow.dag(DAG_ID) is not None)
-    day = dt.datetime.now(RUN_ZONE).date() - dt.timedelta(days=1)
-    made = airflow.trigger(DAG_ID, dt.datetime.combine(day, RUN_TIME, RUN_ZONE), {})
-    assert made is not None
-    airflow.unpause(DAG_ID)
-    wait_for("the end of the run", lambda: airflow.run_state(DAG_ID, made) in ("success", "failed"), 600)
-    airflow.pause(DAG_ID)
-    return made
+    return release.daily_run(airflow)
 
 
 def test_the_daily_run_goes_through(release: Release, airflow: Airflow, run_id: str) -> None:
@@ -152,15 +143,11 @@ def test_the_daily_run_goes_through(release: Release, airflow: Airflow, run_id: 
 
 def test_logs_are_read_from_the_object_store(release: Release, run_id: str) -> None:
     """A worker's own disk goes with its pod."""
-    address = f"http://127.0.0.1:{release.ports['api']}"
-    session = requests.Session()
-    session.trust_env = False
-    token = session.post(f"{address}/auth/token", json={"username": USER, "password": PASSWORD}, timeout=30).json()
-    session.headers["Authorization"] = f"Bearer {token['access_token']}"
+    session = release.session(USER, PASSWORD)
     release.processes.stop(list(WORKERS))
     try:
         path = f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/plan_shards/logs/1"
-        answer = session.get(address + path, headers={"Accept": "application/json"}, timeout=60)
+        answer = session.get(release.address + path, headers={"Accept": "application/json"}, timeout=60)
         assert answer.status_code == 200, answer.text
         events = [line["event"] for line in answer.json()["content"]]
         assert any("s3://medflex-logs/airflow/" in event for event in events), events[:5]

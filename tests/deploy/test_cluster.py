@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from sandbox.airflow_api import Airflow
-from sandbox.stack import DAG_ID, OTHER_DAG_IDS, RUN_TIME, RUN_ZONE
+from sandbox.stack import DAG_ID, OTHER_DAG_IDS
 from tests.deploy.cluster import WORKERS, Deployment, packages, wait_for
 from tests.deploy.compose import EXAMPLE, ROOT, dotenv, interpolated
 
@@ -49,24 +49,7 @@ def airflow(deployment: Deployment) -> Airflow:
 @pytest.fixture(scope="module")
 def run_id(deployment: Deployment, airflow: Airflow) -> str:
     """A run of the daily DAG that has ended."""
-    wait_for("the DAGs", lambda: airflow.dag(DAG_ID) is not None)
-    day = dt.datetime.now(RUN_ZONE).date() - dt.timedelta(days=1)
-    found = airflow.trigger(DAG_ID, dt.datetime.combine(day, RUN_TIME, RUN_ZONE), {})
-    assert found is not None
-    airflow.unpause(DAG_ID)
-    wait_for("the end of the run", lambda: airflow.run_state(DAG_ID, found) in ("success", "failed"), 600)
-    airflow.pause(DAG_ID)
-    return found
-
-
-def s3(deployment: Deployment, code: str) -> str:
-    """What a program says that has boto3 and a client ``s3`` of the object store."""
-    program = (
-        "import boto3, json, os\n"
-        "c = json.loads(os.environ['AIRFLOW_CONN_MEDFLEX_STORAGE'])\n"
-        "s3 = boto3.client('s3', aws_access_key_id=c['login'], aws_secret_access_key=c['password'], **c['extra'])\n"
-    )
-    return deployment.run("storage-buckets", ["python", "-c", program + code]).strip()
+    return deployment.daily_run(airflow)
 
 
 def test_the_daily_run_goes_through_on_two_workers_that_share_an_object_store(
@@ -96,16 +79,15 @@ def test_the_workers_have_imported_the_tasks_libraries_before_they_fork(deployme
 
 def test_staging_is_gone_and_the_report_is_there(deployment: Deployment, run_id: str) -> None:
     keys = "print(*[o['Key'] for o in s3.list_objects_v2(Bucket='{}').get('Contents', [])], sep='\\n')"
-    assert s3(deployment, keys.format("medflex-staging")) == ""
-    assert "reports/index.html" in s3(deployment, keys.format("medflex-data-docs")).splitlines()
+    assert deployment.s3(keys.format("medflex-staging")) == ""
+    assert "reports/index.html" in deployment.s3(keys.format("medflex-data-docs")).splitlines()
 
 
 def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
-    rules = s3(deployment, "print(s3.get_bucket_lifecycle_configuration(Bucket='medflex-staging')['Rules'])")
+    rules = deployment.s3("print(s3.get_bucket_lifecycle_configuration(Bucket='medflex-staging')['Rules'])")
     assert "'Days': 3" in rules
     assert "'Enabled'" in rules
-    none = s3(
-        deployment,
+    none = deployment.s3(
         "try: s3.get_bucket_lifecycle_configuration(Bucket='medflex-data-docs')\n"
         "except s3.exceptions.ClientError as e: print(e.response['Error']['Code'])",
     )
@@ -115,11 +97,11 @@ def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
     deployment.let_staging_expire()
     # And it is so of each object, since the collector that the rule is for does not run.
     for bucket, seconds in (("medflex-staging", 3 * 86_400), ("medflex-data-docs", 0)):
-        s3(deployment, f"s3.put_object(Bucket='{bucket}', Key='probe-of-expiry', Body=b'x')")
+        deployment.s3(f"s3.put_object(Bucket='{bucket}', Key='probe-of-expiry', Body=b'x')")
         address = f"http://127.0.0.1:{deployment.ports['filer']}/buckets/{bucket}/probe-of-expiry?metadata=true"
         with urlopen(address, timeout=10) as answer:
             assert json.load(answer)["TtlSec"] == seconds
-        s3(deployment, f"s3.delete_object(Bucket='{bucket}', Key='probe-of-expiry')")
+        deployment.s3(f"s3.delete_object(Bucket='{bucket}', Key='probe-of-expiry')")
 
 
 def test_old_runs_and_logs_go_and_young_ones_stay(deployment: Deployment, run_id: str) -> None:
@@ -151,8 +133,7 @@ def test_old_runs_and_logs_go_and_young_ones_stay(deployment: Deployment, run_id
 def test_the_store_keeps_nothing_in_the_clear_and_lets_nobody_in(deployment: Deployment) -> None:
     # Neither text, which the store packs by itself, nor Parquet, which is packed: random bytes stay as they are.
     secret = secrets.token_bytes(2_000)
-    s3(
-        deployment,
+    deployment.s3(
         f"k, v = 'probe', bytes.fromhex('{secret.hex()}')\n"
         "s3.put_object(Bucket='medflex-staging', Key=k, Body=v)\n"
         "assert s3.get_object(Bucket='medflex-staging', Key=k)['Body'].read() == v",
@@ -166,12 +147,9 @@ def test_the_store_keeps_nothing_in_the_clear_and_lets_nobody_in(deployment: Dep
 
 
 def test_the_pages_know_airflows_users(deployment: Deployment, airflow: Airflow, run_id: str) -> None:
-    address = f"http://127.0.0.1:{deployment.ports['api']}"
-    session = requests.Session()
-    session.trust_env = False
-    assert session.get(f"{address}/medflex/", timeout=30).status_code in (401, 403)
-    token = session.post(f"{address}/auth/token", json={"username": USER, "password": PASSWORD}, timeout=30).json()
-    session.headers["Authorization"] = f"Bearer {token['access_token']}"
+    address = deployment.address
+    assert requests.get(f"{address}/medflex/", timeout=30).status_code in (401, 403)
+    session = deployment.session(USER, PASSWORD)
     clinics = session.get(f"{address}/medflex/", timeout=30)
     assert clinics.status_code == 200
     # The report is read from the object store; one that is not there is not found, and no error.
@@ -180,7 +158,7 @@ def test_the_pages_know_airflows_users(deployment: Deployment, airflow: Airflow,
     assert "<html" in report.text
     # The api-server lives long, and must not remember how the report was.
     put = "s3.put_object(Bucket='medflex-data-docs', Key='reports/index.html', Body=b'<html>the next day</html>')"
-    s3(deployment, put)
+    deployment.s3(put)
     assert "the next day" in session.get(f"{address}/medflex/data-docs/index.html", timeout=30).text
     missing = session.get(f"{address}/medflex/data-docs/runs/none/run.html", timeout=30)
     assert missing.status_code == 404

@@ -189,6 +189,7 @@ class LeaseHolder(Paced, ABC):
         self._run_key = run_key
         self._token: UUID | None = None
         self._epochs: dict[int, int] = {}
+        # Clinics that are written for no more, and those of whose records under one lpu_id Medflex will take no more.
         self._lost: set[int] = set()
         self._hopeless: set[tuple[int, int]] = set()
         self._taken_over: set[int] = set()
