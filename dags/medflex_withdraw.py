@@ -2,8 +2,8 @@
 ### Withdrawal of what may no longer be shared
 
 **Purpose.** Tells Medflex within seconds that a record which was sent earlier may no longer be used: because the
-patient refused, the appointment became anonymous, the doctor was banned from sending, the clinic switched off or cut
-the link to its partners, or the row was deleted in Medlock.
+patient refused, the appointment became anonymous, the doctor was banned from sending, or the clinic switched off or cut
+the link to its partners. Where rows were deleted in Medlock, it starts `medflex_sweep`.
 
 **Schedule.** Whenever something changed in Medlock that can revoke: the triggerer looks every few seconds (asset
 `medflex_consent`). Besides that every five minutes, in case a change left no trace. One run at a time; changes that
@@ -34,7 +34,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
 
 from medflex.airflow import lineage
-from medflex.airflow.assets import CONSENT, HELD_ALIAS
+from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
@@ -53,7 +53,7 @@ with DAG(
     # Tried again briefly, because the next run waits for this one and does the same work.
     default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
 ) as dag:
-    withdraw_revoked_now = task(inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN])(
+    withdraw_revoked_now = task(inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, GO_ON_ALIAS, *lineage.WITHDRAWN])(
         withdraw.withdraw_revoked_now
     )()
     # Also after a failed withdrawal: that is when something gets late.

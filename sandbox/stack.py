@@ -42,8 +42,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 DAG_ID = "medflex_transfer"
 # What runs beside it, each in the file of its name: at an event in Medlock, for a question to a person, by the clock.
 OTHER_DAG_IDS = (
-    "medflex_withdraw", "medflex_partner_actions", "medflex_release", "medflex_housekeeping", "medflex_reconcile",
-    "medflex_alerts",
+    "medflex_withdraw", "medflex_sweep", "medflex_partner_actions", "medflex_release", "medflex_housekeeping",
+    "medflex_reconcile", "medflex_alerts",
 )  # fmt: skip
 RUN_ZONE, RUN_TIME = ZoneInfo("Europe/Moscow"), dt.time(3)
 # Log-ins of the demo's Airflow and their roles. The heads' names are their log-ins in the demo Medlock, too.

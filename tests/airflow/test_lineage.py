@@ -20,7 +20,10 @@ from medflex.airflow.staging import Staging
 from tests.airflow.dag_runs import dag
 
 ROOT = Path(__file__).parents[2]
-DAGS = ("medflex_transfer", "medflex_withdraw", "medflex_partner_actions", "medflex_release", "medflex_reconcile")
+DAGS = (
+    "medflex_transfer", "medflex_withdraw", "medflex_sweep", "medflex_partner_actions", "medflex_release",
+    "medflex_reconcile",
+)  # fmt: skip
 WITHOUT_DATA = {
     "shard.withdrawals_ended", "remove_staging", "withdrawn", "acted", "ask", "hold.ask", "transfer",
     "settle_comparison", "transfer_parameters", "plan_comparison",
@@ -76,7 +79,8 @@ def test_exactly_these_tasks_change_what_partners_see() -> None:
         task.task_id for dag_id in DAGS for task in dag(dag_id).tasks if any(item == SHOWN for item in task.outlets)
     }
     assert writing == {
-        "shard.load", "shard.withdraw_revoked", "withdraw_revoked_now", "reconcile", "hold.carry_out", "share_changes",
+        "shard.load", "shard.withdraw_revoked", "withdraw_revoked_now", "sweep", "reconcile", "hold.carry_out",
+        "share_changes",
     }  # fmt: skip
 
 

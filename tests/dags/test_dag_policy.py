@@ -12,7 +12,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import Asset, AssetAlias, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from medflex.airflow.assets import APPOINTMENTS, CONSENT, HELD, HELD_ALIAS
+from medflex.airflow.assets import APPOINTMENTS, CONSENT, GO_ON_ALIAS, HELD, HELD_ALIAS, SWEEP
 from medflex.airflow.tasks.release import OPTIONS
 from medflex.airflow.triggers.consent import ConsentChangeTrigger
 from tests.airflow.dag_runs import ROOT, dag
@@ -20,6 +20,7 @@ from tests.airflow.dag_runs import ROOT, dag
 DAG_IDS = {
     "medflex_transfer",
     "medflex_withdraw",
+    "medflex_sweep",
     "medflex_partner_actions",
     "medflex_release",
     "medflex_reconcile",
@@ -34,7 +35,7 @@ MAY_SPEAK_TO_MEDFLEX = {
     "parts.open_medflex",
     "transfer.load",
     "transfer.withdraw_revoked",
-    "withdraw.withdraw_revoked_now",
+    "withdraw._withdraw",
     "release._withdraw",
     "reconcile.reconcile",
     "actions.read_actions",
@@ -90,6 +91,7 @@ EXCEPTIONS: dict[str, dict[str, object]] = {
 TIMEOUTS = {
     "medflex_transfer": timedelta(hours=3),
     "medflex_withdraw": timedelta(minutes=30),
+    "medflex_sweep": timedelta(minutes=30),
     "medflex_partner_actions": timedelta(minutes=20),
     "medflex_release": timedelta(hours=1),
     "medflex_reconcile": timedelta(hours=3),
@@ -192,7 +194,8 @@ def test_each_asset_is_the_outlet_of_who_changes_it() -> None:
         ("medflex_transfer", "settle_run"): [APPOINTMENTS],
         # Through the alias, so that there is an event only when something was held.
         ("medflex_transfer", "shard.withdraw_revoked"): [HELD_ALIAS],
-        ("medflex_withdraw", "withdraw_revoked_now"): [HELD_ALIAS],
+        ("medflex_withdraw", "withdraw_revoked_now"): [HELD_ALIAS, GO_ON_ALIAS],
+        ("medflex_sweep", "sweep"): [HELD_ALIAS, GO_ON_ALIAS],
         ("medflex_release", "hold.carry_out"): [HELD_ALIAS],
         ("medflex_reconcile", "reconcile"): [HELD_ALIAS],
     }
@@ -213,6 +216,12 @@ def test_withdrawals_run_by_event_and_by_the_clock() -> None:
     assert isinstance(watcher.trigger, ConsentChangeTrigger)
     assert isinstance(timetable.timetable, CronTriggerTimetable)
     assert timetable.timetable.expression == "*/5 * * * *"
+    # What takes long stands beside them, not before them.
+    timetable = dag("medflex_sweep").timetable
+    assert isinstance(timetable, AssetOrTimeSchedule)
+    assert list(timetable.asset_condition.objects) == [SWEEP]
+    assert isinstance(timetable.timetable, CronTriggerTimetable)
+    assert timetable.timetable.expression == "*/10 * * * *"
 
 
 def test_a_failed_withdrawal_and_a_late_one_both_fail_the_run() -> None:

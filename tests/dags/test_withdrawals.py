@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from medflex.airflow.assets import HELD
+from medflex.airflow.assets import CONSENT, HELD, SWEEP
 from medflex.airflow.tasks import reconcile, release, transfer
 from medflex.airflow.tasks.withdraw import ATTEMPTS
+from medflex.airflow.withdrawing import Withdrawer
 from sandbox.medflex.faults import Match
 from sandbox.postgres import Cluster
 from tests.airflow.dag_runs import run_dag, run_transfer, task_states
@@ -56,13 +59,13 @@ def decisions(world: World, run: Any) -> set[tuple[Any, ...]]:
     return {(decision, clinic_id, *reasons, id_) for decision, clinic_id, reasons, id_ in rows}
 
 
-def held_events(airflow: Cluster, run: Any) -> int:
-    """Return how many events a run has added to the asset that makes ``medflex_release`` ask."""
+def events(airflow: Cluster, run: Any, asset: Asset = HELD) -> int:
+    """Return how many events a run has added to an asset; HELD makes ``medflex_release`` ask."""
     with psycopg.connect(airflow.uri("airflow")) as connection:
         row = connection.execute(
             "SELECT count(*) FROM asset_event JOIN asset ON asset.id = asset_id WHERE asset.name = %s"
             " AND source_run_id = %s",
-            [HELD.name, run.run_id],
+            [asset.name, run.run_id],
         ).fetchone()
     assert row is not None
     return int(row[0])
@@ -147,7 +150,7 @@ def test_nothing_stands_before_a_withdrawal_and_what_has_vanished_waits_for_a_pe
     }
     # Nothing was withdrawn by absence; a person is asked, once.
     assert holds(world) == [(2, len(ids[2]) - 1, "open"), (3, len(gone_by_itself), "open")]
-    assert held_events(airflow_db, run) >= 1
+    assert events(airflow_db, run) >= 1
     (outcome, problems) = world.read_ledger("SELECT outcome, problems FROM ledger.run WHERE run_id = %s", [run.run_id])[
         0
     ]
@@ -177,7 +180,7 @@ def test_a_plan_shows_the_withdrawals_of_the_next_real_run(shared: World, airflo
     assert foretold.state == "success", task_states(foretold)
     assert shared.sent() == requests
     assert holds(shared) == []
-    assert held_events(airflow_db, foretold) == 0
+    assert events(airflow_db, foretold) == 0
     happened = run_transfer()
     assert happened.state == "success", task_states(happened)
     assert numbers(shared, foretold, PLANNED) == numbers(shared, happened, PLANNED)
@@ -265,6 +268,47 @@ def test_the_quick_lane_leaves_a_run_only_where_it_found_something_and_alerts_on
     ]
     assert shared.shown() == shared.expected()
     no_canary(shared, airflow_db, text)
+
+
+def test_deleted_rows_are_searched_for_by_runs_of_their_own(shared: World, airflow_db: Cluster) -> None:
+    first = run_dag("medflex_withdraw")
+    # Nobody has looked yet.
+    assert (first.state, events(airflow_db, first, SWEEP)) == ("success", 1)
+    swept = run_dag("medflex_sweep")
+    assert (swept.state, events(airflow_db, swept, SWEEP)) == ("success", 0)
+    ids = [some(shared, 1, clinic_id)[0] for clinic_id in (1, 2, 3)]
+    shared.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    for _ in range(10):
+        # Postgres tells its counters some time after the commit, and a sweep pauses for ten times its duration.
+        if events(airflow_db, run_dag("medflex_withdraw"), SWEEP):
+            break
+    assert set(ids) <= shown_ids(shared)
+    assert shared.read_ledger("SELECT 1 FROM ledger.run") == []
+
+    with shared.monkeypatch.context() as patch:
+        patch.setattr(Withdrawer, "many_live_rows", 1)
+        patch.setattr(Withdrawer, "sweep_time", timedelta(0))
+        runs = [run_dag("medflex_sweep") for _ in range(3)]
+    assert [events(airflow_db, run, SWEEP) for run in runs] == [1, 1, 0]
+    assert [numbers(shared, run) for run in runs] == [{"revoked": 1, "withdrawn": 1}] * 3
+    assert not set(ids) & shown_ids(shared)
+    # What is not due leaves no trace.
+    assert run_dag("medflex_sweep").state == "success"
+    assert shared.read_ledger("SELECT dag_id, run_id, outcome FROM ledger.run ORDER BY run_key") == [
+        ("medflex_sweep", run.run_id, "succeeded") for run in runs
+    ]
+
+
+def test_a_look_that_is_cut_short_starts_the_next_one(shared: World, airflow_db: Cluster) -> None:
+    run_dag("medflex_withdraw")
+    for clinic_id in (1, 2):
+        shared.edit(SWITCHES["switched off"].replace("= 2", f"= {clinic_id}"))
+    with shared.monkeypatch.context() as patch:
+        patch.setattr(Withdrawer, "many_live_rows", 1)
+        patch.setattr(Withdrawer, "narrowed_time", timedelta(0))
+        runs = [run_dag("medflex_withdraw") for _ in range(2)]
+    assert [events(airflow_db, run, CONSENT) for run in runs] == [1, 0]
+    assert {lpu_id for lpu_id, _ in shared.control.records()} == {of_clinic(shared, 3)}
 
 
 class _Outlets(dict[Any, Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
@@ -68,9 +69,22 @@ def sweep(process: Process, holder: str) -> str:
 
 
 def quick(process: Process, holder: str) -> str:
-    """Withdraw what has been revoked since the last look, like medflex_withdraw."""
-    result = _withdrawer(process, holder).quick()
-    return _told(_totals(result), result.problems)
+    """Withdraw what has been revoked since the last look, like medflex_withdraw, and go on with what it says is due,
+    like medflex_sweep.
+    """
+    looked = _withdrawer(process, holder).quick()
+    told = _told(_totals(looked), looked.problems)
+    if not looked.sweep_is_due:
+        return told
+    swept = _withdrawer(process, f"sweep/{holder}", OneClinicAtATime).sweep_further()
+    return f"{told} · {_told(_totals(swept), swept.problems)}"
+
+
+class OneClinicAtATime(Withdrawer):
+    """So that sweeps consist of several pieces."""
+
+    many_live_rows = 1
+    sweep_time = timedelta(0)
 
 
 def daily(process: Process, holder: str) -> str:
@@ -128,8 +142,8 @@ def guarded(kind: str, holder: str) -> Callable[[Process], str]:
     return body
 
 
-def _withdrawer(process: Process, holder: str) -> Withdrawer:
-    return Withdrawer(
+def _withdrawer(process: Process, holder: str, kind: type[Withdrawer] = Withdrawer) -> Withdrawer:
+    return kind(
         client=process.client,
         medlock=process.medlock,
         ledger=process.ledger,

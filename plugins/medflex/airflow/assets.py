@@ -22,3 +22,9 @@ HELD = Asset(name="medflex_held", uri="medflex://held", group="medflex")
 
 HELD_ALIAS = AssetAlias(name="medflex_held_alias", group="medflex")
 """Outlet of tasks that may hold withdrawals: one that did adds HELD to it, and only then is there an event."""
+
+SWEEP = Asset(name="medflex_sweep", uri="medflex://sweep", group="medflex")
+"""All that Medflex shows; an event says that it is to be looked at, because rows were deleted, or further looked at."""
+
+GO_ON_ALIAS = AssetAlias(name="medflex_go_on_alias", group="medflex")
+"""Outlet of tasks that may leave work to another run: one that did adds SWEEP or CONSENT to it."""

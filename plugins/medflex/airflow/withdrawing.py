@@ -1,7 +1,8 @@
 """Withdrawing: what may no longer be shared is found, written down, and taken back from Medflex (R12).
 
-Two lanes use it: ``sweep`` looks at everything that Medflex shows of some clinics, ``quick`` at what has changed since
-the last time. Neither waits for a gate, a validation or another run's sending.
+Three lanes use it: ``sweep`` looks at everything that Medflex shows of some clinics, ``quick`` at what has changed
+since the last time, ``sweep_further`` at everything of all clinics, a piece at a time, when rows were deleted. None of
+them waits for a gate, a validation or another run's sending.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
 _LIVE_ROWS = 200_000
 """So many records of the ledger are held at a time, unless one clinic alone has more."""
-_QUICK_LIVE_ROWS = 800_000
-"""The same of a quick look, which is to be over soon: for each time, Postgres may read Medlock's tables whole."""
+_COUNTED_CLINICS = 200
+"""Of so many clinics at a time the records are counted."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
 _QUICK_PATIENCE = 15.0
 """For so long a quick look waits for a clinic that another withdrawal has: nobody looks for new changes meanwhile."""
+_LEASED_ROWS = 20_000
+"""About so many records are withdrawn before the leases of their clinics are let go, if not of one clinic."""
 _PASSES = 3
 """How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
 _SWEEP_SHARE = 10
@@ -71,13 +74,17 @@ class WithdrawResult(WriteResult):
 
     revoked, held: (clinic, reason) → appointment ids. asked: how many questions were put to a person. delays: of each
     change that was acknowledged as withdrawn, whether it is an absence, and the seconds from the change on; records
-    that were revoked at the same instant and left in the same batch are one change.
+    that were revoked at the same instant and left in the same batch are one change. sweep_is_due: whether everything
+    that Medflex shows has to be looked at, or is only partly. is_cut_short: whether a quick look has left clinics that
+    permit less to the next one.
     """
 
     revoked: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     held: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     asked: int = 0
     delays: list[tuple[bool, float]] = field(default_factory=list)
+    sweep_is_due: bool = False
+    is_cut_short: bool = False
 
     def frame(self, clinic_ids: Iterable[int]) -> pd.DataFrame:
         """Return ``clinic_id`` and NUMBERS, one row per clinic."""
@@ -112,6 +119,16 @@ class Withdrawer(Writer):
     path = WITHDRAW_PATH
     poll_seconds = 1.0
 
+    many_live_rows = 800_000
+    """So many records are held at a time where one look goes over many clinics: for each time, Postgres may read
+    Medlock's tables whole."""
+    sweep_time = timedelta(minutes=4)
+    """For so long one piece of a sweep looks for what may no longer be shared, before that is withdrawn and noted: what
+    is lost when it is killed. One group of clinics is looked at in any case."""
+    narrowed_time = timedelta(seconds=30)
+    """The same of a quick look at clinics that permit less than before: others' refusals wait meanwhile. The next look
+    goes on with the rest, which is not remembered as looked at."""
+
     def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
         super().__init__(**writer)
         self._begin_run = begin_run
@@ -128,7 +145,8 @@ class Withdrawer(Writer):
 
     def sweep(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Look at everything that Medflex shows or may show of these clinics, and withdraw what may not be shared."""
-        found, clinics = self._sweep(clinic_ids)
+        now = self._found_at = self._clock.now()
+        found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
         self._ledger.save_revocations(due, self._found_at, clinics=_permissions(clinics))
         self._withdraw(due)
@@ -136,89 +154,150 @@ class Withdrawer(Writer):
 
     def preview(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Find what ``sweep`` would withdraw and hold, and write nothing."""
-        found, _ = self._sweep(clinic_ids, writes=False)
+        now = self._found_at = self._clock.now()
+        found, *_ = self._sweep(clinic_ids, now, writes=False)
         held = self._held(found)
         self._note(found, held)
         for key, number in found.loc[held, "clinic_id"].value_counts().items():
             self._count(cast("int", key), held=int(number))
         return self._result
 
+    def sweep_further(self) -> WithdrawResult:
+        """Look at everything that Medflex shows, of all clinics, and withdraw what may not be shared; if that is due.
+
+        Rows that are gone leave no stamp: it is due when Postgres has counted deletions, or nobody has looked before.
+        It goes on behind the clinic at which the last piece has ended, for ``sweep_time``, and keeps in the ledger how
+        far it has come, together with what it found. ``sweep_is_due`` of the result tells whether clinics are left.
+        """
+        self._live_rows = self.many_live_rows
+        now = self._found_at = self._clock.now()
+        # Before anything is looked at: what is deleted from here on makes another sweep due.
+        deleted = self._medlock.deleted_rows()
+        if not self._sweep_is_due(deleted, now):
+            return self._result
+        _, noted = self._ledger.watch(SWEEP_WATCH) or (None, {})
+        after = noted.get("after")
+        begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
+        ahead = sorted(
+            clinic_id for clinic_id in self._ledger.clinics_with_records() if after is None or clinic_id > after
+        )
+        found, clinics, swept = self._sweep(ahead, now, until=now + self.sweep_time)
+        self._result.sweep_is_due = len(swept) < len(ahead)
+        progress = {
+            "deleted": begun["deleted"],
+            "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
+            "after": swept[-1] if self._result.sweep_is_due else None,
+        }
+        self._enter_run(found)
+        due = self._decide(found, swept)
+        self._ledger.save_revocations(due, now, watch={SWEEP_WATCH: progress}, clinics=_permissions(clinics))
+        self._withdraw(due)
+        return self._result
+
     def quick(self) -> WithdrawResult:
         """Withdraw what was revoked since the last quick look, and what is left of earlier ones.
 
         How far it has come is kept in the ledger together with what it found, so that nothing is missed, whatever fails
-        and for however long nobody looks. Rows that are gone leave no stamp: when Postgres has counted deletions, or
-        nobody has looked before, it sweeps all clinics.
+        and for however long nobody looks. Rows that are gone leave no stamp, and what was revoked before the first look
+        of all is not asked for here: ``sweep_is_due`` of the result tells that ``sweep_further`` is needed.
         """
         self.patience_seconds = _QUICK_PATIENCE
-        self._live_rows = _QUICK_LIVE_ROWS
+        self._live_rows = self.many_live_rows
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(WATCH)
-        deleted = self._medlock.deleted_rows()
+        self._result.sweep_is_due = self._sweep_is_due(self._medlock.deleted_rows(), now)
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
-        narrowed = self._narrowed(clinics, seen, now - JUST_CHANGED)
-        watch: dict[str, Mapping[str, Any]] = {WATCH: {}}
-        if last is None or self._sweep_is_due(deleted, now):
-            swept = self._ledger.clinics_with_records()
-            found, _ = self._sweep(swept)
-            seconds = (self._clock.now() - now).total_seconds()
-            watch[SWEEP_WATCH] = {"deleted": deleted, "seconds": seconds}
-        else:
+        narrowed, just_changed = self._narrowed(clinics, seen, now - JUST_CHANGED) if last else ([], [])
+        of_narrowed, _, swept = self._sweep(narrowed, now, until=now + self.narrowed_time)
+        of_just_changed, *_ = self._sweep(just_changed, now)
+        not_swept = set(narrowed) - set(swept)
+        self._result.is_cut_short = bool(not_swept)
+        swept += just_changed
+        left = self._ledger.open_revocations()
+        keys = [left[["clinic_id", "appointment_id"]]]
+        if last:
             changed = self._medlock.changed_appointments(last[0] - OVERLAP)
             # Whatever clinic the appointment is in now, and whether or not it is there.
             touched = self._ledger.touched(
                 changed["appointment_id"].tolist(), self._medlock.changed_patients(last[0] - OVERLAP)
             )
-            left = self._ledger.open_revocations()
-            pairs = pd.concat([changed, touched, left[["clinic_id", "appointment_id"]]]).drop_duplicates()
-            live = self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist())
-            found, _ = self._judge(live[~live["clinic_id"].isin(narrowed)], now)
-            of_narrowed, _ = self._sweep(narrowed)
-            found = _joined([found, of_narrowed])
-            self._close_stale(left[~left["clinic_id"].isin(narrowed)], found)
-            swept = narrowed
-        if self._begin_run and (len(found) or self._result.numbers):
-            self._run_key = self._begin_run(sorted({*self._result.numbers, *found["clinic_id"].tolist()}))
+            keys += [changed, touched]
+        pairs = pd.concat(keys).drop_duplicates()
+        pairs = pairs[~pairs["clinic_id"].isin(swept)]
+        of_changed, _ = self._judge(
+            self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist()), now
+        )
+        found = _joined([of_changed, of_narrowed, of_just_changed])
+        self._close_stale(left[~left["clinic_id"].isin(swept)], found)
+        self._enter_run(found)
         due = self._decide(found, swept)
+        looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         self._ledger.save_revocations(
-            due, now, watch=watch, clinics={**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
+            due,
+            now,
+            watch={WATCH: {}},
+            clinics={key: permissions for key, permissions in looked_at.items() if key not in not_swept},
+            # At the first look of all nothing is known to have changed.
+            clinics_changed_at=now if last else now - JUST_CHANGED,
         )
         self._withdraw(due)
         return self._result
+
+    def _enter_run(self, found: pd.DataFrame) -> None:
+        """Begin the ledger's run, if there is anything to tell."""
+        if self._begin_run and (len(found) or self._result.numbers):
+            self._run_key = self._begin_run(sorted({*self._result.numbers, *found["clinic_id"].tolist()}))
 
     def _sweep_is_due(self, deleted: str, now: datetime) -> bool:
         last = self._ledger.watch(SWEEP_WATCH)
         if last is None:
             return True
         at, value = last
+        if value.get("after") is not None:
+            return True
         return value["deleted"] != deleted and now >= at + timedelta(seconds=_SWEEP_SHARE * value["seconds"])
 
-    def _narrowed(self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime) -> list[int]:
-        """The clinics of which less may be shared than at the last look, or that have only just changed."""
+    def _narrowed(
+        self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime
+    ) -> tuple[list[int], list[int]]:
+        """The clinics of which less may be shared than at the last look, and those that have only just changed."""
         narrowed = []
+        just_changed = []
         # One that is gone permits nothing; that it is still gone is no news.
         for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | _permissions(clinics)).items():
             before = seen.get(clinic_id)
             if (
                 before is None
-                or before["changed_at"] >= since
                 or (before["is_open"] and not now["is_open"])
                 or set(before["partner_ids"]) - set(now["partner_ids"])
                 or before["lpu_id"] != now["lpu_id"]
             ):
                 narrowed.append(clinic_id)
-        return narrowed
+            elif before["changed_at"] >= since:
+                just_changed.append(clinic_id)
+        return narrowed, just_changed
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
-    def _sweep(self, clinic_ids: Sequence[int], *, writes: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Judge all that Medflex shows or may show of these clinics; return REVOCATIONS and the clinics as judged."""
-        now = self._found_at = self._clock.now()
+    def _sweep(
+        self, clinic_ids: Sequence[int], now: datetime, *, until: datetime | None = None, writes: bool = True
+    ) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
+        """Judge all that Medflex shows or may show of these clinics.
+
+        Args:
+            until: no further group of clinics is begun from then on.
+
+        Returns:
+            REVOCATIONS; the clinics as judged; which of ``clinic_ids`` were looked at, in their order.
+        """
         found = []
         judged = []
+        swept: list[int] = []
         for group in self._groups(clinic_ids):
+            if swept and until is not None and self._clock.now() >= until:
+                break
             # What is remembered is older than what was judged by: a switch that turns in between is found by the next
             # quick look. And what another lane finds in between is not stale.
             judged.append(self._medlock.clinics(group, now))
@@ -231,19 +310,23 @@ class Withdrawer(Writer):
                 if len(behind):
                     self._ledger.age_out(behind)
                 self._close_stale(before, revocations)
-        return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now)
+            swept += group
+        return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now), swept
 
     def _groups(self, clinic_ids: Sequence[int]) -> Iterator[list[int]]:
         """Cut clinics into groups whose records fit into memory."""
-        counts = self._ledger.live_counts(clinic_ids)
         group: list[int] = []
         rows = 0
-        for clinic_id in clinic_ids:
-            if group and rows + counts.get(clinic_id, 0) > self._live_rows:
-                yield group
-                group, rows = [], 0
-            group.append(int(clinic_id))
-            rows += counts.get(clinic_id, 0)
+        # Counted as they are needed: of all clinics' records together that alone takes minutes.
+        for start in range(0, len(clinic_ids), _COUNTED_CLINICS):
+            some = clinic_ids[start : start + _COUNTED_CLINICS]
+            counts = self._ledger.live_counts(some)
+            for clinic_id in some:
+                if group and rows + counts.get(clinic_id, 0) > self._live_rows:
+                    yield group
+                    group, rows = [], 0
+                group.append(int(clinic_id))
+                rows += counts.get(clinic_id, 0)
         if group:
             yield group
 
@@ -383,9 +466,13 @@ class Withdrawer(Writer):
 
     def _withdraw(self, due: pd.DataFrame) -> None:
         """Bring these revocations to their end; each counts in exactly one number."""
-        self._due = due
-        # Also where nothing is due: what an attempt that was killed behind its last request still holds is let go.
-        self._under_leases(sorted(due["clinic_id"].unique().tolist()))
+        counts = due["clinic_id"].value_counts().sort_index()
+        # Some clinics at a time: for one that is held, another lane's refusals wait.
+        turns = counts.groupby((counts.cumsum() - counts) // _LEASED_ROWS)
+        for clinic_ids in [turn.index.tolist() for _, turn in turns] or [[]]:
+            self._due = due[due["clinic_id"].isin(clinic_ids)]
+            # Also where nothing is due: what an attempt that was killed behind its last request still holds is let go.
+            self._under_leases(clinic_ids)
 
     def _write_held(self) -> None:
         due = self._due[self._due["clinic_id"].isin(list(self._epochs))]

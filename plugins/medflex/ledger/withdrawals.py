@@ -123,12 +123,14 @@ class Withdrawals(LedgerConnection):
         *,
         watch: Mapping[str, Mapping[str, Any]] | None = None,
         clinics: Mapping[int, Mapping[str, Any]] | None = None,
+        clinics_changed_at: datetime | None = None,
     ) -> int:
         """Keep REVOCATIONS until they are acknowledged and, in the same transaction, how far the look has come.
 
         Args:
             watch: name → value of each watch that has come to ``found_at``.
             clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids``.
+            clinics_changed_at: since when those of them hold that differ from what was known; default ``found_at``.
 
         Returns:
             How many were not known before.
@@ -159,7 +161,7 @@ class Withdrawals(LedgerConnection):
                 rows = [{"clinic_id": clinic_id, **seen} for clinic_id, seen in clinics.items()]
                 cursor.execute(
                     query("ledger/save_clinics_seen"),
-                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": found_at},
+                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": clinics_changed_at or found_at},
                 )
         return new
 

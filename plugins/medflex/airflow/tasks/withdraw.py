@@ -1,11 +1,11 @@
-"""What the tasks of ``medflex_withdraw`` do."""
+"""What the tasks of ``medflex_withdraw`` and ``medflex_sweep`` do."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context, get_current_context
 
@@ -13,6 +13,9 @@ from medflex.airflow.environment import number
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
 from medflex.clock import SystemClock
 from medflex.errors import WithdrawalsLateError
+
+if TYPE_CHECKING:
+    from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,42 @@ def withdraw_revoked_now() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
+    from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, SWEEP
+
+    def look(withdrawer: Withdrawer) -> WithdrawResult:
+        result = withdrawer.quick()
+        if result.sweep_is_due:
+            log.info("Rows were deleted, or all that Medflex shows was never looked at: medflex_sweep is to do it.")
+            events.add(SWEEP)
+        if result.is_cut_short:
+            log.info("More clinics permit less than before than one look has time for: the next one goes on.")
+            events.add(CONSENT)
+        return result
+
+    events = get_current_context()["outlet_events"][GO_ON_ALIAS]
+    return _withdraw(look)
+
+
+@speaking
+def sweep() -> dict[str, int]:
+    """Look at all that Medflex shows, if that is due, for some minutes; withdraw what may not be shared.
+
+    Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
+    """
+    from medflex.airflow.assets import GO_ON_ALIAS, SWEEP
+
+    def look(withdrawer: Withdrawer) -> WithdrawResult:
+        result = withdrawer.sweep_further()
+        if result.sweep_is_due:
+            log.info("Not all clinics were looked at yet: the next run goes on behind the last one.")
+            get_current_context()["outlet_events"][GO_ON_ALIAS].add(SWEEP)
+        return result
+
+    return _withdraw(look)
+
+
+def _withdraw(look: Callable[[Withdrawer], WithdrawResult]) -> dict[str, int]:
+    """Let a look withdraw, write down what became of it, and return the numbers."""
     from medflex.airflow.withdrawing import Withdrawer
 
     context = get_current_context()
@@ -52,7 +91,7 @@ def withdraw_revoked_now() -> dict[str, int]:
             run_key=None,
             begin_run=begin_run,
         )
-        result = withdrawer.quick()
+        result = look(withdrawer)
         for run_key in runs:
             clinic_ids = sorted(result.numbers)
             ledger.save_numbers(run_key, result.frame(clinic_ids))

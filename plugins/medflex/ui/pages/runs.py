@@ -19,7 +19,7 @@ router = APIRouter()
 
 Reader = Annotated[View, Depends(view_of)]
 User = Annotated[BaseUser, Depends(signed_in)]
-DAGS = (DAG_ID, "medflex_withdraw", "medflex_reconcile")
+DAGS = (DAG_ID, "medflex_withdraw", "medflex_sweep", "medflex_reconcile")
 """The DAGs whose runs are in the ledger."""
 RUNS_SHOWN = 50
 SHARDS_SHOWN = 50

@@ -1,0 +1,54 @@
+"""
+### Search for rows that were deleted
+
+**Purpose.** Finds what Medflex still shows though its row is gone from Medlock. A deleted row leaves nothing behind
+that could be asked for: everything that Medflex shows has to be looked up. What is found is withdrawn; a number that
+looks like a mishap is held and asked about by `medflex_release`. Refusals do not wait for it: `medflex_withdraw` goes
+on beside it.
+
+**Schedule.** Whenever `medflex_withdraw` sees in Medlock's counters that rows were deleted (asset `medflex_sweep`), but
+at most for a tenth of the time. Besides that every ten minutes, in case `medflex_withdraw` fails. One run at a time; it
+looks for four minutes and starts the next one, which goes on behind the clinic at which it has ended.
+
+**Input and output.** Connections `medlock_db` (read), `medflex_ledger`, `medflex_api`. How far a sweep has come is in
+the ledger.
+
+**Parameters.** None.
+
+**When it fails.** Deleted rows stay at Medflex until the next daily run, which looks at everything, too; nothing else
+waits for it. A failed `sweep` says in one sentence which system refuses or is away. The next run, ten minutes later at
+most, goes on where this one stopped: nothing has to be cleared.
+
+**Running again.** Safe at any time. A run that is not due ends within seconds and leaves no trace in the ledger. It
+cannot be backfilled: what is there is judged by the present.
+
+**Never** rely on it for clinics that were to be taken back at once: turn their switch off, which `medflex_withdraw`
+sees within seconds.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
+
+from medflex.airflow import lineage
+from medflex.airflow.assets import GO_ON_ALIAS, HELD_ALIAS, SWEEP
+from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.schedule import TIMEZONE
+from medflex.airflow.tasks import withdraw
+
+with DAG(
+    dag_id="medflex_sweep",
+    description="Withdraw from Medflex what has been deleted in Medlock.",
+    doc_md=__doc__,
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable("*/10 * * * *", timezone=TIMEZONE, run_immediately=False), assets=[SWEEP]
+    ),
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    tags=TAGS,
+    default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
+) as dag:
+    task(inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, GO_ON_ALIAS, *lineage.WITHDRAWN])(withdraw.sweep)()

@@ -1,0 +1,274 @@
+"""Looking for deleted rows in all that Medflex shows: beside refusals, not before them, and a piece at a time.
+
+Against a real ledger, a real Medlock and the real sandbox Medflex.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from medflex.airflow.withdrawing import SWEEP_WATCH, Withdrawer, WithdrawResult
+from medflex.clock import Clock
+from medflex.errors import MedlockUnavailableError
+from tests.airflow.test_loading import FakeClock, load, planned
+from tests.airflow.test_reconciling import of_clinic
+from tests.airflow.test_withdrawing import (
+    REFUSE,
+    SWITCHES,
+    adds_up,
+    joined,
+    numbers,
+    of_patients,
+    shown_ids,
+    some,
+    withdraw,
+    withdrawer,
+)
+from tests.airflow.world import World
+
+
+class OneClinicAtATime(Withdrawer):
+    """Any group of clinics takes all the time there is."""
+
+    many_live_rows = 1
+    sweep_time = narrowed_time = timedelta(0)
+
+
+@pytest.fixture
+def sent(filled_world: World) -> World:
+    """600 appointments of three open clinics, of which all that may be are at Medflex; nobody has looked yet."""
+    assert not load(filled_world, planned(filled_world)).problems
+    return filled_world
+
+
+def quick(world: World, kind: type[Withdrawer] = Withdrawer, clock: Clock | None = None) -> WithdrawResult:
+    with withdrawer(world, kind, clock=clock) as writer:
+        result = writer.quick()
+    adds_up(result)
+    return result
+
+
+def sweep(world: World, kind: type[Withdrawer] = Withdrawer, clock: Clock | None = None) -> WithdrawResult:
+    with withdrawer(world, kind, clock=clock, holder="test/sweep") as writer:
+        result = writer.sweep_further()
+    adds_up(result)
+    return result
+
+
+def progress(world: World) -> dict[str, Any] | None:
+    rows = world.read_ledger("SELECT value FROM ledger.watch WHERE name = %s", [SWEEP_WATCH])
+    return rows[0][0] if rows else None
+
+
+def delete(world: World, *clinic_ids: int) -> set[int]:
+    """Delete one shown appointment of each of these clinics and wait until Postgres has counted it."""
+    ids = [some(world, 1, clinic_id)[0] for clinic_id in clinic_ids]
+    with world.parts() as (medlock, *_):
+        before = medlock.deleted_rows()
+        world.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if medlock.deleted_rows() != before:
+                return set(ids)
+            time.sleep(0.01)
+    pytest.fail("Postgres has not counted the deletion.")
+
+
+def write_ledger(world: World, sql: str, parameters: Sequence[Any] = ()) -> int:
+    with psycopg.connect(world.ledger, autocommit=True) as connection:
+        return connection.execute(sql, parameters).rowcount
+
+
+def in_minutes(minutes: float = 1.0) -> FakeClock:
+    return FakeClock(datetime.now(UTC) + timedelta(minutes=minutes))
+
+
+def test_a_refusal_does_not_wait_for_all_that_medflex_shows_to_be_looked_at(sent: World) -> None:
+    assert withdraw(sent).sweep_is_due is False
+    gone = delete(sent, 1, 2, 3)
+    refused = of_patients(sent, some(sent, 1)) - gone
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    result = quick(sent, clock=in_minutes())
+    # It says so, and does not do it.
+    assert result.sweep_is_due
+    assert {reason for _, reason in result.revoked} == {"refused_marketing"}
+    assert gone <= shown_ids(sent)
+    assert not refused & shown_ids(sent)
+    result = sweep(sent, clock=in_minutes())
+    assert numbers(result) == {"revoked": len(gone), "withdrawn": len(gone)}
+    assert not result.sweep_is_due
+    assert not gone & shown_ids(sent)
+    assert not quick(sent, clock=in_minutes(60)).sweep_is_due
+
+
+def test_what_was_revoked_before_the_first_look_of_all_is_found_by_the_first_sweep(sent: World) -> None:
+    ids = some(sent, 2)
+    gone = of_patients(sent, ids)
+    sent.edit(REFUSE.format("refused_personal_data", "true"), [ids])
+    first = quick(sent)
+    assert (numbers(first), first.sweep_is_due) == ({}, True)
+    assert numbers(sweep(sent)) == {"revoked": len(gone), "withdrawn": len(gone)}
+    assert sent.shown() == sent.expected()
+
+
+def test_the_first_look_takes_no_clinic_for_one_that_has_just_changed(sent: World) -> None:
+    """Or each look of ten minutes would go over everything that Medflex shows."""
+    quick(sent)
+    sent.edit("UPDATE medlock.patient SET phone = 'call my wife'")
+    # Those only whose appointments have a stamp of the last two hours.
+    assert quick(sent).total("withdrawn") < 50
+    assert sweep(sent).total("revoked") > 100
+
+
+def test_a_sweep_goes_on_behind_the_clinic_at_which_it_has_ended(sent: World) -> None:
+    withdraw(sent)
+    first, second, third = (delete(sent, clinic_id) for clinic_id in (1, 2, 3))
+    clock = in_minutes()
+    result = sweep(sent, OneClinicAtATime, clock)
+    assert (set(*result.revoked.values()), result.sweep_is_due) == (first, True)
+    # What is deleted where it has been already is found by the next one.
+    late = delete(sent, 1)
+    result = sweep(sent, OneClinicAtATime, clock)
+    assert (set(*result.revoked.values()), result.sweep_is_due) == (second, True)
+    assert quick(sent, clock=clock).sweep_is_due
+    result = sweep(sent, OneClinicAtATime, clock)
+    assert (set(*result.revoked.values()), result.sweep_is_due) == (third, False)
+    assert late <= shown_ids(sent)
+    # A sweep that took no time at all, by this clock, may be made again at once.
+    assert quick(sent, clock=clock).sweep_is_due
+    assert set(*sweep(sent, clock=clock).revoked.values()) == late
+    assert not quick(sent, clock=clock).sweep_is_due
+
+
+def test_a_piece_that_fails_is_done_again_and_those_before_it_are_not(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(sent)
+    gone = delete(sent, 1, 2, 3)
+    clock = in_minutes()
+    assert sweep(sent, OneClinicAtATime, clock).sweep_is_due
+    noted = progress(sent)
+    assert noted is not None
+    assert noted["after"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Withdrawer, "_judge", _away)
+        with pytest.raises(MedlockUnavailableError):
+            sweep(sent, OneClinicAtATime, clock)
+    assert progress(sent) == noted
+    assert sweep(sent, OneClinicAtATime, clock).total("withdrawn") == 1
+    assert sweep(sent, OneClinicAtATime, clock).sweep_is_due is False
+    assert not gone & shown_ids(sent)
+
+
+def _away(*_: object) -> None:
+    raise MedlockUnavailableError("Medlock is away.")
+
+
+def test_the_time_of_all_pieces_counts_for_when_the_next_sweep_may_begin(sent: World) -> None:
+    """One that takes a minute is made at most every ten."""
+
+    class Slow(OneClinicAtATime):
+        def _judge(self, *args: Any) -> Any:
+            clock.sleep(20.0)
+            return super()._judge(*args)
+
+    clock = FakeClock()
+    result = WithdrawResult()
+    result.sweep_is_due = True
+    pieces = 0
+    while result.sweep_is_due:
+        result = sweep(sent, Slow, clock)
+        pieces += 1
+    noted = progress(sent)
+    assert noted is not None
+    assert (pieces, noted["seconds"], noted["after"]) == (3, 60.0, None)
+    delete(sent, 1)
+    last_piece_began = clock.now() - timedelta(seconds=20)
+    for minutes, is_due in ((9.9, False), (10.0, True)):
+        assert quick(sent, clock=FakeClock(last_piece_began + timedelta(minutes=minutes))).sweep_is_due is is_due
+
+
+def test_what_an_older_version_noted_of_its_last_sweep_holds(sent: World) -> None:
+    withdraw(sent)
+    noted = progress(sent)
+    assert noted is not None
+    old = {name: noted[name] for name in ("deleted", "seconds")}
+    write_ledger(sent, "UPDATE ledger.watch SET value = %s WHERE name = %s", [Jsonb(old), SWEEP_WATCH])
+    assert not quick(sent, clock=in_minutes(60)).sweep_is_due
+    gone = delete(sent, 2)
+    assert quick(sent, clock=in_minutes(60)).sweep_is_due
+    assert set(*sweep(sent, clock=in_minutes(60)).revoked.values()) == gone
+
+
+def test_clinics_that_permit_less_are_withdrawn_one_look_after_the_other_where_they_are_many(sent: World) -> None:
+    """A partner that goes takes all clinics with it; refusals of others do not wait until all are looked at."""
+    withdraw(sent)
+    refused = of_patients(sent, some(sent, 1, 3))
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    for clinic_id in (1, 2, 3):
+        sent.edit(SWITCHES["switched off"].replace("= 2", f"= {clinic_id}"))
+    result = quick(sent, OneClinicAtATime)
+    assert result.is_cut_short
+    # The others' turn has not come; a refusal among them is found all the same.
+    assert {lpu_id for lpu_id, _ in sent.control.records()} == {of_clinic(sent, 2), of_clinic(sent, 3)}
+    assert not refused & shown_ids(sent)
+    result = quick(sent, OneClinicAtATime)
+    assert result.is_cut_short
+    assert {lpu_id for lpu_id, _ in sent.control.records()} == {of_clinic(sent, 3)}
+    result = quick(sent, OneClinicAtATime)
+    assert not result.is_cut_short
+    assert shown_ids(sent) == set()
+
+
+def test_a_clinic_that_has_only_just_changed_is_looked_at_in_each_look_however_little_time_there_is(
+    sent: World,
+) -> None:
+    withdraw(sent)
+    for clinic_id in (1, 2, 3):
+        sent.edit(SWITCHES["switched off"].replace("= 2", f"= {clinic_id}"))
+    withdrawn = WithdrawResult()
+    for _ in range(3):
+        withdrawn = joined(withdrawn, quick(sent, OneClinicAtATime))
+    assert withdrawn.total("withdrawn") > 100
+    # As if somebody who had looked before that had sent once more: nothing in Medlock has a stamp of it.
+    again = write_ledger(sent, "UPDATE ledger.record SET state = 'sent' WHERE state = 'withdrawn'")
+    assert quick(sent, OneClinicAtATime).total("withdrawn") == again == withdrawn.total("withdrawn")
+
+
+def test_the_leases_of_some_clinics_are_let_go_before_those_of_others_are_taken(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another lane's refusals of a clinic wait while its lease is held."""
+    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_ROWS", 1)
+    withdraw(sent)
+    held: list[list[int]] = []
+
+    class Watched(Withdrawer):
+        def _write_held(self) -> None:
+            rows = sent.read_ledger("SELECT clinic_id FROM ledger.lease WHERE holder IS NOT NULL ORDER BY 1")
+            held.append([clinic_id for (clinic_id,) in rows])
+            super()._write_held()
+
+    gone = delete(sent, 1, 2, 3)
+    assert sweep(sent, Watched, in_minutes()).total("withdrawn") == len(gone) == 3
+    assert held == [[1], [2], [3]]
+
+
+def test_one_clinic_that_another_withdrawal_holds_keeps_only_itself_waiting(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_ROWS", 1)
+    withdraw(sent)
+    gone = delete(sent, 1, 2, 3)
+    with sent.parts() as (_, ledger, _):
+        ledger.acquire([2], "another withdrawal", purpose="withdraw")
+    result = sweep(sent, clock=in_minutes())
+    assert numbers(result) == {"revoked": 3, "withdrawn": 2, "withdraw_to_retry": 1}
+    assert len(gone & shown_ids(sent)) == 1
