@@ -80,12 +80,13 @@ class Hours:
             yield medlock, ledger, MedflexClient(settings, ContactNotes(ledger, RequestMetrics()))
 
     def withdraw(self) -> None:
-        """``medflex_withdraw``."""
+        """``medflex_withdraw``, and what it starts."""
         with self.parts() as (medlock, ledger, client):
-            result = Withdrawer(
-                client=client, medlock=medlock, ledger=ledger, clock=self.clock, holder="withdraw", run_key=None
-            ).quick()
-        self.troubles += bool(result.problems)
+            common: dict[str, Any] = {"client": client, "medlock": medlock, "ledger": ledger, "clock": self.clock}
+            result = Withdrawer(holder="withdraw", run_key=None, **common).quick()
+            self.troubles += bool(result.problems)
+            if result.sweep_is_due:
+                self.troubles += bool(Withdrawer(holder="sweep", run_key=None, **common).sweep_further().problems)
 
     def act(self) -> None:
         """``medflex_partner_actions``."""

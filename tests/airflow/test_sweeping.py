@@ -108,6 +108,27 @@ def test_a_refusal_does_not_wait_for_all_that_medflex_shows_to_be_looked_at(sent
     assert not quick(sent, clock=in_minutes(60)).sweep_is_due
 
 
+def test_each_look_notes_since_when_a_sweep_is_due_until_it_was_made(sent: World) -> None:
+    """For the alert that nobody makes it."""
+    withdraw(sent)
+    quick(sent)
+    assert due_since(sent) is None
+    delete(sent, 1)
+    first = in_minutes(1)
+    for minutes in (1, 6, 11):
+        quick(sent, clock=in_minutes(minutes))
+        assert due_since(sent) == pytest.approx(first.now().timestamp(), abs=5)
+    sweep(sent, clock=in_minutes(12))
+    quick(sent, clock=in_minutes(13))
+    assert due_since(sent) is None
+
+
+def due_since(world: World) -> float | None:
+    ((value,),) = world.read_ledger("SELECT value FROM ledger.watch WHERE name = 'consent'")
+    text = value.get("sweep_due_since")
+    return datetime.fromisoformat(text).timestamp() if text else None
+
+
 def test_what_was_revoked_before_the_first_look_of_all_is_found_by_the_first_sweep(sent: World) -> None:
     ids = some(sent, 2)
     gone = of_patients(sent, ids)

@@ -95,6 +95,7 @@ WRONG: dict[AlertKind, dict[str, Any]] = {
     AlertKind.TOKEN_REFUSED: {"failing_since": at(0), "failure": Failure.REFUSED},
     AlertKind.LATE_WITHDRAWALS: LATE,
     AlertKind.WITHDRAWALS_STOPPED: {"looked_at": at(-16)},
+    AlertKind.SWEEP_STOPPED: {"sweep_stands_since": at(-61)},
     AlertKind.ACTIONS_WAITING: {"undecided": 3, "undecided_since": at(-31)},
     AlertKind.DAILY_RUN_MISSED: {"complete_at": START - timedelta(hours=27, minutes=1)},
     AlertKind.CRITICAL_VALIDATION: {"critical_clinics": 2, "critical_since": at(-5)},
@@ -132,6 +133,7 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.MEDFLEX_AWAY, {"failing_since": at(-90), "failed_at": at(-85), "revoked": 1}),
         (AlertKind.LATE_WITHDRAWALS, {"revoked": 5, "revoked_since": at(-14)}),
         (AlertKind.WITHDRAWALS_STOPPED, {"looked_at": at(-15)}),
+        (AlertKind.SWEEP_STOPPED, {"sweep_stands_since": at(-60)}),
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
         (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
@@ -220,6 +222,7 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
     book = Book()
     others = [
         AlertKind.WITHDRAWALS_STOPPED,
+        AlertKind.SWEEP_STOPPED,
         AlertKind.ACTIONS_WAITING,
         AlertKind.CRITICAL_VALIDATION,
         AlertKind.HELD_ABSENCES,

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from medflex.domain.access import AccessState
 from medflex.domain.alerts import CALM, AlertKind, Clear, Failure, Limits, Raise, RaiseAnew, judge
@@ -149,6 +150,17 @@ def not_looked(scene: Scene) -> None:
     scene.sql("UPDATE ledger.watch SET looked_at = %s", scene.time.now - timedelta(minutes=16))
 
 
+def not_swept(scene: Scene) -> None:
+    """It is due since an hour ago, and each look of that hour has said so; the last piece was made just before that."""
+    then = scene.time.now - timedelta(minutes=61)
+    scene.sql("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('sweep', %s, '{}')", then)
+    scene.sql("UPDATE ledger.watch SET value = %s WHERE name = 'consent'", Jsonb({"sweep_due_since": then.isoformat()}))
+
+
+def swept(scene: Scene) -> None:
+    scene.sql("UPDATE ledger.watch SET looked_at = %s WHERE name = 'sweep'", scene.time.now)
+
+
 def good(scene: Scene) -> None:
     scene.ledger.note_contact(None)
 
@@ -163,6 +175,7 @@ KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]
     AlertKind.TOKEN_REFUSED: (fail, good),
     AlertKind.LATE_WITHDRAWALS: (revoke, lambda scene: scene.sql("DELETE FROM ledger.revocation")),
     AlertKind.WITHDRAWALS_STOPPED: (not_looked, Scene.looked),
+    AlertKind.SWEEP_STOPPED: (not_swept, swept),
     AlertKind.ACTIONS_WAITING: (ask, lambda scene: scene.sql("DELETE FROM ledger.partner_action")),
     AlertKind.DAILY_RUN_MISSED: (missed, next_daily),
     AlertKind.CRITICAL_VALIDATION: (critical, next_daily),
@@ -206,6 +219,33 @@ def test_what_the_ledger_says_of_an_alert_is_what_a_page_needs(scene: Scene) -> 
     (alert,) = scene.ledger.alerts()
     assert alert.cleared_at == NOW + timedelta(minutes=6)
     assert alert.over_sentence == "It is over since 2026-11-22 12:00 UTC, after 16 min."
+
+
+@pytest.mark.parametrize(
+    ("due", "swept", "looked", "is_told"),
+    [
+        (-61, None, 0, True),
+        (-59, None, 0, False),
+        # It comes further, however long it takes.
+        (-300, -59, 0, False),
+        (-300, -61, 0, True),
+        # It has ended, and nobody has looked since whether that was all.
+        (-300, -61, -62, False),
+    ],
+)
+def test_a_search_for_deleted_rows_stands_where_it_comes_no_further(
+    scene: Scene, due: float, swept: float | None, looked: float, is_told: bool
+) -> None:
+    def at(minutes: float) -> datetime:
+        return scene.time.now + timedelta(minutes=minutes)
+
+    scene.looked()
+    scene.sql(
+        "UPDATE ledger.watch SET looked_at = %s, value = %s", at(looked), Jsonb({"sweep_due_since": str(at(due))})
+    )
+    if swept is not None:
+        scene.sql("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('sweep', %s, '{}')", at(swept))
+    assert (("sweep_stopped", "raised") in scene.round()) is is_told
 
 
 # -- the daily run

@@ -233,11 +233,12 @@ class Withdrawer(Writer):
         self._close_stale(left[~left["clinic_id"].isin(swept)], found)
         self._enter_run(found)
         due = self._decide(found, swept)
+        due_since = (last[1] if last else {}).get("sweep_due_since") or now.isoformat()
         looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         self._ledger.save_revocations(
             due,
             now,
-            watch={WATCH: {}},
+            watch={WATCH: {"sweep_due_since": due_since} if self._result.sweep_is_due else {}},
             clinics={key: permissions for key, permissions in looked_at.items() if key not in not_swept},
             # At the first look of all nothing is known to have changed.
             clinics_changed_at=now if last else now - JUST_CHANGED,

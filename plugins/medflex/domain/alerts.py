@@ -21,6 +21,7 @@ class AlertKind(StrEnum):
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - no secret
     LATE_WITHDRAWALS = "late_withdrawals"
     WITHDRAWALS_STOPPED = "withdrawals_stopped"
+    SWEEP_STOPPED = "sweep_stopped"
     ACTIONS_WAITING = "actions_waiting"
     DAILY_RUN_MISSED = "daily_run_missed"
     CRITICAL_VALIDATION = "critical_validation"
@@ -33,6 +34,7 @@ TITLES = {
     AlertKind.TOKEN_REFUSED: "Medflex refuses us",
     AlertKind.LATE_WITHDRAWALS: "Withdrawals are late",
     AlertKind.WITHDRAWALS_STOPPED: "Nobody looks for what may no longer be shared",
+    AlertKind.SWEEP_STOPPED: "Nobody looks for deleted rows",
     AlertKind.ACTIONS_WAITING: "Partner actions wait",
     AlertKind.DAILY_RUN_MISSED: "The daily transfer is missing",
     AlertKind.CRITICAL_VALIDATION: "Validation has stopped the sending for clinics",
@@ -56,12 +58,14 @@ class Failure(StrEnum):
 class Limits:
     """For how long what may wait before somebody is told.
 
-    withdraw: a withdrawal, and the look for what is to be withdrawn. away: Medflex, while something is known to wait
+    withdraw: a withdrawal, and the look for what is to be withdrawn. sweep: the search for deleted rows, from when it
+    is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
     for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
     daily: a daily run after its start.
     """
 
     withdraw: timedelta = timedelta(minutes=15)
+    sweep: timedelta = timedelta(hours=1)
     away: timedelta = timedelta(minutes=10)
     silent: timedelta = timedelta(minutes=30)
     actions: timedelta = timedelta(minutes=30)
@@ -89,12 +93,13 @@ class Facts:
 
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
-    its end. complete_at: start of the last daily run that brought everything over; failed_run_at: of the last one, if
-    it has failed; last_run_at: of the last one. hurt_run_until: the end of the last one (now, while it goes on), if a
-    part of it has failed. shards, undone_shards: of the last one that should be done, all and what was not brought
-    over. told_run_at: start of the daily run that the last cause has held up, as its end has told. missed_at: when
-    Airflow's deadline for a daily run passed. critical_clinics: whose data the validation has stopped. questions,
-    held_records: what a person is asked about. unanswered: decided, and Medflex was not told.
+    its end. sweep_stands_since: since when a search for deleted rows is due and has come no further. complete_at: start
+    of the last daily run that brought everything over; failed_run_at: of the last one, if it has failed; last_run_at:
+    of the last one. hurt_run_until: the end of the last one (now, while it goes on), if a part of it has failed.
+    shards, undone_shards: of the last one that should be done, all and what was not brought over. told_run_at: start of
+    the daily run that the last cause has held up, as its end has told. missed_at: when Airflow's deadline for a daily
+    run passed. critical_clinics: whose data the validation has stopped. questions, held_records: what a person is asked
+    about. unanswered: decided, and Medflex was not told.
     """
 
     as_of: datetime
@@ -107,6 +112,7 @@ class Facts:
     late_records: int = 0
     late_clinics: int = 0
     looked_at: datetime | None = None
+    sweep_stands_since: datetime | None = None
     complete_at: datetime | None = None
     first_run_at: datetime | None = None
     failed_run_at: datetime | None = None
@@ -315,6 +321,13 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             f"Nobody has looked since {_at(begun)} for what may no longer be shared: see whether medflex_withdraw is"
             " paused or why withdraw_revoked_now fails.",
             {"minutes": int((facts.as_of - begun).total_seconds() // 60)},
+        )
+    if facts.sweep_stands_since is not None and facts.as_of - facts.sweep_stands_since > limits.sweep:
+        found[AlertKind.SWEEP_STOPPED] = _Condition(
+            facts.sweep_stands_since,
+            f"Rows were deleted in Medlock, and since {_at(facts.sweep_stands_since)} nobody has looked which of them"
+            " partners still see: see whether medflex_sweep is paused or why its task fails.",
+            {"minutes": int((facts.as_of - facts.sweep_stands_since).total_seconds() // 60)},
         )
     if facts.critical_clinics and facts.critical_since is not None:
         found[AlertKind.CRITICAL_VALIDATION] = _Condition(

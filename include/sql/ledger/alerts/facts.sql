@@ -221,9 +221,11 @@ unanswered AS (
 ),
 
 watched AS (
-    SELECT max(watch.looked_at) AS looked_at
+    SELECT
+        max(watch.looked_at) FILTER (WHERE watch.name = 'consent') AS looked_at,
+        max(watch.looked_at) FILTER (WHERE watch.name = 'sweep') AS swept_at,
+        max((watch.value ->> 'sweep_due_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS sweep_due_since
     FROM ledger.watch AS watch
-    WHERE watch.name = 'consent'
 )
 
 SELECT
@@ -237,6 +239,11 @@ SELECT
     revoked.late_records,
     revoked.late_clinics,
     watched.looked_at,
+    -- Only what was said after the last piece: that one may have been the end.
+    CASE
+        WHEN watched.sweep_due_since IS NOT NULL AND watched.looked_at >= coalesce(watched.swept_at, watched.looked_at)
+            THEN greatest(watched.sweep_due_since, watched.swept_at)
+    END AS sweep_stands_since,
     total.complete_at,
     total.first_run_at,
     failed.started_at AS failed_run_at,
