@@ -293,3 +293,50 @@ def test_one_clinic_that_another_withdrawal_holds_keeps_only_itself_waiting(
     result = sweep(sent, clock=in_minutes())
     assert numbers(result) == {"revoked": 3, "withdrawn": 2, "withdraw_to_retry": 1}
     assert len(gone & shown_ids(sent)) == 1
+
+
+class Busy(Withdrawer):
+    """A clock that runs while appointments are judged: by so many seconds, if there are any."""
+
+    def _judge(self, live: Any, now: datetime) -> Any:
+        if len(live):
+            self._clock.sleep(60.0)
+        return super()._judge(live, now)
+
+
+LATE_COMMIT = "updated_at = now() - interval '1 hour'"
+"""The stamp is the time at which the transaction began."""
+
+
+def test_where_it_takes_long_edits_of_long_transactions_are_gone_over_seldom_and_refusals_always(sent: World) -> None:
+    withdraw(sent)
+    edited, anonymous, refused, other = some(sent, 4)
+    start = datetime.now(UTC)
+    # Something is always edited, so that each look takes a minute.
+    sent.edit("UPDATE medlock.appointment SET updated_at = now() WHERE id = %s", some(sent, 1, 3))
+
+    def look(minutes: float) -> set[int]:
+        before = shown_ids(sent)
+        quick(sent, Busy, FakeClock(start + timedelta(minutes=minutes)))
+        return before - shown_ids(sent)
+
+    assert look(1) == set()
+    moved = f"UPDATE medlock.appointment SET starts_at = now() + interval '60 days', {LATE_COMMIT} WHERE id = %s"
+    sent.edit(moved, [edited])
+    sent.edit(f"UPDATE medlock.appointment SET is_anonymous = true, {LATE_COMMIT} WHERE id = %s", [anonymous])
+    gone = of_patients(sent, [refused]) - {anonymous}
+    sent.edit(
+        f"UPDATE medlock.patient SET refused_marketing = true, {LATE_COMMIT}"
+        " WHERE id = (SELECT patient_id FROM medlock.appointment WHERE id = %s)",
+        [refused],
+    )
+    # What says no is found at once. The last look far back was a minute's work.
+    assert look(2) == {anonymous, *gone}
+    assert look(10.9) == set()
+    assert look(11) == {edited}
+    # Far is far behind the last one that went far: what was committed since is among it, however long ago that is.
+    assert look(12) == set()
+    sent.edit(moved.replace("1 hour", "109 minutes"), [other])
+    for minutes in range(13, 21):
+        assert look(minutes) == set()
+    assert look(21) == {other}

@@ -40,6 +40,9 @@ from medflex.ledger.withdrawals import KEY, instants
 OVERLAP = timedelta(hours=2)
 """How far each quick look goes back behind the last one: a change stamp is set when its transaction begins, perhaps by
 another clock, and shows when it is committed. As far as the watch looks (twice ``LOOK_BACK`` of the trigger)."""
+_EDITED_OVERLAP = timedelta(minutes=10)
+"""The same of appointments that were edited and do not say no, in most looks: they are many. Seldom, and where it costs
+little in each look, these are gone over for OVERLAP as well."""
 JUST_CHANGED = timedelta(minutes=10)
 """So long a clinic is looked at whole after its permissions have changed."""
 ASKED_FOR = timedelta(days=7)
@@ -64,8 +67,9 @@ _LEASED_ROWS = 20_000
 """About so many records are withdrawn before the leases of their clinics are let go, if not of one clinic."""
 _PASSES = 3
 """How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
-_SWEEP_SHARE = 10
-"""A sweep for deleted rows that took a second is made at most every ten seconds, one of an hour every ten hours."""
+_SHARE = 10
+"""A sweep for deleted rows that took a second is made at most every ten seconds, one of an hour every ten hours. The
+same holds for looks that go over all edits of two hours."""
 
 
 @dataclass
@@ -216,29 +220,18 @@ class Withdrawer(Writer):
         self._result.is_cut_short = bool(not_swept)
         swept += just_changed
         left = self._ledger.open_revocations()
-        keys = [left[["clinic_id", "appointment_id"]]]
-        if last:
-            changed = self._medlock.changed_appointments(last[0] - OVERLAP)
-            # Whatever clinic the appointment is in now, and whether or not it is there.
-            touched = self._ledger.touched(
-                changed["appointment_id"].tolist(), self._medlock.changed_patients(last[0] - OVERLAP)
-            )
-            keys += [changed, touched]
-        pairs = pd.concat(keys).drop_duplicates()
-        pairs = pairs[~pairs["clinic_id"].isin(swept)]
-        of_changed, _ = self._judge(
-            self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist()), now
-        )
+        of_changed, note = self._of_changed(last, left, swept, now)
         found = _joined([of_changed, of_narrowed, of_just_changed])
         self._close_stale(left[~left["clinic_id"].isin(swept)], found)
         self._enter_run(found)
         due = self._decide(found, swept)
-        due_since = (last[1] if last else {}).get("sweep_due_since") or now.isoformat()
+        if self._result.sweep_is_due:
+            note["sweep_due_since"] = (last[1] if last else {}).get("sweep_due_since") or now.isoformat()
         looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         self._ledger.save_revocations(
             due,
             now,
-            watch={WATCH: {"sweep_due_since": due_since} if self._result.sweep_is_due else {}},
+            watch={WATCH: note},
             clinics={key: permissions for key, permissions in looked_at.items() if key not in not_swept},
             # At the first look of all nothing is known to have changed.
             clinics_changed_at=now if last else now - JUST_CHANGED,
@@ -258,7 +251,7 @@ class Withdrawer(Writer):
         at, value = last
         if value.get("after") is not None:
             return True
-        return value["deleted"] != deleted and now >= at + timedelta(seconds=_SWEEP_SHARE * value["seconds"])
+        return value["deleted"] != deleted and now >= at + timedelta(seconds=_SHARE * value["seconds"])
 
     def _narrowed(
         self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime
@@ -330,6 +323,37 @@ class Withdrawer(Writer):
                 rows += counts.get(clinic_id, 0)
         if group:
             yield group
+
+    def _of_changed(
+        self,
+        last: tuple[datetime, Mapping[str, Any]] | None,
+        left: pd.DataFrame,
+        swept: Sequence[int],
+        now: datetime,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Judge what has changed since the last look, and what is left of earlier ones, but of clinics just swept.
+
+        Returns:
+            REVOCATIONS, and what is to be noted of this look.
+        """
+        begun = self._clock.now()
+        keys = [left[["clinic_id", "appointment_id"]]]
+        note: dict[str, Any] = {}
+        if last:
+            edited_since, note = _edited_since(*last, now)
+            changed = self._medlock.changed_appointments(last[0] - OVERLAP, edited_since=edited_since)
+            # Whatever clinic the appointment is in now, and whether or not it is there.
+            touched = self._ledger.touched(
+                changed["appointment_id"].tolist(), self._medlock.changed_patients(last[0] - OVERLAP)
+            )
+            keys += [changed, touched]
+        pairs = pd.concat(keys).drop_duplicates()
+        pairs = pairs[~pairs["clinic_id"].isin(swept)]
+        live = self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist())
+        found, _ = self._judge(live, now)
+        if "far_at" in note:
+            note.setdefault("far_seconds", (self._clock.now() - begun).total_seconds())
+        return found, note
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""
@@ -655,6 +679,18 @@ class _Sought:
         # An id's rows lie side by side: from its first place on, as many as there are.
         before = np.cumsum(number) - number
         return np.sort(self._order[np.repeat(first - before, number) + np.arange(number.sum())])
+
+
+def _edited_since(last_look: datetime, noted: Mapping[str, Any], now: datetime) -> tuple[datetime, dict[str, Any]]:
+    """Return from when on a look goes over all edits, and what it notes of when that was last far.
+
+    Far is two hours behind the last look that went far, so that whatever was committed since is among them.
+    """
+    far_at = datetime.fromisoformat(noted["far_at"]) if "far_at" in noted else last_look
+    seconds = noted.get("far_seconds", 0.0)
+    if now >= far_at + timedelta(seconds=_SHARE * seconds):
+        return min(far_at, last_look) - OVERLAP, {"far_at": now.isoformat()}
+    return last_look - _EDITED_OVERLAP, {"far_at": far_at.isoformat(), "far_seconds": seconds}
 
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}

@@ -77,8 +77,8 @@ class MedlockReader(Protocol):
         """Yield the same in tables of about so many rows, at least one."""
         ...
 
-    def changed_appointments(self, since: datetime) -> pd.DataFrame:
-        """Return ``clinic_id`` and ``appointment_id`` of what may have been revoked since then."""
+    def changed_appointments(self, since: datetime, *, edited_since: datetime) -> pd.DataFrame:
+        """Return ``clinic_id`` and ``appointment_id`` of what says no and has changed since then, or was edited."""
         ...
 
     def changed_patients(self, since: datetime) -> list[int]:

@@ -187,11 +187,15 @@ class Medlock:
         ):
             yield tables(batches, rows, reader.schema)
 
-    def changed_appointments(self, since: datetime) -> pd.DataFrame:
-        """Return the appointments for which something may have been revoked since then: ``clinic_id``,
-        ``appointment_id`` (int64).
+    def changed_appointments(self, since: datetime, *, edited_since: datetime) -> pd.DataFrame:
+        """Return the appointments for which something may have been revoked: ``clinic_id``, ``appointment_id`` (int64).
+
+        Args:
+            since: of what says no now: the appointment itself, its patient, its doctor.
+            edited_since: of other changes of the appointment.
         """
-        return self._frame("medlock/changed_appointments", {"since": since}).dropna().astype("int64")
+        parameters = {"since": since, "edited_since": edited_since}
+        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64")
 
     def changed_patients(self, since: datetime) -> list[int]:
         """Return the ids of the patients whose row changed since then and says no now."""
