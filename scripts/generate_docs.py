@@ -27,6 +27,8 @@ OPERATORS = {
     "TriggerDagRunOperator": "Start a run of `{dag}`.",
 }
 """What Airflow's own operators do here."""
+BEHIND = {"medflex_go_on_alias": "medflex_sweep` or `medflex_consent"}
+"""Aliases through which tasks add events to more than one asset."""
 
 
 class DocumentError(RuntimeError):
@@ -160,7 +162,9 @@ def _each(task: Any) -> str:
 
 
 def _asset(outlet: Any) -> str:
-    return str(outlet.name).removesuffix("_alias")
+    """Return the asset's name, or the names of those that a task adds an event to through an alias."""
+    name = str(outlet.name)
+    return BEHIND.get(name, name.removesuffix("_alias"))
 
 
 def _direct(before: dict[str, set[str]], task_id: str) -> list[str]:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What Airflow knows of its runs, and their logs, goes after AIRFLOW_KEEP_DAYS: 1,700 runs a day would fill the disk that
+# What Airflow knows of its runs, and their logs, goes after AIRFLOW_KEEP_DAYS: 2,000 runs a day would fill the disk that
 # the ledger is on, too. The ledger has a retention of its own (medflex_housekeeping).
 set -euo pipefail
 

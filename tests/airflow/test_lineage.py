@@ -26,7 +26,7 @@ DAGS = (
 )  # fmt: skip
 WITHOUT_DATA = {
     "shard.withdrawals_ended", "remove_staging", "withdrawn", "acted", "ask", "hold.ask", "transfer",
-    "settle_comparison", "transfer_parameters", "plan_comparison",
+    "settle_comparison", "transfer_parameters", "plan_comparison", "start_what_is_left", "swept",
 }  # fmt: skip
 """Tasks that move nothing, or read only what the run itself has written down."""
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import SWEEP_WATCH, Withdrawer, WithdrawResult
 from medflex.clock import Clock
 from medflex.errors import MedlockUnavailableError
@@ -26,6 +27,7 @@ from tests.airflow.test_withdrawing import (
     joined,
     numbers,
     of_patients,
+    quick,
     shown_ids,
     some,
     withdraw,
@@ -37,7 +39,7 @@ from tests.airflow.world import World
 class OneClinicAtATime(Withdrawer):
     """Any group of clinics takes all the time there is."""
 
-    many_live_rows = 1
+    live_rows = many_live_rows = narrowed_rows = 1
     sweep_time = narrowed_time = timedelta(0)
 
 
@@ -46,13 +48,6 @@ def sent(filled_world: World) -> World:
     """600 appointments of three open clinics, of which all that may be are at Medflex; nobody has looked yet."""
     assert not load(filled_world, planned(filled_world)).problems
     return filled_world
-
-
-def quick(world: World, kind: type[Withdrawer] = Withdrawer, clock: Clock | None = None) -> WithdrawResult:
-    with withdrawer(world, kind, clock=clock) as writer:
-        result = writer.quick()
-    adds_up(result)
-    return result
 
 
 def sweep(world: World, kind: type[Withdrawer] = Withdrawer, clock: Clock | None = None) -> WithdrawResult:
@@ -196,9 +191,10 @@ def test_the_time_of_all_pieces_counts_for_when_the_next_sweep_may_begin(sent: W
     """One that takes a minute is made at most every ten."""
 
     class Slow(OneClinicAtATime):
-        def _judge(self, *args: Any) -> Any:
-            clock.sleep(20.0)
-            return super()._judge(*args)
+        def _judge(self, live: Any, now: datetime) -> Any:
+            if len(live):
+                clock.sleep(20.0)
+            return super()._judge(live, now)
 
     clock = FakeClock()
     result = WithdrawResult()
@@ -214,6 +210,118 @@ def test_the_time_of_all_pieces_counts_for_when_the_next_sweep_may_begin(sent: W
     last_piece_began = clock.now() - timedelta(seconds=20)
     for minutes, is_due in ((9.9, False), (10.0, True)):
         assert quick(sent, clock=FakeClock(last_piece_began + timedelta(minutes=minutes))).sweep_is_due is is_due
+
+
+def test_what_the_last_piece_had_found_is_brought_over_by_the_next_run_and_not_by_a_look_for_refusals(
+    sent: World,
+) -> None:
+    withdraw(sent)
+    gone = delete(sent, 1, 2)
+    fault = sent.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
+    assert sweep(sent, clock=in_minutes()).problems
+    sent.control.remove_fault(fault)
+    # The task that found it may be at work with it: for ten minutes nobody else is.
+    assert numbers(quick(sent, clock=in_minutes(10))) == {}
+    assert gone <= shown_ids(sent)
+    # Nothing is due any more, and what is left is done all the same.
+    assert numbers(sweep(sent, clock=in_minutes(10.5))) == {"revoked": 2, "withdrawn": 2}
+    assert not gone & shown_ids(sent)
+
+
+def test_a_look_for_refusals_brings_over_what_a_sweep_has_left_for_long(sent: World) -> None:
+    withdraw(sent)
+    gone = delete(sent, 1, 2)
+    fault = sent.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
+    assert sweep(sent, clock=in_minutes()).problems
+    sent.control.remove_fault(fault)
+    assert numbers(quick(sent, clock=in_minutes(11.5))) == {"revoked": 2, "withdrawn": 2}
+    assert not gone & shown_ids(sent)
+
+
+def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_found(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(sent)
+    gone = of_patients(sent, some(sent, 1))
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(gone)])
+    asked: list[timedelta] = []
+    original = Medlock.changed_appointments
+
+    def slow(self: Medlock, since: datetime, *, edited_since: datetime) -> Any:
+        asked.append(datetime.now(UTC) - edited_since)
+        if asked[-1] > timedelta(hours=1):
+            raise MedlockUnavailableError("Medlock took too long.")
+        return original(self, since, edited_since=edited_since)
+
+    monkeypatch.setattr(Medlock, "changed_appointments", slow)
+    with pytest.raises(MedlockUnavailableError):
+        quick(sent)
+    assert gone <= shown_ids(sent)
+    assert quick(sent).total("withdrawn") == len(gone)
+    assert not gone & shown_ids(sent)
+    # Some time later it is tried once more, and covers all that was left out.
+    with pytest.raises(MedlockUnavailableError):
+        quick(sent, clock=in_minutes(11))
+    assert len(asked) == 3
+
+
+def test_records_that_another_lane_withdraws_at_this_moment_are_not_counted_twice_and_held(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 9)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+
+    class Overtaken(Withdrawer):
+        def _enter_run(self, found: Any) -> None:
+            assert withdraw(sent, [1]).total("withdrawn") == 9
+            super()._enter_run(found)
+
+    write_ledger(sent, "DELETE FROM ledger.watch WHERE name = %s", [SWEEP_WATCH])
+    result = sweep(sent, Overtaken, in_minutes())
+    # Nine of them are no reason to ask, nine and nine would be.
+    assert (result.total("held"), result.total("withdrawn")) == (0, 9)
+    assert sent.read_ledger("SELECT 1 FROM ledger.hold") == []
+
+
+def test_a_question_that_another_lane_has_asked_meanwhile_stays(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 25)
+
+    class Overtaken(Withdrawer):
+        def _enter_run(self, found: Any) -> None:
+            sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+            assert withdraw(sent, [1]).asked == 1
+            super()._enter_run(found)
+
+    write_ledger(sent, "DELETE FROM ledger.watch WHERE name = %s", [SWEEP_WATCH])
+    assert numbers(sweep(sent, Overtaken)) == {}
+    assert sent.read_ledger("SELECT state FROM ledger.hold") == [("open",)]
+
+
+def test_a_clinic_that_permits_more_is_not_looked_at_whole(sent: World) -> None:
+    """A partner that comes to all clinics would make each look of ten minutes one at everything."""
+    withdraw(sent)
+    sent.edit("UPDATE medlock.clinic_partner SET enabled = true WHERE clinic_id = 2")
+    links = sent.edit(
+        "INSERT INTO medlock.clinic_partner (clinic_id, partner_id, enabled) SELECT 2, id, true FROM medlock.partner"
+        " ON CONFLICT DO NOTHING"
+    )
+    assert links > 0
+    again = write_ledger(sent, "UPDATE ledger.clinic_seen SET changed_at = changed_at - interval '1 day'")
+    assert again == 3
+    quick(sent)
+    looked: list[int] = []
+
+    class Watched(Withdrawer):
+        def _sweep(self, clinic_ids: Any, *args: Any, **more: Any) -> Any:
+            looked.extend(clinic_ids)
+            return super()._sweep(clinic_ids, *args, **more)
+
+    quick(sent, Watched)
+    assert looked == []
+    sent.edit(SWITCHES["switched off"])
+    quick(sent)
+    quick(sent, Watched)
+    assert looked == [2]
 
 
 def test_what_an_older_version_noted_of_its_last_sweep_holds(sent: World) -> None:
@@ -267,7 +375,7 @@ def test_the_leases_of_some_clinics_are_let_go_before_those_of_others_are_taken(
     sent: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another lane's refusals of a clinic wait while its lease is held."""
-    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_ROWS", 1)
+    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_REQUESTS", 1)
     withdraw(sent)
     held: list[list[int]] = []
 
@@ -285,7 +393,7 @@ def test_the_leases_of_some_clinics_are_let_go_before_those_of_others_are_taken(
 def test_one_clinic_that_another_withdrawal_holds_keeps_only_itself_waiting(
     sent: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_ROWS", 1)
+    monkeypatch.setattr("medflex.airflow.withdrawing._LEASED_REQUESTS", 1)
     withdraw(sent)
     gone = delete(sent, 1, 2, 3)
     with sent.parts() as (_, ledger, _):
@@ -317,7 +425,7 @@ def test_where_it_takes_long_edits_of_long_transactions_are_gone_over_seldom_and
 
     def look(minutes: float) -> set[int]:
         before = shown_ids(sent)
-        quick(sent, Busy, FakeClock(start + timedelta(minutes=minutes)))
+        quick(sent, Busy, clock=FakeClock(start + timedelta(minutes=minutes)))
         return before - shown_ids(sent)
 
     assert look(1) == set()

@@ -242,7 +242,12 @@ def test_the_quick_lane_leaves_a_run_only_where_it_found_something_and_alerts_on
     assert len(asked) == ATTEMPTS < 5
     shared.connect_medflex(attempts=1)
     states = {task: state for (task, _), state in task_states(failed).items()}
-    assert states == {"withdraw_revoked_now": "failed", "report_lateness": "failed", "withdrawn": "upstream_failed"}
+    assert states == {
+        "withdraw_revoked_now": "failed",
+        "report_lateness": "failed",
+        "start_what_is_left": "success",
+        "withdrawn": "upstream_failed",
+    }
     sentence = f"{len(gone)} records of 1 clinics may no longer be shared since"
     text = log_text()
     assert sentence in text
@@ -304,7 +309,7 @@ def test_a_look_that_is_cut_short_starts_the_next_one(shared: World, airflow_db:
     for clinic_id in (1, 2):
         shared.edit(SWITCHES["switched off"].replace("= 2", f"= {clinic_id}"))
     with shared.monkeypatch.context() as patch:
-        patch.setattr(Withdrawer, "many_live_rows", 1)
+        patch.setattr(Withdrawer, "live_rows", 1)
         patch.setattr(Withdrawer, "narrowed_time", timedelta(0))
         runs = [run_dag("medflex_withdraw") for _ in range(2)]
     assert [events(airflow_db, run, CONSENT) for run in runs] == [1, 0]

@@ -132,6 +132,7 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         # Nobody has tried since: it may be there again.
         (AlertKind.MEDFLEX_AWAY, {"failing_since": at(-90), "failed_at": at(-85), "revoked": 1}),
         (AlertKind.LATE_WITHDRAWALS, {"revoked": 5, "revoked_since": at(-14)}),
+        (AlertKind.LATE_WITHDRAWALS, {"cut_short_since": at(-15)}),
         (AlertKind.WITHDRAWALS_STOPPED, {"looked_at": at(-15)}),
         (AlertKind.SWEEP_STOPPED, {"sweep_stands_since": at(-60)}),
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),

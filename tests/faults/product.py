@@ -72,7 +72,7 @@ def quick(process: Process, holder: str) -> str:
     """Withdraw what has been revoked since the last look, like medflex_withdraw, and go on with what it says is due,
     like medflex_sweep.
     """
-    looked = _withdrawer(process, holder).quick()
+    looked = _withdrawer(process, holder, OneClinicAtATime).quick()
     told = _told(_totals(looked), looked.problems)
     if not looked.sweep_is_due:
         return told
@@ -81,10 +81,16 @@ def quick(process: Process, holder: str) -> str:
 
 
 class OneClinicAtATime(Withdrawer):
-    """So that sweeps consist of several pieces."""
+    """As where everything is large: a sweep consists of several pieces, clinics that permit less are left to the next
+    look, and most looks do not go far back.
+    """
 
-    many_live_rows = 1
-    sweep_time = timedelta(0)
+    live_rows = many_live_rows = 1
+    sweep_time = narrowed_time = timedelta(0)
+
+    def _of_changed(self, *args: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+        found, watch = super()._of_changed(*args)
+        return found, {name: {"seconds": 60.0} for name in watch}
 
 
 def daily(process: Process, holder: str) -> str:

@@ -364,7 +364,7 @@ def test_it_would_be_noticed(stage: Stage, regression: Regression, monkeypatch: 
 def test_a_clinic_that_moves_is_withdrawn_where_it_was(stage: Stage) -> None:
     """A record known under two lpu_ids once stopped every later sweep."""
     with scene(stage) as played:
-        played.let(DAILY, ("lpu", 1, 1), ("run", "transfer", 0, ()), REFUSAL, QUICK)
+        played.let(DAILY, ("lpu", 1, 1), ("run", "transfer", 0, ()), QUICK, REFUSAL, QUICK)
         assert {lpu_id for lpu_id, _ in played.judge.shown()} == {7101}
         assert played.problems() == []
 

@@ -221,9 +221,18 @@ def test_what_a_person_released_is_told_from_what_vanished_by_itself_record_by_r
             " VALUES (%s, %s, %s, '{}', '{}', 0, 'released'), (%s, %s, %s, '{}', '{}', 0, 'kept')",
             [CLINIC, NOW, released, CLINIC, NOW, by_itself],
         )
-        asked = {"clinic_ids": [CLINIC], "since": NOW - timedelta(hours=24), "reasons": ["appointment_gone"]}
+        asked = {
+            "clinic_ids": [CLINIC],
+            "since": NOW - timedelta(hours=24),
+            "reasons": ["appointment_gone"],
+            "besides_clinic_ids": [],
+            "besides_appointment_ids": [],
+        }
         lines = owner.execute("EXPLAIN " + query("ledger/withdrawn_by_absence"), asked).fetchall()  # type: ignore[operator]
     assert ledger.withdrawn_by_absence([CLINIC], NOW - timedelta(hours=24)) == {CLINIC: len(by_itself)}
+    besides = pd.DataFrame({"clinic_id": CLINIC, "appointment_id": by_itself[:3]})
+    found = ledger.withdrawn_by_absence([CLINIC], NOW - timedelta(hours=24), besides=besides)
+    assert found == {CLINIC: len(by_itself) - 3}
     plan = "\n".join(line for (line,) in lines)
     assert "hashed SubPlan" in plan, plan
 

@@ -1,5 +1,6 @@
 -- Purpose:    remember the permissions of clinics as they were looked at; only what has changed is written.
--- Parameters: clinics jsonb list of {clinic_id, lpu_id, is_open, partner_ids}; changed_at timestamptz
+-- Parameters: clinics jsonb list of {clinic_id, lpu_id, is_open, partner_ids} and, where it is not the one that all
+--             others have, {changed_at}; changed_at timestamptz
 -- Personal:   none.
 INSERT INTO ledger.clinic_seen AS seen (clinic_id, lpu_id, is_open, partner_ids, changed_at)
 SELECT
@@ -7,10 +8,12 @@ SELECT
     clinic.lpu_id,
     clinic.is_open,
     clinic.partner_ids,
-    %(changed_at)s
+    coalesce(clinic.changed_at, %(changed_at)s)
 FROM
     jsonb_to_recordset(%(clinics)s::jsonb)
-        AS clinic (clinic_id bigint, lpu_id bigint, is_open boolean, partner_ids bigint[])
+        AS clinic (
+            clinic_id bigint, lpu_id bigint, is_open boolean, partner_ids bigint[], changed_at timestamptz
+        )
 ON CONFLICT (clinic_id) DO UPDATE
     SET
         lpu_id = excluded.lpu_id,

@@ -2,7 +2,8 @@
 --             without anybody being asked. What a person has released is no measure, nor what Medflex has put off: that
 --             is still there, and counted there.
 -- Grain:      one row per clinic that has any.
--- Parameters: clinic_ids bigint[], since timestamptz, reasons text[] (those that tell of absence)
+-- Parameters: clinic_ids bigint[], since timestamptz, reasons text[] (those that tell of absence); besides_clinic_ids,
+--             besides_appointment_ids bigint[] (in parallel): records that are not counted
 -- Personal:   none.
 SELECT
     batch.clinic_id,
@@ -27,5 +28,12 @@ WHERE
             hold.state = 'released'
             AND hold.clinic_id = any(%(clinic_ids)s::bigint[])
             AND released.appointment_id IS NOT NULL
+        UNION ALL
+        SELECT
+            besides.clinic_id,
+            besides.appointment_id
+        FROM
+            unnest(%(besides_clinic_ids)s::bigint[], %(besides_appointment_ids)s::bigint[])
+                AS besides (clinic_id, appointment_id)
     )
 GROUP BY batch.clinic_id

@@ -53,23 +53,29 @@ NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "per
 
 WATCH = "consent"
 SWEEP_WATCH = "sweep"
+FAR_WATCH = "far"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_LIVE_ROWS = 200_000
-"""So many records of the ledger are held at a time, unless one clinic alone has more."""
 _COUNTED_CLINICS = 200
 """Of so many clinics at a time the records are counted."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
 _QUICK_PATIENCE = 15.0
 """For so long a quick look waits for a clinic that another withdrawal has: nobody looks for new changes meanwhile."""
-_LEASED_ROWS = 20_000
-"""About so many records are withdrawn before the leases of their clinics are let go, if not of one clinic."""
+_LEASED_REQUESTS = 100
+"""Before about so many requests the leases of their clinics are let go, if they are not all of one clinic: a handful of
+seconds at the usual rate."""
 _PASSES = 3
 """How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
 _SHARE = 10
 """A sweep for deleted rows that took a second is made at most every ten seconds, one of an hour every ten hours. The
-same holds for looks that go over all edits of two hours."""
+same holds for looks that go over all edits of two hours, up to _FAR_MOST."""
+_FAR_MOST = timedelta(hours=1)
+"""What lies between two of these is gone over as well: they must not grow without end."""
+_FAR_AGAIN = timedelta(minutes=10)
+"""So long after one that did not come to its end no other is tried: refusals are found without it."""
+_PIECE = timedelta(minutes=10)
+"""For so long what a piece of a sweep has found is left to the task that has found it."""
 
 
 @dataclass
@@ -113,8 +119,8 @@ class Withdrawer(Writer):
     """Takes back what may no longer be shared. It takes clinics over from any other work (see the lease).
 
     Args:
-        begin_run: called with the clinics concerned before the first batch of a quick look, if it finds anything;
-            returns the ledger's run.
+        begin_run: called with the clinics concerned before the first batch of a look over all clinics, if it finds
+            anything; returns the ledger's run.
         writer: see :class:`LeaseHolder`.
     """
 
@@ -123,20 +129,22 @@ class Withdrawer(Writer):
     path = WITHDRAW_PATH
     poll_seconds = 1.0
 
+    live_rows = 200_000
+    """So many records of the ledger are held at a time, unless one clinic alone has more."""
     many_live_rows = 800_000
-    """So many records are held at a time where one look goes over many clinics: for each time, Postgres may read
-    Medlock's tables whole."""
+    """The same where a sweep goes over all clinics: for each time, Postgres may read Medlock's tables whole."""
     sweep_time = timedelta(minutes=4)
     """For so long one piece of a sweep looks for what may no longer be shared, before that is withdrawn and noted: what
     is lost when it is killed. One group of clinics is looked at in any case."""
     narrowed_time = timedelta(seconds=30)
-    """The same of a quick look at clinics that permit less than before: others' refusals wait meanwhile. The next look
-    goes on with the rest, which is not remembered as looked at."""
+    narrowed_rows = 200_000
+    """The same of a quick look at clinics that permit less than before, and so many records to withdraw: others'
+    refusals wait meanwhile. The next look goes on with the rest, which is not remembered as looked at."""
 
     def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
         super().__init__(**writer)
         self._begin_run = begin_run
-        self._live_rows = _LIVE_ROWS
+        self._live_rows = self.live_rows
         self._result = WithdrawResult()
         self._due = empty_revocations()
         self._found_at = self._clock.now()
@@ -173,28 +181,42 @@ class Withdrawer(Writer):
         It goes on behind the clinic at which the last piece has ended, for ``sweep_time``, and keeps in the ledger how
         far it has come, together with what it found. ``sweep_is_due`` of the result tells whether clinics are left.
         """
+        # At once: what an attempt that was killed still holds is let go, whatever there is to do.
+        self.begin()
         self._live_rows = self.many_live_rows
         now = self._found_at = self._clock.now()
         # Before anything is looked at: what is deleted from here on makes another sweep due.
         deleted = self._medlock.deleted_rows()
-        if not self._sweep_is_due(deleted, now):
+        last = self._ledger.watch(SWEEP_WATCH)
+        is_due = _sweep_is_due(last, deleted, now)
+        left = self._ledger.open_revocations()
+        # What the last piece had found when it was killed, or could not bring to its end.
+        left = left[left["found_at"].eq(last[0])] if last and len(left) else left.iloc[:0]
+        if not is_due and not len(left):
             return self._result
-        _, noted = self._ledger.watch(SWEEP_WATCH) or (None, {})
-        after = noted.get("after")
-        begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
-        ahead = sorted(
-            clinic_id for clinic_id in self._ledger.clinics_with_records() if after is None or clinic_id > after
-        )
-        found, clinics, swept = self._sweep(ahead, now, until=now + self.sweep_time)
-        self._result.sweep_is_due = len(swept) < len(ahead)
-        progress = {
-            "deleted": begun["deleted"],
-            "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
-            "after": swept[-1] if self._result.sweep_is_due else None,
-        }
+        found, swept, watch = empty_revocations(), list[int](), {}
+        if is_due:
+            noted = last[1] if last else {}
+            after = noted.get("after")
+            begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
+            ahead = sorted(
+                clinic_id for clinic_id in self._ledger.clinics_with_records() if after is None or clinic_id > after
+            )
+            found, _, swept = self._sweep(ahead, now, until=now + self.sweep_time)
+            self._result.sweep_is_due = len(swept) < len(ahead)
+            watch[SWEEP_WATCH] = {
+                "deleted": begun["deleted"],
+                "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
+                "after": swept[-1] if self._result.sweep_is_due else None,
+            }
+        left = left[~left["clinic_id"].isin(swept)]
+        of_left = self._of(left, now)
+        self._close_stale(left, of_left)
+        found = _joined([found, of_left])
         self._enter_run(found)
         due = self._decide(found, swept)
-        self._ledger.save_revocations(due, now, watch={SWEEP_WATCH: progress}, clinics=_permissions(clinics))
+        # Not the permissions: those of the first clinics are minutes old, and quick looks keep them.
+        self._ledger.save_revocations(due, now, watch=watch)
         self._withdraw(due)
         return self._result
 
@@ -205,36 +227,46 @@ class Withdrawer(Writer):
         and for however long nobody looks. Rows that are gone leave no stamp, and what was revoked before the first look
         of all is not asked for here: ``sweep_is_due`` of the result tells that ``sweep_further`` is needed.
         """
+        self.begin()
         self.patience_seconds = _QUICK_PATIENCE
-        self._live_rows = self.many_live_rows
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(WATCH)
-        self._result.sweep_is_due = self._sweep_is_due(self._medlock.deleted_rows(), now)
+        last_sweep = self._ledger.watch(SWEEP_WATCH)
+        self._result.sweep_is_due = _sweep_is_due(last_sweep, self._medlock.deleted_rows(), now)
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
-        narrowed, just_changed = self._narrowed(clinics, seen, now - JUST_CHANGED) if last else ([], [])
-        of_narrowed, _, swept = self._sweep(narrowed, now, until=now + self.narrowed_time)
+        narrowed, just_changed = _narrowed(clinics, seen, now - JUST_CHANGED) if last else ([], [])
+        of_narrowed, _, swept = self._sweep(narrowed, now, until=now + self.narrowed_time, most=self.narrowed_rows)
         of_just_changed, *_ = self._sweep(just_changed, now)
-        not_swept = set(narrowed) - set(swept)
+        not_swept = set(narrowed).difference(swept)
         self._result.is_cut_short = bool(not_swept)
         swept += just_changed
         left = self._ledger.open_revocations()
-        of_changed, note = self._of_changed(last, left, swept, now)
+        if last_sweep and len(left) and now < last_sweep[0] + _PIECE:
+            left = left[left["found_at"].ne(last_sweep[0])]
+        left = left[~left["clinic_id"].isin(swept)]
+        of_changed, watch = self._of_changed(last, left, swept, now)
         found = _joined([of_changed, of_narrowed, of_just_changed])
-        self._close_stale(left[~left["clinic_id"].isin(swept)], found)
+        self._close_stale(left, found)
         self._enter_run(found)
         due = self._decide(found, swept)
-        if self._result.sweep_is_due:
-            note["sweep_due_since"] = (last[1] if last else {}).get("sweep_due_since") or now.isoformat()
+        noted = last[1] if last else {}
+        flags = {"sweep_due_since": self._result.sweep_is_due, "cut_short_since": self._result.is_cut_short}
+        watch[WATCH] = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
         looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
+        news = set(narrowed)
+        long_ago = {"changed_at": (now - JUST_CHANGED).isoformat()}
         self._ledger.save_revocations(
             due,
             now,
-            watch={WATCH: note},
-            clinics={key: permissions for key, permissions in looked_at.items() if key not in not_swept},
-            # At the first look of all nothing is known to have changed.
-            clinics_changed_at=now if last else now - JUST_CHANGED,
+            watch=watch,
+            # Which permits more, or was never looked at, need not be looked at whole for some time.
+            clinics={
+                key: {**permissions, **({} if key in news else long_ago)}
+                for key, permissions in looked_at.items()
+                if key not in not_swept
+            },
         )
         self._withdraw(due)
         return self._result
@@ -244,53 +276,33 @@ class Withdrawer(Writer):
         if self._begin_run and (len(found) or self._result.numbers):
             self._run_key = self._begin_run(sorted({*self._result.numbers, *found["clinic_id"].tolist()}))
 
-    def _sweep_is_due(self, deleted: str, now: datetime) -> bool:
-        last = self._ledger.watch(SWEEP_WATCH)
-        if last is None:
-            return True
-        at, value = last
-        if value.get("after") is not None:
-            return True
-        return value["deleted"] != deleted and now >= at + timedelta(seconds=_SHARE * value["seconds"])
-
-    def _narrowed(
-        self, clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime
-    ) -> tuple[list[int], list[int]]:
-        """The clinics of which less may be shared than at the last look, and those that have only just changed."""
-        narrowed = []
-        just_changed = []
-        # One that is gone permits nothing; that it is still gone is no news.
-        for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | _permissions(clinics)).items():
-            before = seen.get(clinic_id)
-            if (
-                before is None
-                or (before["is_open"] and not now["is_open"])
-                or set(before["partner_ids"]) - set(now["partner_ids"])
-                or before["lpu_id"] != now["lpu_id"]
-            ):
-                narrowed.append(clinic_id)
-            elif before["changed_at"] >= since:
-                just_changed.append(clinic_id)
-        return narrowed, just_changed
-
     # -- finding ----------------------------------------------------------------------------------------------------
 
     def _sweep(
-        self, clinic_ids: Sequence[int], now: datetime, *, until: datetime | None = None, writes: bool = True
+        self,
+        clinic_ids: Sequence[int],
+        now: datetime,
+        *,
+        until: datetime | None = None,
+        most: int | None = None,
+        writes: bool = True,
     ) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
         """Judge all that Medflex shows or may show of these clinics.
 
         Args:
             until: no further group of clinics is begun from then on.
+            most: nor behind so many REVOCATIONS.
 
         Returns:
             REVOCATIONS; the clinics as judged; which of ``clinic_ids`` were looked at, in their order.
         """
-        found = []
+        found: list[pd.DataFrame] = []
         judged = []
         swept: list[int] = []
         for group in self._groups(clinic_ids):
             if swept and until is not None and self._clock.now() >= until:
+                break
+            if most is not None and sum(len(part) for part in found) >= most:
                 break
             # What is remembered is older than what was judged by: a switch that turns in between is found by the next
             # quick look. And what another lane finds in between is not stale.
@@ -324,36 +336,55 @@ class Withdrawer(Writer):
         if group:
             yield group
 
+    def _of(self, records: pd.DataFrame, now: datetime) -> pd.DataFrame:
+        """Return REVOCATIONS among these records (``clinic_id``, ``appointment_id``)."""
+        live = self._ledger.live(records["clinic_id"].tolist(), records["appointment_id"].tolist())
+        return self._judge(live, now)[0]
+
     def _of_changed(
         self,
         last: tuple[datetime, Mapping[str, Any]] | None,
         left: pd.DataFrame,
         swept: Sequence[int],
         now: datetime,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+    ) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]]]:
         """Judge what has changed since the last look, and what is left of earlier ones, but of clinics just swept.
 
         Returns:
-            REVOCATIONS, and what is to be noted of this look.
+            REVOCATIONS, and the watches that have come to ``now``.
         """
+        left = left[["clinic_id", "appointment_id"]].drop_duplicates()
+        of_left = self._of(left, now)
+        if last is None:
+            return of_left, {}
         begun = self._clock.now()
-        keys = [left[["clinic_id", "appointment_id"]]]
-        note: dict[str, Any] = {}
-        if last:
-            edited_since, note = _edited_since(*last, now)
-            changed = self._medlock.changed_appointments(last[0] - OVERLAP, edited_since=edited_since)
-            # Whatever clinic the appointment is in now, and whether or not it is there.
-            touched = self._ledger.touched(
-                changed["appointment_id"].tolist(), self._medlock.changed_patients(last[0] - OVERLAP)
-            )
-            keys += [changed, touched]
-        pairs = pd.concat(keys).drop_duplicates()
-        pairs = pairs[~pairs["clinic_id"].isin(swept)]
-        live = self._ledger.live(pairs["clinic_id"].tolist(), pairs["appointment_id"].tolist())
-        found, _ = self._judge(live, now)
-        if "far_at" in note:
-            note.setdefault("far_seconds", (self._clock.now() - begun).total_seconds())
-        return found, note
+        last_look = min(last[0], now)
+        far_back = self._far_back(last_look, now)
+        edited_since = far_back or last_look - _EDITED_OVERLAP
+        since = min(last_look - OVERLAP, edited_since)
+        changed = self._medlock.changed_appointments(since, edited_since=edited_since)
+        # Whatever clinic the appointment is in now, and whether or not it is there.
+        touched = self._ledger.touched(changed["appointment_id"].tolist(), self._medlock.changed_patients(since))
+        # Those that are left come first, so that they are not among the rest.
+        pairs = pd.concat([left, changed, touched]).drop_duplicates().iloc[len(left) :]
+        found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
+        seconds = (self._clock.now() - begun).total_seconds()
+        return found, {FAR_WATCH: {"seconds": seconds}} if far_back else {}
+
+    def _far_back(self, last_look: datetime, now: datetime) -> datetime | None:
+        """Return from when on this look goes over all edits, if it does: two hours behind the last look that did, so
+        that whatever was committed since is among them.
+
+        That it is tried is written down first: one that does not come to its end must not keep the next one from its.
+        """
+        at, noted = self._ledger.watch(FAR_WATCH) or (last_look, {})
+        at = min(at, now)
+        tried_at = datetime.fromisoformat(noted["tried_at"]) if "tried_at" in noted else None
+        pause = min(timedelta(seconds=_SHARE * noted.get("seconds", 0.0)), _FAR_MOST)
+        if now < at + pause or (tried_at and tried_at <= now < tried_at + _FAR_AGAIN):
+            return None
+        self._ledger.note_watch(FAR_WATCH, at, {**noted, "tried_at": now.isoformat()})
+        return min(at, last_look) - OVERLAP
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""
@@ -463,7 +494,8 @@ class Withdrawer(Writer):
         held = held_back(
             judged,
             self._ledger.live_counts(absent, in_window=True),
-            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY),
+            # Without what is judged here: another lane may withdraw it at this moment.
+            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY, besides=found[found["by_absence"]]),
         )
         return held.to_numpy(dtype=bool)
 
@@ -478,7 +510,12 @@ class Withdrawer(Writer):
         """Take back questions about records of clinics that were looked at whole, where none of them waits any more."""
         for hold in self._ledger.holds(swept, self._clock.now()):
             of_clinic = waiting.loc[waiting["clinic_id"] == hold.clinic_id, "appointment_id"]
-            if hold.state == "open" and not set(hold.appointment_ids) & set(of_clinic.tolist()):
+            # One that another lane has asked since this look began is news to this one.
+            if (
+                hold.state == "open"
+                and hold.found_at < self._found_at
+                and not set(hold.appointment_ids) & set(of_clinic.tolist())
+            ):
                 self._ledger.decide_hold(hold.hold_id, "obsolete", None)
 
     def _note(self, found: pd.DataFrame, held: np.ndarray[Any, Any]) -> None:
@@ -491,13 +528,16 @@ class Withdrawer(Writer):
 
     def _withdraw(self, due: pd.DataFrame) -> None:
         """Bring these revocations to their end; each counts in exactly one number."""
-        counts = due["clinic_id"].value_counts().sort_index()
-        # Some clinics at a time: for one that is held, another lane's refusals wait.
-        turns = counts.groupby((counts.cumsum() - counts) // _LEASED_ROWS)
+        # Some clinics at a time: for one that is held, another lane's refusals wait. Those with few records first: a
+        # patient's no does not wait for a clinic's.
+        counts = due["clinic_id"].value_counts().sort_index().sort_values(kind="stable")
+        requests = -(-counts // self._settings.batch_size)
+        turns = counts.groupby((requests.cumsum() - requests) // _LEASED_REQUESTS)
+        deadline = self._clock.now() + timedelta(seconds=self.patience_seconds)
         for clinic_ids in [turn.index.tolist() for _, turn in turns] or [[]]:
             self._due = due[due["clinic_id"].isin(clinic_ids)]
             # Also where nothing is due: what an attempt that was killed behind its last request still holds is let go.
-            self._under_leases(clinic_ids)
+            self._under_leases(clinic_ids, deadline)
 
     def _write_held(self) -> None:
         due = self._due[self._due["clinic_id"].isin(list(self._epochs))]
@@ -681,16 +721,14 @@ class _Sought:
         return np.sort(self._order[np.repeat(first - before, number) + np.arange(number.sum())])
 
 
-def _edited_since(last_look: datetime, noted: Mapping[str, Any], now: datetime) -> tuple[datetime, dict[str, Any]]:
-    """Return from when on a look goes over all edits, and what it notes of when that was last far.
-
-    Far is two hours behind the last look that went far, so that whatever was committed since is among them.
-    """
-    far_at = datetime.fromisoformat(noted["far_at"]) if "far_at" in noted else last_look
-    seconds = noted.get("far_seconds", 0.0)
-    if now >= far_at + timedelta(seconds=_SHARE * seconds):
-        return min(far_at, last_look) - OVERLAP, {"far_at": now.isoformat()}
-    return last_look - _EDITED_OVERLAP, {"far_at": far_at.isoformat(), "far_seconds": seconds}
+def _sweep_is_due(last: tuple[datetime, Mapping[str, Any]] | None, deleted: str, now: datetime) -> bool:
+    """Tell whether everything that Medflex shows is to be looked at, by the note of the last time."""
+    if last is None:
+        return True
+    at, noted = last
+    if noted.get("after") is not None:
+        return True
+    return noted["deleted"] != deleted and now >= at + timedelta(seconds=_SHARE * noted["seconds"])
 
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}
@@ -713,3 +751,26 @@ def _permissions(clinics: pd.DataFrame) -> dict[int, Mapping[str, Any]]:
         }
         for clinic_id, lpu_id, is_open, partner_ids in zip(*columns, strict=True)
     }
+
+
+def _narrowed(
+    clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime
+) -> tuple[list[int], list[int]]:
+    """Return the clinics of which less may be shared than at the last look, and those of which that is no news, but
+    since less than some minutes.
+    """
+    narrowed = []
+    just_changed = []
+    # One that is gone permits nothing; that it is still gone is no news.
+    for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | _permissions(clinics)).items():
+        before = seen.get(clinic_id)
+        if (
+            before is None
+            or (before["is_open"] and not now["is_open"])
+            or set(before["partner_ids"]) - set(now["partner_ids"])
+            or before["lpu_id"] != now["lpu_id"]
+        ):
+            narrowed.append(clinic_id)
+        elif before["changed_at"] >= since:
+            just_changed.append(clinic_id)
+    return narrowed, just_changed

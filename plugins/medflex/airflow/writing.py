@@ -226,11 +226,15 @@ class LeaseHolder(Paced, ABC):
         if self._token is None:
             self._token = self._ledger.begin_writing(self._holder)
 
-    def _under_leases(self, clinic_ids: Sequence[int]) -> None:
-        """Write for these clinics as their leases can be had; one that a withdrawal takes over is begun again."""
+    def _under_leases(self, clinic_ids: Sequence[int], deadline: datetime | None = None) -> None:
+        """Write for these clinics as their leases can be had; one that a withdrawal takes over is begun again.
+
+        Args:
+            deadline: until when leases that another run holds are waited for; default: ``patience_seconds``.
+        """
         pending = list(clinic_ids)
         rounds: Counter[int] = Counter()
-        deadline = self._clock.now() + timedelta(seconds=self.patience_seconds)
+        deadline = deadline or self._clock.now() + timedelta(seconds=self.patience_seconds)
         try:
             self.begin()
             while pending and not self._halted:

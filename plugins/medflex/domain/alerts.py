@@ -93,13 +93,14 @@ class Facts:
 
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
-    its end. sweep_stands_since: since when a search for deleted rows is due and has come no further. complete_at: start
-    of the last daily run that brought everything over; failed_run_at: of the last one, if it has failed; last_run_at:
-    of the last one. hurt_run_until: the end of the last one (now, while it goes on), if a part of it has failed.
-    shards, undone_shards: of the last one that should be done, all and what was not brought over. told_run_at: start of
-    the daily run that the last cause has held up, as its end has told. missed_at: when Airflow's deadline for a daily
-    run passed. critical_clinics: whose data the validation has stopped. questions, held_records: what a person is asked
-    about. unanswered: decided, and Medflex was not told.
+    its end. cut_short_since: since when looks leave clinics that permit less to the next one. sweep_stands_since: since
+    when a search for deleted rows is due and has come no further. complete_at: start of the last daily run that brought
+    everything over; failed_run_at: of the last one, if it has failed; last_run_at: of the last one. hurt_run_until: the
+    end of the last one (now, while it goes on), if a part of it has failed. shards, undone_shards: of the last one that
+    should be done, all and what was not brought over. told_run_at: start of the daily run that the last cause has held
+    up, as its end has told. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
+    validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
+    not told.
     """
 
     as_of: datetime
@@ -112,6 +113,7 @@ class Facts:
     late_records: int = 0
     late_clinics: int = 0
     looked_at: datetime | None = None
+    cut_short_since: datetime | None = None
     sweep_stands_since: datetime | None = None
     complete_at: datetime | None = None
     first_run_at: datetime | None = None
@@ -300,6 +302,14 @@ def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
             " withdraw_revoked_now fails.",
             {"records": facts.late_records, "clinics": facts.late_clinics},
         )
+    elif facts.cut_short_since is not None and facts.as_of - facts.cut_short_since > limits.withdraw:
+        found[AlertKind.LATE_WITHDRAWALS] = _Condition(
+            facts.cut_short_since,
+            f"Clinics permit less since {_at(facts.cut_short_since)} or later, and not all of them were looked at yet,"
+            f" after more than {_long(limits.withdraw)}: Medflex takes withdrawals slowly, or see why"
+            " withdraw_revoked_now fails.",
+            {"records": 0, "clinics": 0},
+        )
     if facts.unanswered and facts.unanswered_since and facts.as_of - facts.unanswered_since > limits.actions:
         found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.unanswered_since)
     if (daily := _daily(facts, limits)) is not None:
@@ -325,8 +335,9 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
     if facts.sweep_stands_since is not None and facts.as_of - facts.sweep_stands_since > limits.sweep:
         found[AlertKind.SWEEP_STOPPED] = _Condition(
             facts.sweep_stands_since,
-            f"Rows were deleted in Medlock, and since {_at(facts.sweep_stands_since)} nobody has looked which of them"
-            " partners still see: see whether medflex_sweep is paused or why its task fails.",
+            f"Rows were deleted in Medlock, or all that partners see was never looked at, and since"
+            f" {_at(facts.sweep_stands_since)} nobody has come further with that: see whether medflex_sweep is paused"
+            " or why its task fails.",
             {"minutes": int((facts.as_of - facts.sweep_stands_since).total_seconds() // 60)},
         )
     if facts.critical_clinics and facts.critical_since is not None:

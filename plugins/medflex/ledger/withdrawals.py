@@ -19,6 +19,10 @@ from medflex.sql import bigints, query
 
 KEY = ("clinic_id", "appointment_id", "lpu_id")
 """What names a record."""
+_NOTE_WATCH = (
+    "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, %s, %s) ON CONFLICT (name)"
+    " DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value"
+)
 _PART_ROWS = 50_000
 """So many revocations are written by one statement."""
 
@@ -123,14 +127,13 @@ class Withdrawals(LedgerConnection):
         *,
         watch: Mapping[str, Mapping[str, Any]] | None = None,
         clinics: Mapping[int, Mapping[str, Any]] | None = None,
-        clinics_changed_at: datetime | None = None,
     ) -> int:
         """Keep REVOCATIONS until they are acknowledged and, in the same transaction, how far the look has come.
 
         Args:
             watch: name → value of each watch that has come to ``found_at``.
-            clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids``.
-            clinics_changed_at: since when those of them hold that differ from what was known; default ``found_at``.
+            clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids`` and, if
+                it is not ``found_at``, ``changed_at`` (ISO 8601) for those that differ from what was known.
 
         Returns:
             How many were not known before.
@@ -152,16 +155,12 @@ class Withdrawals(LedgerConnection):
                 )
                 new += int(cursor.fetchone()["new"])  # type: ignore[index]
             for name, value in (watch or {}).items():
-                cursor.execute(
-                    "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, %s, %s) ON CONFLICT (name)"
-                    " DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value",
-                    (name, found_at, Jsonb(dict(value))),
-                )
+                cursor.execute(_NOTE_WATCH, (name, found_at, Jsonb(dict(value))))
             if clinics:
                 rows = [{"clinic_id": clinic_id, **seen} for clinic_id, seen in clinics.items()]
                 cursor.execute(
                     query("ledger/save_clinics_seen"),
-                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": clinics_changed_at or found_at},
+                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": found_at},
                 )
         return new
 
@@ -172,11 +171,18 @@ class Withdrawals(LedgerConnection):
                 part = records.iloc[start : start + _PART_ROWS]
                 cursor.execute(query("ledger/close_revocations"), _key_lists(part))
 
-    def withdrawn_by_absence(self, clinic_ids: Sequence[int], since: datetime) -> dict[int, int]:
-        """Return clinic → records that were withdrawn since then because their rows had vanished."""
+    def withdrawn_by_absence(
+        self, clinic_ids: Sequence[int], since: datetime, *, besides: pd.DataFrame | None = None
+    ) -> dict[int, int]:
+        """Return clinic → records that were withdrawn since then because their rows had vanished.
+
+        Args:
+            besides: records (``clinic_id``, ``appointment_id``) that are not counted.
+        """
+        not_counted = {f"besides_{name}s": [] if besides is None else besides[name].tolist() for name in KEY[:2]}
         return self._counts(
             "ledger/withdrawn_by_absence",
-            {"clinic_ids": _list(clinic_ids), "since": since, "reasons": sorted(map(str, ABSENCE))},
+            {"clinic_ids": _list(clinic_ids), "since": since, "reasons": sorted(map(str, ABSENCE)), **not_counted},
         )
 
     def late_revocations(self, deadline_seconds: float) -> Late:
@@ -204,6 +210,11 @@ class Withdrawals(LedgerConnection):
             cursor.execute("SELECT looked_at, value FROM ledger.watch WHERE name = %s", (name,))
             row = cursor.fetchone()
         return (row["looked_at"], row["value"]) if row else None
+
+    def note_watch(self, name: str, looked_at: datetime, value: Mapping[str, Any]) -> None:
+        """Note how far a look has come, and what it says, without anything that it has found."""
+        with self._statement() as cursor:
+            cursor.execute(_NOTE_WATCH, (name, looked_at, Jsonb(dict(value))))
 
     def clinics_seen(self) -> dict[int, dict[str, Any]]:
         """Return the permissions of each clinic as last looked at, and when they last changed:

@@ -224,7 +224,8 @@ watched AS (
     SELECT
         max(watch.looked_at) FILTER (WHERE watch.name = 'consent') AS looked_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'sweep') AS swept_at,
-        max((watch.value ->> 'sweep_due_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS sweep_due_since
+        max((watch.value ->> 'sweep_due_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS sweep_due_since,
+        max((watch.value ->> 'cut_short_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS cut_short_since
     FROM ledger.watch AS watch
 )
 
@@ -239,6 +240,7 @@ SELECT
     revoked.late_records,
     revoked.late_clinics,
     watched.looked_at,
+    watched.cut_short_since,
     -- Only what was said after the last piece: that one may have been the end.
     CASE
         WHEN watched.sweep_due_since IS NOT NULL AND watched.looked_at >= coalesce(watched.swept_at, watched.looked_at)

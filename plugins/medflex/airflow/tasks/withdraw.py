@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context, get_current_context
@@ -24,7 +24,10 @@ DEADLINE_SECONDS = 900.0
 """So long may it take from a change in Medlock to Medflex's acknowledgement before somebody is alerted."""
 ATTEMPTS = 2
 """So often at most a look asks Medflex about one batch. The next look asks again, and new refusals, also of other
-clinics, wait for this one to end: each time-out is more than a minute."""
+clinics, wait for this one to end, or for leases that it holds: each time-out is more than a minute."""
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""By so much at most the clocks of the scheduler and of a worker are trusted to differ."""
 
 
 @speaking
@@ -33,19 +36,15 @@ def withdraw_revoked_now() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
-    from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, SWEEP
 
     def look(withdrawer: Withdrawer) -> WithdrawResult:
         result = withdrawer.quick()
         if result.sweep_is_due:
             log.info("Rows were deleted, or all that Medflex shows was never looked at: medflex_sweep is to do it.")
-            events.add(SWEEP)
         if result.is_cut_short:
             log.info("More clinics permit less than before than one look has time for: the next one goes on.")
-            events.add(CONSENT)
         return result
 
-    events = get_current_context()["outlet_events"][GO_ON_ALIAS]
     return _withdraw(look)
 
 
@@ -55,16 +54,39 @@ def sweep() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
-    from medflex.airflow.assets import GO_ON_ALIAS, SWEEP
 
     def look(withdrawer: Withdrawer) -> WithdrawResult:
         result = withdrawer.sweep_further()
         if result.sweep_is_due:
             log.info("Not all clinics were looked at yet: the next run goes on behind the last one.")
-            get_current_context()["outlet_events"][GO_ON_ALIAS].add(SWEEP)
         return result
 
     return _withdraw(look)
+
+
+@speaking
+def start_what_is_left(of: str) -> None:
+    """Start what this run has left to another one, however it has ended: by what the ledger says is due.
+
+    Args:
+        of: the watch that the run looks for: ``consent`` or ``sweep``.
+    """
+    from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, SWEEP
+
+    context = get_current_context()
+    with open_ledger() as ledger:
+        watch = ledger.watch(of)
+    started = context["dag_run"].start_date
+    # What an earlier run has noted was started then: where each run fails at once, the clock starts the next one.
+    if watch is None or (started is not None and watch[0] < started - CLOCKS_DIFFER):
+        return
+    events = context["outlet_events"][GO_ON_ALIAS]
+    if "sweep_due_since" in watch[1] or watch[1].get("after") is not None:
+        log.info("A search for deleted rows is due: medflex_sweep is started.")
+        events.add(SWEEP)
+    if "cut_short_since" in watch[1]:
+        log.info("Not all clinics that permit less were looked at: medflex_withdraw is started.")
+        events.add(CONSENT)
 
 
 def _withdraw(look: Callable[[Withdrawer], WithdrawResult]) -> dict[str, int]:
@@ -144,6 +166,12 @@ def report_lateness() -> None:
                 f" {late.oldest:%Y-%m-%d %H:%M:%S} UTC or later and are not withdrawn yet, more than {deadline:.0f}"
                 " seconds: see why withdraw_revoked_now fails."
             )
+        elif watch is not None and _since(watch[1], "cut_short_since", deadline):
+            sentence = (
+                f"Clinics permit less since {watch[1]['cut_short_since'][:19]} UTC or later, and not all of them were"
+                f" looked at yet, after more than {deadline:.0f} seconds: Medflex takes withdrawals slowly, or see why"
+                " withdraw_revoked_now fails."
+            )
         elif watch is None or CLOCK.now() - watch[0] > timedelta(seconds=deadline):
             since = f"since {watch[0]:%Y-%m-%d %H:%M:%S} UTC" if watch else "yet"
             sentence = (
@@ -153,6 +181,12 @@ def report_lateness() -> None:
         if sentence:
             raise WithdrawalsLateError(sentence)
         log.info("Nothing is late.")
+
+
+def _since(noted: Mapping[str, Any], name: str, seconds: float) -> bool:
+    """Tell whether a look has noted something for longer than so many seconds."""
+    since = noted.get(name)
+    return since is not None and CLOCK.now() - datetime.fromisoformat(since) > timedelta(seconds=seconds)
 
 
 def deadline_seconds() -> float:
