@@ -2,8 +2,8 @@
 bench.capacity`` writes docs/capacity.md.
 
 Measured figures come from bench/measured/scale.json (``python -m bench.scale``), from compare.json beside it (``python
--m bench.compare``) and from the tables of tasks in docs/benchmarks.md (``python -m bench``). Each of a task's costs is
-a straight line through its two measured sizes.
+-m bench.compare``), from looks.json (``python -m bench.looks``) and from the tables of tasks in docs/benchmarks.md
+(``python -m bench``). Each of a task's costs is a straight line through its two measured sizes.
 ``--check`` writes nothing and ends with 1 when the page is not what the figures say.
 """
 
@@ -23,11 +23,14 @@ import pandas as pd
 
 from bench.compare import OUTPUT as COMPARED
 from bench.document import DOCUMENT
+from bench.looks import OUTPUT as LOOKED
+from bench.looks import Measured
 from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, instances, shard_tasks
 from bench.task import PROJECT, SOURCE
 from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.airflow.loading import Loader
 from medflex.airflow.tasks.transfer import TARGET_ROWS
+from medflex.airflow.withdrawing import EDITED_OVERLAP, OVERLAP, SHARE, Withdrawer
 from medflex.airflow.writing import LOOK_SECONDS
 from medflex.domain.access import AccessState
 from medflex.domain.packing import MOST_CLOSED, MOST_OPEN, MOST_SHARDS, pack_shards
@@ -169,8 +172,12 @@ def planned(figures: Figures) -> Plan:
     )
 
 
-def render(figures: Figures) -> str:
-    """Return the page."""
+def render(figures: Figures, looked: Measured) -> str:
+    """Return the page.
+
+    Args:
+        looked: what bench.looks has measured.
+    """
     plan = planned(figures)
     scale, packed = figures.scale, figures.scale["packing"]
     overhead = _overhead(scale)
@@ -295,6 +302,7 @@ def render(figures: Figures) -> str:
         f"Small clinics cost requests, not rows: a day on which each of {CLINICS:,} clinics has one change is"
         f" {CLINICS:,} requests, {CLINICS / RATE / 60:.0f} minutes at {RATE} a second, however few records it is.",
         "",
+        *_withdrawals(plan, looked),
         "## Memory of a worker",
         "",
         f"Peak of each task for a shard of {plan.millions:.1f} million rows, d: the line through the peaks at both"
@@ -390,6 +398,40 @@ def render(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def _withdrawals(plan: Plan, looks: Measured) -> list[str]:
+    """The looks for what may no longer be shared."""
+    per_record, per_edit, quick = looks.per_record, looks.per_edit, median(looks.quick)
+    a_day = CHANGED * plan.eligible
+    far, near = (a_day * span.total_seconds() / 86_400 for span in (OVERLAP, EDITED_OVERLAP))
+    search = per_record * plan.eligible
+    pieces = -(-search // Withdrawer.sweep_time.total_seconds())
+    return [
+        "## Withdrawals",
+        "",
+        f"Measured with {looks.records:,} records shown (`python -m bench.looks`); without the start of a task and"
+        " without Airflow, which the [time to withdraw](benchmarks.md#time-to-withdraw) has.",
+        "",
+        "| | | seconds |",
+        "| --- | --- | ---: |",
+        f"| a look for refusals | m | {quick:.2f} |",
+        f"| the same while deleted rows are searched for | m: median, and most of {len(looks.beside)} |"
+        f" {median(looks.beside):.2f}, {max(looks.beside):.2f} |",
+        f"| the same over the edits of ten minutes | d: {near:,.0f}, {1e6 * per_edit:.1f} µs each |"
+        f" {quick + per_edit * near:.1f} |",
+        f"| the same over the edits of two hours, at most a tenth of the time | d: {far:,.0f} |"
+        f" {quick + per_edit * far:.1f} |",
+        f"| the search for deleted rows | d: {plan.eligible / 1e6:.0f} million records, {1e6 * per_record:.1f} µs each"
+        f" | {search:,.0f} |",
+        "",
+        f"Edits (d): those of {100 * CHANGED:.0f} % of the records a day, evenly; where a day's come in a few hours,"
+        f" there are as many times more. The search is {pieces:.0f} runs of `medflex_sweep` of"
+        f" {Withdrawer.sweep_time.total_seconds() / 60:.0f} minutes each, and is made at most every"
+        f" {SHARE * search / 3600:.1f} hours: so long after it a deleted row may be shown, a refusal is not."
+        " Refusals do not wait for it, nor for a daily run.",
+        "",
+    ]
+
+
 def _work(figures: Figures, plan: Plan, run: str, tasks: Sequence[str]) -> float:
     """Task seconds of a run, all shards."""
     return plan.shards * sum(figures.seconds[run, task].at(plan.millions) for task in tasks)
@@ -440,7 +482,8 @@ def _ledger_gb(plan: Plan, record: Mapping[str, float], daily: float, per_clinic
 def page() -> str:
     """Return docs/capacity.md as the figures that are kept say it."""
     scale, compared = (json.loads(kept.read_text(encoding="utf-8")) for kept in (OUTPUT, COMPARED))
-    return render(measured(DOCUMENT.read_text(encoding="utf-8"), scale, compared))
+    looks = Measured(**json.loads(LOOKED.read_text(encoding="utf-8")))
+    return render(measured(DOCUMENT.read_text(encoding="utf-8"), scale, compared), looks)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import pytest
 from bench import capacity
 from bench.capacity import PAGE, RATE, TASKS, Line, main, measured, page, planned, render
 from bench.document import DOCUMENT
+from bench.looks import Measured
 from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, shard_tasks
 from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.domain.packing import MOST_OPEN
@@ -84,7 +85,10 @@ def test_the_figures_are_those_of_the_table(scale: dict[str, Any], compared: dic
     # At least one request for each clinic that has a change, and the last batch of each is not full.
     assert CLINICS <= plan.changed_requests < 1.2 * CLINICS
     assert plan.eligible / 500 < plan.first_requests < plan.eligible / 500 + CLINICS
-    text = render(figures)
+    looks = Measured(
+        4_000_000, 2_000_000, 500_000, sweep=20.0, quick=[0.5], beside=[0.3, 0.4, 0.9], far=8.0, near=[0.5]
+    )
+    text = render(figures, looks)
     assert f"{plan.first_requests:,} requests" in text
     assert "processes per shard, 0.0 s each" not in text
     with pytest.raises(ValueError, match=r"no figures of withhold \(first run\)"):

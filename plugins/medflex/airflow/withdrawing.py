@@ -40,7 +40,7 @@ from medflex.ledger.withdrawals import KEY, instants
 OVERLAP = timedelta(hours=2)
 """How far each quick look goes back behind the last one: a change stamp is set when its transaction begins, perhaps by
 another clock, and shows when it is committed. As far as the watch looks (twice ``LOOK_BACK`` of the trigger)."""
-_EDITED_OVERLAP = timedelta(minutes=10)
+EDITED_OVERLAP = timedelta(minutes=10)
 """The same of appointments that were edited and do not say no, in most looks: they are many. Seldom, and where it costs
 little in each look, these are gone over for OVERLAP as well."""
 JUST_CHANGED = timedelta(minutes=10)
@@ -67,7 +67,7 @@ _LEASED_REQUESTS = 100
 seconds at the usual rate."""
 _PASSES = 3
 """How often a withdrawal is tried with a higher version when Medflex holds a newer one."""
-_SHARE = 10
+SHARE = 10
 """A sweep for deleted rows that took a second is made at most every ten seconds, one of an hour every ten hours. The
 same holds for looks that go over all edits of two hours, up to _FAR_MOST."""
 _FAR_MOST = timedelta(hours=1)
@@ -360,7 +360,7 @@ class Withdrawer(Writer):
         begun = self._clock.now()
         last_look = min(last[0], now)
         far_back = self._far_back(last_look, now)
-        edited_since = far_back or last_look - _EDITED_OVERLAP
+        edited_since = far_back or last_look - EDITED_OVERLAP
         since = min(last_look - OVERLAP, edited_since)
         changed = self._medlock.changed_appointments(since, edited_since=edited_since)
         # Whatever clinic the appointment is in now, and whether or not it is there.
@@ -380,7 +380,7 @@ class Withdrawer(Writer):
         at, noted = self._ledger.watch(FAR_WATCH) or (last_look, {})
         at = min(at, now)
         tried_at = datetime.fromisoformat(noted["tried_at"]) if "tried_at" in noted else None
-        pause = min(timedelta(seconds=_SHARE * noted.get("seconds", 0.0)), _FAR_MOST)
+        pause = min(timedelta(seconds=SHARE * noted.get("seconds", 0.0)), _FAR_MOST)
         if now < at + pause or (tried_at and tried_at <= now < tried_at + _FAR_AGAIN):
             return None
         self._ledger.note_watch(FAR_WATCH, at, {**noted, "tried_at": now.isoformat()})
@@ -728,7 +728,7 @@ def _sweep_is_due(last: tuple[datetime, Mapping[str, Any]] | None, deleted: str,
     at, noted = last
     if noted.get("after") is not None:
         return True
-    return noted["deleted"] != deleted and now >= at + timedelta(seconds=_SHARE * noted["seconds"])
+    return noted["deleted"] != deleted and now >= at + timedelta(seconds=SHARE * noted["seconds"])
 
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}
