@@ -96,16 +96,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Stack]:
-    """A running stack whose first transfer and first look for revocations are over."""
+    """A running stack whose first transfer, first look for revocations and first look at everything are over."""
     stack = Stack(folder / "stack", say=say)
     stack.start(appointments=20_000)
     try:
         if stack.follow(stack.run_day(None)) != "success":
             raise BenchError("The transfer that was to fill Medflex has failed: see its log with `make demo`.")
-        deadline = time.monotonic() + 300
-        while not read(stack.ledger(), "SELECT 1 FROM ledger.watch WHERE name = 'consent'"):
+        deadline = time.monotonic() + 600
+        looked = "SELECT 1 FROM ledger.watch WHERE name IN ('consent', 'sweep') AND value ->> 'after' IS NULL"
+        while len(read(stack.ledger(), looked)) < 2:
             if time.monotonic() > deadline:
-                raise BenchError("medflex_withdraw has not looked for anything within 300 seconds.")
+                raise BenchError("medflex_withdraw and medflex_sweep have not looked for anything within ten minutes.")
             time.sleep(1)
         yield stack
     finally:

@@ -326,7 +326,8 @@ def test_a_run_leaves_room_for_withdrawals_on_the_only_worker_that_is_left() -> 
         int(environment[f"AIRFLOW__{name}"])
         for name in ("CORE__MAX_ACTIVE_TASKS_PER_DAG", "CELERY__WORKER_CONCURRENCY")
     )
-    assert of_a_run < of_a_worker
+    # A search for deleted rows may be at work, too.
+    assert of_a_run + 1 < of_a_worker
 
 
 def test_a_task_in_the_queue_is_sent_again_before_its_token_is_refused() -> None:
