@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_what_the_last_piece_had_found_is_brought_over_by_the_next_run_and_not_b
     fault = sent.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
     assert sweep(sent, clock=in_minutes()).problems
     sent.control.remove_fault(fault)
-    # The task that found it may be at work with it: for ten minutes nobody else is.
+    # The task that found it may be at work with it: for half an hour nobody else is.
     assert numbers(quick(sent, clock=in_minutes(10))) == {}
     assert gone <= shown_ids(sent)
     # Nothing is due any more, and what is left is done all the same.
@@ -234,8 +235,128 @@ def test_a_look_for_refusals_brings_over_what_a_sweep_has_left_for_long(sent: Wo
     fault = sent.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
     assert sweep(sent, clock=in_minutes()).problems
     sent.control.remove_fault(fault)
-    assert numbers(quick(sent, clock=in_minutes(11.5))) == {"revoked": 2, "withdrawn": 2}
+    assert numbers(quick(sent, clock=in_minutes(30))) == {}
+    assert numbers(quick(sent, clock=in_minutes(31.5))) == {"revoked": 2, "withdrawn": 2}
     assert not gone & shown_ids(sent)
+
+
+def test_what_several_pieces_have_left_stays_with_the_sweep(sent: World) -> None:
+    withdraw(sent)
+    gone = delete(sent, 1, 2, 3)
+    refused = of_patients(sent, [some(sent, 2)[1]]) - gone
+    fault = sent.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=503)
+    clock = in_minutes()
+    for _ in range(3):
+        assert sweep(sent, OneClinicAtATime, clock).problems
+        clock.sleep(1)
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    assert quick(sent, clock=clock).problems
+    sent.control.remove_fault(fault)
+    # The quick look brings over what is its own.
+    assert numbers(quick(sent, clock=clock)) == {"revoked": len(refused), "withdrawn": len(refused)}
+    result = sweep(sent, clock=clock)
+    assert (set().union(*result.revoked.values()), result.total("withdrawn")) == (gone, 3)
+
+
+def test_more_edits_than_a_look_has_time_for_are_left_to_a_sweep(sent: World) -> None:
+    """Somebody touches the stamps of a whole table."""
+
+    class Few(Withdrawer):
+        most_edits = 20
+
+    withdraw(sent)
+    moved, refusing = some(sent, 2)
+    refused = of_patients(sent, [refusing]) - {moved}
+    sent.edit("UPDATE medlock.appointment SET updated_at = now()")
+    sent.edit("UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %s", [moved])
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    result = quick(sent, Few, clock=in_minutes())
+    assert result.sweep_is_due
+    assert {reason for _, reason in result.revoked} == {"refused_marketing"}
+    assert not refused & shown_ids(sent)
+    assert moved in shown_ids(sent)
+    assert sweep(sent, clock=in_minutes()).total("withdrawn") == 1
+    assert not quick(sent, clock=in_minutes(200)).sweep_is_due
+
+
+def test_a_large_rest_is_brought_over_in_parts_and_before_others_are_looked_for(sent: World) -> None:
+    class Little(Withdrawer):
+        live_rows = 1
+        narrowed_rows = 10
+
+    withdraw(sent)
+    # Not processed for certain.
+    fault = sent.control.add_fault("down")
+    sent.edit(SWITCHES["switched off"])
+    assert quick(sent, Little).total("withdraw_to_retry") > 20
+    write_ledger(sent, "UPDATE ledger.clinic_seen SET changed_at = changed_at - interval '1 day'")
+    sent.control.remove_fault(fault)
+    sent.edit(SWITCHES["switched off"].replace("= 2", "= 1"))
+    refused = of_patients(sent, some(sent, 1, 3))
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    result = quick(sent, Little)
+    assert result.is_cut_short
+    # Besides those, what has a stamp of the last two hours.
+    assert 10 + len(refused) <= result.total("withdrawn") < 30 + len(refused)
+    assert not refused & shown_ids(sent)
+    looks = 0
+    while quick(sent, Little).is_cut_short:
+        looks += 1
+        assert looks < 100
+    assert {lpu_id for lpu_id, _ in sent.control.records()} == {of_clinic(sent, 3)}
+
+
+def test_a_change_without_a_stamp_counts_from_when_it_was_noticed_also_for_clinics_whose_turn_comes_later(
+    sent: World,
+) -> None:
+    withdraw(sent)
+    sent.edit("UPDATE medlock.clinic_partner SET enabled = false")
+    start = datetime.now(UTC)
+    for minutes in (1, 3, 5):
+        quick(sent, OneClinicAtATime, clock=FakeClock(start + timedelta(minutes=minutes)))
+    assert shown_ids(sent) == set()
+    since = sent.read_ledger(
+        "SELECT DISTINCT item.since FROM ledger.batch CROSS JOIN unnest(revoked_at) AS item (since)"
+        " WHERE operation = 'withdraw'"
+    )
+    assert since == [(start + timedelta(minutes=1),)]
+
+
+def test_absences_that_another_lane_is_about_to_withdraw_count_towards_the_question(sent: World) -> None:
+    withdraw(sent)
+    ids = some(sent, 16)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids[:8]])
+    # Not processed for certain.
+    fault = sent.control.add_fault("down")
+    write_ledger(sent, "DELETE FROM ledger.watch WHERE name = %s", [SWEEP_WATCH])
+    assert sweep(sent).total("withdraw_to_retry") == 8
+    sent.control.remove_fault(fault)
+    # The other eight have lost their patients, and somebody has touched them.
+    sent.edit(
+        "DELETE FROM medlock.patient WHERE id IN (SELECT patient_id FROM medlock.appointment WHERE id = ANY(%s))",
+        [ids[8:]],
+    )
+    sent.edit("UPDATE medlock.appointment SET updated_at = now() WHERE id = ANY(%s)", [ids[8:]])
+    result = quick(sent)
+    assert result.total("held") >= 8
+    assert result.asked == 1
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_from_being_found(sent: World) -> None:
+    ahead = FakeClock(datetime.now(UTC) + timedelta(days=1))
+    withdraw(sent, clock=ahead)
+    quick(sent, Busy, clock=ahead)
+    gone = delete(sent, 1)
+    result = quick(sent)
+    assert result.sweep_is_due
+    (moved,) = some(sent, 1, 2)
+    sent.edit(
+        "UPDATE medlock.appointment SET starts_at = now() + interval '60 days', updated_at = now() - interval '1 hour'"
+        " WHERE id = %s",
+        [moved],
+    )
+    assert quick(sent, clock=in_minutes()).total("withdrawn") == 1
+    assert set(*sweep(sent).revoked.values()) == gone
 
 
 def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_found(
@@ -247,11 +368,11 @@ def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_f
     asked: list[timedelta] = []
     original = Medlock.changed_appointments
 
-    def slow(self: Medlock, since: datetime, *, edited_since: datetime) -> Any:
+    def slow(self: Medlock, since: datetime, *, edited_since: datetime, most: int) -> Any:
         asked.append(datetime.now(UTC) - edited_since)
         if asked[-1] > timedelta(hours=1):
             raise MedlockUnavailableError("Medlock took too long.")
-        return original(self, since, edited_since=edited_since)
+        return original(self, since, edited_since=edited_since, most=most)
 
     monkeypatch.setattr(Medlock, "changed_appointments", slow)
     with pytest.raises(MedlockUnavailableError):
@@ -259,10 +380,19 @@ def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_f
     assert gone <= shown_ids(sent)
     assert quick(sent).total("withdrawn") == len(gone)
     assert not gone & shown_ids(sent)
-    # Some time later it is tried once more, and covers all that was left out.
-    with pytest.raises(MedlockUnavailableError):
-        quick(sent, clock=in_minutes(11))
-    assert len(asked) == 3
+    # Some time later it is tried once more, and then after twice that time.
+    for minutes, is_tried in ((14, False), (16, True), (40, False), (47, True)):
+        with pytest.raises(MedlockUnavailableError) if is_tried else nullcontext():
+            quick(sent, clock=in_minutes(minutes))
+    monkeypatch.setattr(Medlock, "changed_appointments", original)
+    # What was left out is covered: an edit that was committed while none came to its end, with an old stamp.
+    (moved,) = some(sent, 1, 2)
+    sent.edit(
+        "UPDATE medlock.appointment SET starts_at = now() + interval '60 days', updated_at = now() - interval '1 hour'"
+        " WHERE id = %s",
+        [moved],
+    )
+    assert quick(sent, clock=in_minutes(110)).total("withdrawn") == 1
 
 
 def test_records_that_another_lane_withdraws_at_this_moment_are_not_counted_twice_and_held(sent: World) -> None:

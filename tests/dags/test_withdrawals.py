@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +14,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from medflex.airflow.assets import CONSENT, HELD, SWEEP
 from medflex.airflow.tasks import reconcile, release, transfer
+from medflex.airflow.tasks import withdraw as withdraw_tasks
 from medflex.airflow.tasks.withdraw import ATTEMPTS
 from medflex.airflow.withdrawing import Withdrawer
+from medflex.errors import MedflexUnavailableError
 from sandbox.medflex.faults import Match
 from sandbox.postgres import Cluster
 from tests.airflow.dag_runs import run_dag, run_transfer, task_states
@@ -314,6 +316,71 @@ def test_a_look_that_is_cut_short_starts_the_next_one(shared: World, airflow_db:
         runs = [run_dag("medflex_withdraw") for _ in range(2)]
     assert [events(airflow_db, run, CONSENT) for run in runs] == [1, 0]
     assert {lpu_id for lpu_id, _ in shared.control.records()} == {of_clinic(shared, 3)}
+
+
+def test_a_run_tells_what_all_of_its_attempts_have_withdrawn(shared: World, airflow_db: Cluster) -> None:
+    """The first attempt withdraws one clinic's records and not another's, the second those."""
+    run_dag("medflex_withdraw")
+    ids = {clinic_id: some(shared, 1, clinic_id) for clinic_id in (1, 3)}
+    gone = {clinic_id: of_patients(shared, of_clinic_) for clinic_id, of_clinic_ in ids.items()}
+    for of_clinic_ in ids.values():
+        shared.edit(REFUSE.format("refused_personal_data", "true"), [of_clinic_])
+    shared.control.add_fault("status", match={"lpu_id": of_clinic(shared, 3)}, status=503)
+    shared.connect_medflex(attempts=1)
+    outlets = _Outlets()
+    context: dict[str, Any] = {
+        "dag_run": SimpleNamespace(dag_id="medflex_withdraw", run_id="tried twice", run_type="manual"),
+        "outlet_events": outlets,
+    }
+    shared.monkeypatch.setattr(withdraw_tasks, "get_current_context", lambda: context)
+    with pytest.raises(MedflexUnavailableError):
+        withdraw_tasks.withdraw_revoked_now.__wrapped__()
+    shared.control.clear_faults()
+    assert withdraw_tasks.withdraw_revoked_now()["withdrawn"] == len(gone[3])
+    run = SimpleNamespace(run_id="tried twice")
+    everything = len(gone[1]) + len(gone[3])
+    assert numbers(shared, run) == {"revoked": everything, "withdrawn": everything}
+    assert {(clinic_id, id_) for _, clinic_id, _, id_ in decisions(shared, run)} == {
+        (clinic_id, id_) for clinic_id, found in gone.items() for id_ in found
+    }
+
+
+def test_what_is_left_is_started_unless_it_is_under_way_or_medflex_is_away(
+    shared: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = datetime.now(UTC)
+
+    def started(of: str, begun: datetime = start) -> set[str]:
+        outlets = _Outlets()
+        context = {"dag_run": SimpleNamespace(start_date=begun), "outlet_events": outlets}
+        monkeypatch.setattr(withdraw_tasks, "get_current_context", lambda: context)
+        withdraw_tasks.start_what_is_left(of)
+        return {asset.name for item in outlets.values() for asset in item.added}
+
+    def note(name: str, minutes: float, **value: Any) -> None:
+        with shared.parts() as (_, ledger, _):
+            ledger.note_watch(name, start + timedelta(minutes=minutes), value)
+
+    assert started("consent") == set()
+    note("consent", 0, sweep_due_since="now", cut_short_since="now")
+    assert started("consent") == {"medflex_sweep", "medflex_consent"}
+    # An earlier run has noted it: this one has failed.
+    assert started("consent", start + timedelta(minutes=5)) == set()
+    with shared.parts() as (_, ledger, _):
+        ledger.note_contact("away")
+        assert started("consent") == {"medflex_sweep"}
+        ledger.note_contact(None)
+    # A search has begun and noted nothing: it is at work, or has failed.
+    note("sweep", -9, deleted="", seconds=1.0, after=None)
+    note("sweep_tried", -1)
+    assert started("consent") == {"medflex_consent"}
+    note("sweep_tried", -6)
+    assert started("consent") == {"medflex_sweep", "medflex_consent"}
+    note("sweep_tried", -1)
+    note("sweep", -1, deleted="", seconds=1.0, after=7)
+    assert started("sweep") == started("consent") - {"medflex_consent"} == {"medflex_sweep"}
+    note("sweep", 0, deleted="", seconds=1.0, after=None)
+    assert started("sweep") == set()
 
 
 class _Outlets(dict[Any, Any]):

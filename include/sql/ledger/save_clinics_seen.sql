@@ -19,7 +19,8 @@ ON CONFLICT (clinic_id) DO UPDATE
         lpu_id = excluded.lpu_id,
         is_open = excluded.is_open,
         partner_ids = excluded.partner_ids,
-        changed_at = excluded.changed_at
+        -- What has narrowed a moment ago has only just changed, also when it has been widened since.
+        changed_at = greatest(seen.changed_at, excluded.changed_at)
     WHERE
     (seen.lpu_id, seen.is_open, seen.partner_ids)
     IS DISTINCT FROM (excluded.lpu_id, excluded.is_open, excluded.partner_ids)

@@ -1,7 +1,8 @@
 -- Purpose:    keep what has to be withdrawn until Medflex has acknowledged it, with the earliest instant that was told.
 -- Grain:      one row: how many are new.
 -- Parameters: clinic_ids, appointment_ids, lpu_ids bigint[]; reasons text[]; by_absence boolean[]; revoked_at
---             timestamptz[] (NULL: since it was found); arrays in parallel; found_at timestamptz
+--             timestamptz[] (NULL: since it was found); arrays in parallel; found_at timestamptz; takes_from
+--             timestamptz: what was found at that moment counts as found now, by whoever brings it over
 -- Personal:   none.
 WITH kept AS (
     INSERT INTO ledger.revocation AS revocation (
@@ -33,7 +34,11 @@ WITH kept AS (
                 ELSE excluded.reason
             END,
             by_absence = revocation.by_absence AND excluded.by_absence,
-            revoked_at = least(revocation.revoked_at, excluded.revoked_at)
+            revoked_at = least(revocation.revoked_at, excluded.revoked_at),
+            found_at = CASE
+                WHEN revocation.found_at = %(takes_from)s::timestamptz THEN excluded.found_at
+                ELSE revocation.found_at
+            END
     RETURNING (xmax = 0) AS is_new
 )
 

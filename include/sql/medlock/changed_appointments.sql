@@ -1,15 +1,24 @@
 -- Purpose:    the appointments for which something may have been revoked since an instant: their own row changed, or
 --             their patient's or doctor's did and says no now. Rows that are gone leave no stamp: deleted_rows.sql.
 -- Grain:      one row per appointment, in no particular order.
--- Parameters: since timestamptz, of what says no now; edited_since timestamptz, of other changes of the own row
+-- Parameters: since timestamptz, of what says no now; edited_since timestamptz, of other changes of the own row; most
+--             bigint, of these no more
 -- Personal:   none.
+(
+    SELECT
+        appointment.clinic_id,
+        appointment.id AS appointment_id
+    FROM medlock.appointment AS appointment
+    WHERE appointment.updated_at >= %(edited_since)s
+    -- Any of them: where there are more, none is gone over here.
+    LIMIT %(most)s -- noqa: AM09
+)
+UNION
 SELECT
     appointment.clinic_id,
     appointment.id AS appointment_id
 FROM medlock.appointment AS appointment
-WHERE
-    appointment.updated_at >= %(edited_since)s
-    OR (appointment.updated_at >= %(since)s AND appointment.is_anonymous IS NOT FALSE)
+WHERE appointment.updated_at >= %(since)s AND appointment.is_anonymous IS NOT FALSE
 UNION
 SELECT
     appointment.clinic_id,

@@ -7,10 +7,11 @@ them waits for a gate, a validation or another run's sending.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +38,8 @@ from medflex.errors import MedflexContractError
 from medflex.ledger.store import BatchContent, Decision
 from medflex.ledger.withdrawals import KEY, instants
 
+log = logging.getLogger(__name__)
+
 OVERLAP = timedelta(hours=2)
 """How far each quick look goes back behind the last one: a change stamp is set when its transaction begins, perhaps by
 another clock, and shows when it is committed. As far as the watch looks (twice ``LOOK_BACK`` of the trigger)."""
@@ -53,6 +56,7 @@ NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "per
 
 WATCH = "consent"
 SWEEP_WATCH = "sweep"
+SWEEP_TRIED = "sweep_tried"
 FAR_WATCH = "far"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
@@ -72,10 +76,16 @@ SHARE = 10
 same holds for looks that go over all edits of two hours, up to _FAR_MOST."""
 _FAR_MOST = timedelta(hours=1)
 """What lies between two of these is gone over as well: they must not grow without end."""
-_FAR_AGAIN = timedelta(minutes=10)
-"""So long after one that did not come to its end no other is tried: refusals are found without it."""
-_PIECE = timedelta(minutes=10)
-"""For so long what a piece of a sweep has found is left to the task that has found it."""
+_FAR_AGAIN = timedelta(minutes=15)
+"""So long after one that did not come to its end no other is tried, and twice as long after each more: refusals are
+found without it."""
+_MOST_TRIES = 7
+_PIECE = timedelta(minutes=30)
+"""For so long what a piece of a sweep has found is left to its DAG: as long as its task may take. The next run, minutes
+later, brings over what a killed one had found."""
+_MOST_EDITS = 1_000_000
+"""More edits than that are left to a sweep, which goes by pieces: refusals would wait, and memory has to hold them."""
+_ALL_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass
@@ -101,6 +111,28 @@ class WithdrawResult(WriteResult):
         return pd.DataFrame(
             [{"clinic_id": key, **{name: self.numbers[key][name] for name in NUMBERS}} for key in clinic_ids]
         )
+
+    def behind(self, numbers: pd.DataFrame, decisions: Iterable[Decision]) -> tuple[pd.DataFrame, list[Decision]]:
+        """Return ``frame`` and ``decisions`` of a run of which this is another attempt.
+
+        What an earlier attempt has brought to its end counts besides; what it has left is found again by this one.
+
+        Args:
+            numbers: of the earlier ones: ``clinic_id``, ``withdrawn``, ``permitted_again``, ``held``.
+        """
+        sums = {key: Counter(self.numbers[key]) for key in sorted({*self.numbers, *numbers["clinic_id"].tolist()})}
+        for key, withdrawn, permitted_again, held in zip(*(numbers[name].tolist() for name in numbers), strict=True):
+            ended = {"withdrawn": withdrawn, "permitted_again": permitted_again}
+            if not sums[key]["held"]:
+                ended["held"] = held
+            sums[key].update({**ended, "revoked": sum(ended.values())})
+        together: dict[tuple[int, str, tuple[str, ...]], set[int]] = defaultdict(set)
+        for item in (*decisions, *self.decisions()):
+            together[item.clinic_id, item.decision, tuple(item.reasons)].update(item.appointment_ids)
+        frame = pd.DataFrame(
+            [{"clinic_id": key, **{name: item[name] for name in NUMBERS}} for key, item in sums.items()]
+        )
+        return frame, [Decision(*key, sorted(ids)) for key, ids in together.items()]
 
     def total(self, name: str) -> int:
         """Return one of NUMBERS, summed over the clinics."""
@@ -140,6 +172,8 @@ class Withdrawer(Writer):
     narrowed_rows = 200_000
     """The same of a quick look at clinics that permit less than before, and so many records to withdraw: others'
     refusals wait meanwhile. The next look goes on with the rest, which is not remembered as looked at."""
+
+    most_edits = _MOST_EDITS
 
     def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
         super().__init__(**writer)
@@ -189,13 +223,9 @@ class Withdrawer(Writer):
         deleted = self._medlock.deleted_rows()
         last = self._ledger.watch(SWEEP_WATCH)
         is_due = _sweep_is_due(last, deleted, now)
-        left = self._ledger.open_revocations()
-        # What the last piece had found when it was killed, or could not bring to its end.
-        left = left[left["found_at"].eq(last[0])] if last and len(left) else left.iloc[:0]
-        if not is_due and not len(left):
-            return self._result
         found, swept, watch = empty_revocations(), list[int](), {}
         if is_due:
+            self._ledger.note_watch(SWEEP_TRIED, now, {})
             noted = last[1] if last else {}
             after = noted.get("after")
             begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
@@ -209,14 +239,17 @@ class Withdrawer(Writer):
                 "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
                 "after": swept[-1] if self._result.sweep_is_due else None,
             }
-        left = left[~left["clinic_id"].isin(swept)]
+        # What the last piece had found when it was killed, or could not bring to its end. Read now: others have
+        # withdrawn meanwhile.
+        left = self._ledger.open_revocations()
+        left = left[left["found_at"].eq(last[0]) & ~left["clinic_id"].isin(swept)] if last and len(left) else left[:0]
         of_left = self._of(left, now)
         self._close_stale(left, of_left)
         found = _joined([found, of_left])
         self._enter_run(found)
         due = self._decide(found, swept)
         # Not the permissions: those of the first clinics are minutes old, and quick looks keep them.
-        self._ledger.save_revocations(due, now, watch=watch)
+        self._ledger.save_revocations(due, now, watch=watch, takes_from=last[0] if is_due and last else None)
         self._withdraw(due)
         return self._result
 
@@ -231,27 +264,29 @@ class Withdrawer(Writer):
         self.patience_seconds = _QUICK_PATIENCE
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(WATCH)
-        last_sweep = self._ledger.watch(SWEEP_WATCH)
-        self._result.sweep_is_due = _sweep_is_due(last_sweep, self._medlock.deleted_rows(), now)
+        self._result.sweep_is_due = _sweep_is_due(self._ledger.watch(SWEEP_WATCH), self._medlock.deleted_rows(), now)
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
-        narrowed, just_changed = _narrowed(clinics, seen, now - JUST_CHANGED) if last else ([], [])
-        of_narrowed, _, swept = self._sweep(narrowed, now, until=now + self.narrowed_time, most=self.narrowed_rows)
+        noted = last[1] if last else {}
+        left, is_much = self._left_over(now)
+        narrowed, just_changed = _narrowed(clinics, seen, now) if last else ([], [])
+        # What was found and could not be withdrawn yet comes first.
+        to_sweep = [] if is_much else narrowed
+        of_narrowed, _, swept = self._sweep(to_sweep, now, until=now + self.narrowed_time, most=self.narrowed_rows)
+        if "cut_short_since" in noted:
+            since = pd.Timestamp(noted["cut_short_since"])
+            of_narrowed["revoked_at"] = of_narrowed["revoked_at"].fillna(since)
         of_just_changed, *_ = self._sweep(just_changed, now)
         not_swept = set(narrowed).difference(swept)
-        self._result.is_cut_short = bool(not_swept)
+        self._result.is_cut_short = bool(not_swept) or is_much
         swept += just_changed
-        left = self._ledger.open_revocations()
-        if last_sweep and len(left) and now < last_sweep[0] + _PIECE:
-            left = left[left["found_at"].ne(last_sweep[0])]
         left = left[~left["clinic_id"].isin(swept)]
         of_changed, watch = self._of_changed(last, left, swept, now)
         found = _joined([of_changed, of_narrowed, of_just_changed])
         self._close_stale(left, found)
         self._enter_run(found)
         due = self._decide(found, swept)
-        noted = last[1] if last else {}
         flags = {"sweep_due_since": self._result.sweep_is_due, "cut_short_since": self._result.is_cut_short}
         watch[WATCH] = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
         looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
@@ -270,6 +305,20 @@ class Withdrawer(Writer):
         )
         self._withdraw(due)
         return self._result
+
+    def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool]:
+        """Return what earlier looks have left, no more than one look has time for, and whether there is more."""
+        left = self._ledger.open_revocations()
+        # Behind that: what a piece of a sweep saves in between is not among them.
+        at, _ = self._ledger.watch(SWEEP_WATCH) or (None, {})
+        if at is not None and at <= now < at + _PIECE and len(left):
+            left = left[left["found_at"].ne(at)]
+        if len(left) <= self.narrowed_rows:
+            return left, False
+        # Of clinics with few of them first, as they are withdrawn.
+        few = left["clinic_id"].map(left["clinic_id"].value_counts())
+        order = few.sort_values(kind="stable").index[: self.narrowed_rows]
+        return left.loc[order], True
 
     def _enter_run(self, found: pd.DataFrame) -> None:
         """Begin the ledger's run, if there is anything to tell."""
@@ -362,7 +411,11 @@ class Withdrawer(Writer):
         far_back = self._far_back(last_look, now)
         edited_since = far_back or last_look - EDITED_OVERLAP
         since = min(last_look - OVERLAP, edited_since)
-        changed = self._medlock.changed_appointments(since, edited_since=edited_since)
+        changed = self._medlock.changed_appointments(since, edited_since=edited_since, most=self.most_edits + 1)
+        if len(changed) > self.most_edits:
+            log.warning("More than %d appointments were edited: medflex_sweep goes over them.", self.most_edits)
+            self._let_sweep()
+            changed = self._medlock.changed_appointments(since, edited_since=_ALL_TIME, most=0)
         # Whatever clinic the appointment is in now, and whether or not it is there.
         touched = self._ledger.touched(changed["appointment_id"].tolist(), self._medlock.changed_patients(since))
         # Those that are left come first, so that they are not among the rest.
@@ -378,13 +431,23 @@ class Withdrawer(Writer):
         That it is tried is written down first: one that does not come to its end must not keep the next one from its.
         """
         at, noted = self._ledger.watch(FAR_WATCH) or (last_look, {})
-        at = min(at, now)
-        tried_at = datetime.fromisoformat(noted["tried_at"]) if "tried_at" in noted else None
+        tries = noted.get("tries", 0)
+        tried_at = datetime.fromisoformat(noted["tried_at"]) if tries else now
+        again = tried_at + _FAR_AGAIN * 2 ** (tries - 1) if tries else now
         pause = min(timedelta(seconds=SHARE * noted.get("seconds", 0.0)), _FAR_MOST)
-        if now < at + pause or (tried_at and tried_at <= now < tried_at + _FAR_AGAIN):
+        # A clock that was ahead tells nothing.
+        if at <= now < at + pause or tried_at <= now < again:
             return None
-        self._ledger.note_watch(FAR_WATCH, at, {**noted, "tried_at": now.isoformat()})
+        tried = {"tries": min(tries + 1, _MOST_TRIES), "tried_at": now.isoformat()}
+        self._ledger.note_watch(FAR_WATCH, at, {**noted, **tried})
         return min(at, last_look) - OVERLAP
+
+    def _let_sweep(self) -> None:
+        """Make a sweep due, though no rows were deleted."""
+        last = self._ledger.watch(SWEEP_WATCH)
+        if last is not None:
+            self._ledger.note_watch(SWEEP_WATCH, last[0], {**last[1], "deleted": ""})
+        self._result.sweep_is_due = True
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""
@@ -490,12 +553,18 @@ class Withdrawer(Writer):
         before = self._ledger.open_revocations(absent)
         refused = _among(found, before[~before["by_absence"].to_numpy(dtype=bool)])
         settled = np.array(by_person, dtype=np.bool_) | refused
+        others = before[before["by_absence"].to_numpy(dtype=bool) & ~_among(before, found)]
+        # Without what is judged here: another lane may withdraw it at this moment. And what another one is about to
+        # withdraw counts as well.
+        gone = Counter(
+            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY, besides=found[found["by_absence"]])
+        )
+        gone.update(others["clinic_id"].tolist())
         judged = found.assign(by_absence=found["by_absence"].to_numpy(dtype=bool) & ~settled)
         held = held_back(
             judged,
             self._ledger.live_counts(absent, in_window=True),
-            # Without what is judged here: another lane may withdraw it at this moment.
-            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY, besides=found[found["by_absence"]]),
+            gone,
         )
         return held.to_numpy(dtype=bool)
 
@@ -726,7 +795,8 @@ def _sweep_is_due(last: tuple[datetime, Mapping[str, Any]] | None, deleted: str,
     if last is None:
         return True
     at, noted = last
-    if noted.get("after") is not None:
+    # A clock that was ahead tells nothing.
+    if noted.get("after") is not None or at > now:
         return True
     return noted["deleted"] != deleted and now >= at + timedelta(seconds=SHARE * noted["seconds"])
 
@@ -754,7 +824,7 @@ def _permissions(clinics: pd.DataFrame) -> dict[int, Mapping[str, Any]]:
 
 
 def _narrowed(
-    clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], since: datetime
+    clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], looked_at: datetime
 ) -> tuple[list[int], list[int]]:
     """Return the clinics of which less may be shared than at the last look, and those of which that is no news, but
     since less than some minutes.
@@ -771,6 +841,6 @@ def _narrowed(
             or before["lpu_id"] != now["lpu_id"]
         ):
             narrowed.append(clinic_id)
-        elif before["changed_at"] >= since:
+        elif looked_at - JUST_CHANGED <= before["changed_at"] <= looked_at:
             just_changed.append(clinic_id)
     return narrowed, just_changed

@@ -77,7 +77,7 @@ class MedlockReader(Protocol):
         """Yield the same in tables of about so many rows, at least one."""
         ...
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime) -> pd.DataFrame:
+    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
         """Return ``clinic_id`` and ``appointment_id`` of what says no and has changed since then, or was edited."""
         ...
 

@@ -178,6 +178,12 @@ class Alerts(LedgerConnection):
         with self._statement() as cursor:
             cursor.execute(query("ledger/alerts/note_contact"), {"failure": failure, "now": self._present()})
 
+    def is_failing(self) -> bool:
+        """Tell whether the last requests to Medflex have failed."""
+        with self._statement() as cursor:
+            cursor.execute("SELECT 1 FROM ledger.contact WHERE name = 'medflex' AND failing_since IS NOT NULL")
+            return cursor.fetchone() is not None
+
     def note_missed_deadline(self, dag_id: str, run_id: str) -> bool:
         """Note that Airflow's deadline has passed for a daily run; ``False`` when it is done but for clinics that wait.
 

@@ -339,6 +339,31 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "stage", "decision", "reasons", "records"])
 
+    def withdrawals_so_far(self, dag_id: str, run_id: str) -> tuple[pd.DataFrame, list[Decision]]:
+        """Return what earlier attempts of a run have written down of their withdrawals: ``clinic_id``, ``withdrawn``,
+        ``permitted_again``, ``held`` (int64), and their decisions.
+        """
+        columns = ["clinic_id", "withdrawn", "permitted_again", "held"]
+        with self._statement() as cursor:
+            cursor.execute(
+                "SELECT clinic_id, coalesce(withdrawn, 0) AS withdrawn,"
+                " coalesce(permitted_again, 0) AS permitted_again, coalesce(held, 0) AS held"
+                " FROM ledger.run_clinic JOIN ledger.run USING (run_key)"
+                " WHERE dag_id = %s AND run_id = %s",
+                (dag_id, run_id),
+            )
+            numbers = pd.DataFrame(cursor.fetchall(), columns=columns).astype("int64")
+            cursor.execute(
+                "SELECT clinic_id, decision, reasons, appointment_ids FROM ledger.run_decision"
+                " JOIN ledger.run USING (run_key) WHERE dag_id = %s AND run_id = %s AND stage = 'revoke'",
+                (dag_id, run_id),
+            )
+            decisions = [
+                Decision(row["clinic_id"], row["decision"], tuple(row["reasons"]), row["appointment_ids"])
+                for row in cursor.fetchall()
+            ]
+        return numbers, decisions
+
     def revoked_ids(self, run_key: int, clinic_ids: Sequence[int]) -> pd.DataFrame:
         """Return the records under their clinics' present ``lpu_id`` that a run found revoked, and does not hold:
         ``clinic_id``, ``appointment_id``.

@@ -127,6 +127,7 @@ class Withdrawals(LedgerConnection):
         *,
         watch: Mapping[str, Mapping[str, Any]] | None = None,
         clinics: Mapping[int, Mapping[str, Any]] | None = None,
+        takes_from: datetime | None = None,
     ) -> int:
         """Keep REVOCATIONS until they are acknowledged and, in the same transaction, how far the look has come.
 
@@ -134,10 +135,13 @@ class Withdrawals(LedgerConnection):
             watch: name → value of each watch that has come to ``found_at``.
             clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids`` and, if
                 it is not ``found_at``, ``changed_at`` (ISO 8601) for those that differ from what was known.
+            takes_from: what is known since exactly then counts as found now.
 
         Returns:
             How many were not known before.
         """
+        # In one order: several lanes write at once.
+        revocations = revocations.sort_values(list(KEY))
         with self._transaction() as cursor:
             new = 0
             # In parts: a partner that goes can revoke millions at once, more than one statement has time for.
@@ -151,6 +155,7 @@ class Withdrawals(LedgerConnection):
                         "by_absence": part["by_absence"].tolist(),
                         "revoked_at": instants(part["revoked_at"]),
                         "found_at": found_at,
+                        "takes_from": takes_from,
                     },
                 )
                 new += int(cursor.fetchone()["new"])  # type: ignore[index]
@@ -166,6 +171,7 @@ class Withdrawals(LedgerConnection):
 
     def close_revocations(self, records: pd.DataFrame) -> None:
         """Forget revocations (``KEY``) that hold no more."""
+        records = records.sort_values(list(KEY))
         with self._transaction() as cursor:
             for start in range(0, len(records), _PART_ROWS):
                 part = records.iloc[start : start + _PART_ROWS]

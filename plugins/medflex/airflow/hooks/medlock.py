@@ -187,14 +187,15 @@ class Medlock:
         ):
             yield tables(batches, rows, reader.schema)
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime) -> pd.DataFrame:
+    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked: ``clinic_id``, ``appointment_id`` (int64).
 
         Args:
             since: of what says no now: the appointment itself, its patient, its doctor.
             edited_since: of other changes of the appointment.
+            most: of these no more.
         """
-        parameters = {"since": since, "edited_since": edited_since}
+        parameters = {"since": since, "edited_since": edited_since, "most": most}
         return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64")
 
     def changed_patients(self, since: datetime) -> list[int]:

@@ -28,6 +28,8 @@ clinics, wait for this one to end, or for leases that it holds: each time-out is
 
 CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much at most the clocks of the scheduler and of a worker are trusted to differ."""
+TRY_AGAIN = timedelta(minutes=5)
+"""So long after a search for deleted rows was begun and has noted nothing another one is started."""
 
 
 @speaking
@@ -75,16 +77,20 @@ def start_what_is_left(of: str) -> None:
 
     context = get_current_context()
     with open_ledger() as ledger:
-        watch = ledger.watch(of)
+        watch, sweep, tried = (ledger.watch(name) for name in (of, "sweep", "sweep_tried"))
+        is_away = ledger.is_failing()
     started = context["dag_run"].start_date
     # What an earlier run has noted was started then: where each run fails at once, the clock starts the next one.
     if watch is None or (started is not None and watch[0] < started - CLOCKS_DIFFER):
         return
     events = context["outlet_events"][GO_ON_ALIAS]
-    if "sweep_due_since" in watch[1] or watch[1].get("after") is not None:
+    # One that is under way goes on by itself; one that has failed is tried again by the clock.
+    is_free = tried is None or (sweep is not None and sweep[0] >= tried[0]) or CLOCK.now() - tried[0] > TRY_AGAIN
+    if is_free and ("sweep_due_since" in watch[1] or watch[1].get("after") is not None):
         log.info("A search for deleted rows is due: medflex_sweep is started.")
         events.add(SWEEP)
-    if "cut_short_since" in watch[1]:
+    # Where Medflex is away, there is nothing to hurry for.
+    if "cut_short_since" in watch[1] and not is_away:
         log.info("Not all clinics that permit less were looked at: medflex_withdraw is started.")
         events.add(CONSENT)
 
@@ -98,9 +104,12 @@ def _withdraw(look: Callable[[Withdrawer], WithdrawResult]) -> dict[str, int]:
         ledger.check_schema()
         ledger.settle_interrupted(context["dag_run"].dag_id)
         runs: list[int] = []
+        # Begun anew, a run forgets what it was told of.
+        earlier = ledger.withdrawals_so_far(context["dag_run"].dag_id, context["dag_run"].run_id)
 
         def begin_run(clinic_ids: Sequence[int]) -> int:
-            runs.append(_begin_run(context, ledger, medlock, clinic_ids))
+            known = earlier[0]["clinic_id"].tolist()
+            runs.append(_begin_run(context, ledger, medlock, sorted({*clinic_ids, *known})))
             return runs[-1]
 
         withdrawer = Withdrawer(
@@ -115,9 +124,10 @@ def _withdraw(look: Callable[[Withdrawer], WithdrawResult]) -> dict[str, int]:
         )
         result = look(withdrawer)
         for run_key in runs:
-            clinic_ids = sorted(result.numbers)
-            ledger.save_numbers(run_key, result.frame(clinic_ids))
-            ledger.save_decisions(run_key, "revoke", clinic_ids, result.decisions())
+            numbers, decisions = result.behind(*earlier)
+            clinic_ids = numbers["clinic_id"].tolist()
+            ledger.save_numbers(run_key, numbers)
+            ledger.save_decisions(run_key, "revoke", clinic_ids, decisions)
             problems = [str(problem) for problem in result.problems]
             ledger.set_withdraw_stage(run_key, 0, "withdrawn", " ".join(problems) or None)
             ledger.settle_run(run_key, problems)
