@@ -452,6 +452,14 @@ def test_a_clinic_that_permits_more_is_not_looked_at_whole(sent: World) -> None:
     quick(sent)
     quick(sent, Watched)
     assert looked == [2]
+    # What has permitted less a moment ago has only just changed, also when it permits more again.
+    less = "UPDATE medlock.clinic_partner SET enabled = %s WHERE clinic_id = 3 AND partner_id = 1"
+    for enabled in (False, True):
+        assert sent.edit(less, [enabled])
+        quick(sent)
+    looked.clear()
+    quick(sent, Watched)
+    assert sorted(looked) == [2, 3]
 
 
 def test_what_an_older_version_noted_of_its_last_sweep_holds(sent: World) -> None:
