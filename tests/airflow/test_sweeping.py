@@ -453,9 +453,12 @@ def test_a_clinic_that_permits_more_is_not_looked_at_whole(sent: World) -> None:
     quick(sent, Watched)
     assert looked == [2]
     # What has permitted less a moment ago has only just changed, also when it permits more again.
-    less = "UPDATE medlock.clinic_partner SET enabled = %s WHERE clinic_id = 3 AND partner_id = 1"
+    ((partner_id,),) = sent.read("SELECT min(partner_id) FROM medlock.clinic_partner WHERE clinic_id = 3 AND enabled")
     for enabled in (False, True):
-        assert sent.edit(less, [enabled])
+        sent.edit(
+            "UPDATE medlock.clinic_partner SET enabled = %s WHERE clinic_id = 3 AND partner_id = %s",
+            [enabled, partner_id],
+        )
         quick(sent)
     looked.clear()
     quick(sent, Watched)
