@@ -352,7 +352,8 @@ def test_what_is_left_is_started_unless_it_is_under_way_or_medflex_is_away(
 
     def started(of: str, begun: datetime = start) -> set[str]:
         outlets = _Outlets()
-        context = {"dag_run": SimpleNamespace(start_date=begun), "outlet_events": outlets}
+        run = SimpleNamespace(dag_id="medflex_sweep", run_id="the run", start_date=begun)
+        context = {"dag_run": run, "outlet_events": outlets}
         monkeypatch.setattr(withdraw_tasks, "get_current_context", lambda: context)
         withdraw_tasks.start_what_is_left(of)
         return {asset.name for item in outlets.values() for asset in item.added}
@@ -380,6 +381,15 @@ def test_what_is_left_is_started_unless_it_is_under_way_or_medflex_is_away(
     note("sweep", -1, deleted="", seconds=1.0, after=7)
     assert started("sweep") == started("consent") - {"medflex_consent"} == {"medflex_sweep"}
     note("sweep", 0, deleted="", seconds=1.0, after=None)
+    assert started("sweep") == set()
+    # It was begun, and nobody has said what became of it.
+    with shared.parts() as (_, ledger, _):
+        run = ledger.start_run(
+            dag_id="medflex_sweep", run_id="the run", run_type="manual", mode="withdraw", anchor=start, clinic_ids=None,
+            started_at=start, clinics=[], shards=[],
+        )  # fmt: skip
+        assert started("sweep") == {"medflex_sweep"}
+        ledger.settle_run(run.run_key, ["Medflex could not be reached."])
     assert started("sweep") == set()
 
 

@@ -298,9 +298,16 @@ def test_what_a_search_for_deleted_rows_had_found_when_it_was_killed_is_withdraw
     airflow.order("sweep", (death,))
     airflow.delete(1 + SWEEP.index(death) % CLINICS)
     wait_for(lambda: not airflow.open_orders(), "the task to die as ordered", 360)
-    # Five minutes later at most: an attempt more would be another piece.
+    # Five minutes later at most: an attempt more would be another piece. What arrived is not known before that.
+    open_batches = "SELECT 1 FROM ledger.batch WHERE outcome IS NULL"
     wait_for(
-        lambda: airflow.agreed() and airflow.quiet("medflex_withdraw", "medflex_sweep"), "the rows to be withdrawn", 360
+        lambda: (
+            airflow.agreed()
+            and airflow.quiet("medflex_withdraw", "medflex_sweep")
+            and not airflow.read("ledger", open_batches)
+        ),
+        "the rows to be withdrawn",
+        360,
     )
     airflow.check()
 

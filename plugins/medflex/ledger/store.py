@@ -409,6 +409,14 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             keep_sums(cursor, run_key)
 
+    def is_unsettled(self, dag_id: str, run_id: str) -> bool:
+        """Tell whether a run was begun and has not said what became of it."""
+        with self._statement() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM ledger.run WHERE dag_id = %s AND run_id = %s AND outcome = 'running'", (dag_id, run_id)
+            )
+            return cursor.fetchone() is not None
+
     def settle_interrupted(self, dag_id: str) -> int:
         """Close the runs of a DAG that were killed before they could say what became of them; return their number.
 

@@ -79,6 +79,7 @@ def start_what_is_left(of: str) -> None:
     with open_ledger() as ledger:
         watch, sweep, tried = (ledger.watch(name) for name in (of, "sweep", "sweep_tried"))
         is_away = ledger.is_failing()
+        was_killed = ledger.is_unsettled(context["dag_run"].dag_id, context["dag_run"].run_id)
     started = context["dag_run"].start_date
     # What an earlier run has noted was started then: where each run fails at once, the clock starts the next one.
     if watch is None or (started is not None and watch[0] < started - CLOCKS_DIFFER):
@@ -88,6 +89,9 @@ def start_what_is_left(of: str) -> None:
     is_free = tried is None or (sweep is not None and sweep[0] >= tried[0]) or CLOCK.now() - tried[0] > TRY_AGAIN
     if is_free and ("sweep_due_since" in watch[1] or watch[1].get("after") is not None):
         log.info("A search for deleted rows is due: medflex_sweep is started.")
+        events.add(SWEEP)
+    elif is_free and was_killed and of == "sweep":
+        log.info("The search was killed amid withdrawing: medflex_sweep is started to bring over what it had found.")
         events.add(SWEEP)
     # Where Medflex is away, there is nothing to hurry for.
     if "cut_short_since" in watch[1] and not is_away:
