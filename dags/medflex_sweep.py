@@ -39,9 +39,7 @@ from medflex.airflow.assets import GO_ON_ALIAS, HELD_ALIAS, SWEEP
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
-
-WATCH = "sweep"
-"""Under which name the ledger notes how far it has come."""
+from medflex.ledger import watches
 
 with DAG(
     dag_id="medflex_sweep",
@@ -59,7 +57,9 @@ with DAG(
     # Not tried again: another attempt would be another piece, and a run tells of one. The next run goes on.
     sweep = task(retries=0, inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN])(withdraw.sweep)()
     # Events of a failed task are lost.
-    start_what_is_left = task(trigger_rule="all_done", outlets=[GO_ON_ALIAS])(withdraw.start_what_is_left)(WATCH)
+    start_what_is_left = task(trigger_rule="all_done", outlets=[GO_ON_ALIAS])(withdraw.start_what_is_left)(
+        watches.SWEEP
+    )
     # A leaf beside it, or a failed sweep would leave the run green.
     swept = EmptyOperator(task_id="swept")
 

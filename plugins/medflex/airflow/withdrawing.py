@@ -35,6 +35,7 @@ from medflex.domain.revocations import (
 )
 from medflex.domain.window import clinic_windows
 from medflex.errors import MedflexContractError
+from medflex.ledger import watches
 from medflex.ledger.store import BatchContent, Decision
 from medflex.ledger.withdrawals import KEY, instants
 
@@ -54,10 +55,6 @@ DAY = timedelta(hours=24)
 NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "permitted_again", "held")
 """revoked = withdrawn + withdraw_to_retry + withdraw_unknown + permitted_again + held."""
 
-WATCH = "consent"
-SWEEP_WATCH = "sweep"
-SWEEP_TRIED = "sweep_tried"
-FAR_WATCH = "far"
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
 _COUNTED_CLINICS = 200
@@ -221,11 +218,11 @@ class Withdrawer(Writer):
         now = self._found_at = self._clock.now()
         # Before anything is looked at: what is deleted from here on makes another sweep due.
         deleted = self._medlock.deleted_rows()
-        last = self._ledger.watch(SWEEP_WATCH)
+        last = self._ledger.watch(watches.SWEEP)
         is_due = _sweep_is_due(last, deleted, now)
         found, swept, watch = empty_revocations(), list[int](), {}
         if is_due:
-            self._ledger.note_watch(SWEEP_TRIED, now, {})
+            self._ledger.note_watch(watches.SWEEP_TRIED, now, {})
             noted = last[1] if last else {}
             after = noted.get("after")
             begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
@@ -234,7 +231,7 @@ class Withdrawer(Writer):
             )
             found, _, swept = self._sweep(ahead, now, until=now + self.sweep_time)
             self._result.sweep_is_due = len(swept) < len(ahead)
-            watch[SWEEP_WATCH] = {
+            watch[watches.SWEEP] = {
                 "deleted": begun["deleted"],
                 "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
                 "after": swept[-1] if self._result.sweep_is_due else None,
@@ -263,8 +260,8 @@ class Withdrawer(Writer):
         self.begin()
         self.patience_seconds = _QUICK_PATIENCE
         now = self._found_at = self._clock.now()
-        last = self._ledger.watch(WATCH)
-        self._result.sweep_is_due = _sweep_is_due(self._ledger.watch(SWEEP_WATCH), self._medlock.deleted_rows(), now)
+        last = self._ledger.watch(watches.CONSENT)
+        self._result.sweep_is_due = _sweep_is_due(self._ledger.watch(watches.SWEEP), self._medlock.deleted_rows(), now)
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
@@ -288,7 +285,7 @@ class Withdrawer(Writer):
         self._enter_run(found)
         due = self._decide(found, swept)
         flags = {"sweep_due_since": self._result.sweep_is_due, "cut_short_since": self._result.is_cut_short}
-        watch[WATCH] = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
+        watch[watches.CONSENT] = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
         looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         news = set(narrowed)
         long_ago = {"changed_at": (now - JUST_CHANGED).isoformat()}
@@ -310,7 +307,7 @@ class Withdrawer(Writer):
         """Return what earlier looks have left, no more than one look has time for, and whether there is more."""
         left = self._ledger.open_revocations()
         # Behind that: what a piece of a sweep saves in between is not among them.
-        at, _ = self._ledger.watch(SWEEP_WATCH) or (None, {})
+        at, _ = self._ledger.watch(watches.SWEEP) or (None, {})
         if at is not None and at <= now < at + _PIECE and len(left):
             left = left[left["found_at"].ne(at)]
         if len(left) <= self.narrowed_rows:
@@ -422,7 +419,7 @@ class Withdrawer(Writer):
         pairs = pd.concat([left, changed, touched]).drop_duplicates().iloc[len(left) :]
         found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
         seconds = (self._clock.now() - begun).total_seconds()
-        return found, {FAR_WATCH: {"seconds": seconds}} if far_back else {}
+        return found, {watches.FAR: {"seconds": seconds}} if far_back else {}
 
     def _far_back(self, last_look: datetime, now: datetime) -> datetime | None:
         """Return from when on this look goes over all edits, if it does: two hours behind the last look that did, so
@@ -430,7 +427,7 @@ class Withdrawer(Writer):
 
         That it is tried is written down first: one that does not come to its end must not keep the next one from its.
         """
-        at, noted = self._ledger.watch(FAR_WATCH) or (last_look, {})
+        at, noted = self._ledger.watch(watches.FAR) or (last_look, {})
         tries = noted.get("tries", 0)
         tried_at = datetime.fromisoformat(noted["tried_at"]) if tries else now
         again = tried_at + _FAR_AGAIN * 2 ** (tries - 1) if tries else now
@@ -439,14 +436,14 @@ class Withdrawer(Writer):
         if at <= now < at + pause or tried_at <= now < again:
             return None
         tried = {"tries": min(tries + 1, _MOST_TRIES), "tried_at": now.isoformat()}
-        self._ledger.note_watch(FAR_WATCH, at, {**noted, **tried})
+        self._ledger.note_watch(watches.FAR, at, {**noted, **tried})
         return min(at, last_look) - OVERLAP
 
     def _let_sweep(self) -> None:
         """Make a sweep due, though no rows were deleted."""
-        last = self._ledger.watch(SWEEP_WATCH)
+        last = self._ledger.watch(watches.SWEEP)
         if last is not None:
-            self._ledger.note_watch(SWEEP_WATCH, last[0], {**last[1], "deleted": ""})
+            self._ledger.note_watch(watches.SWEEP, last[0], {**last[1], "deleted": ""})
         self._result.sweep_is_due = True
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -13,6 +13,7 @@ from medflex.airflow.environment import number
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
 from medflex.clock import SystemClock
 from medflex.errors import WithdrawalsLateError
+from medflex.ledger import watches
 
 if TYPE_CHECKING:
     from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
@@ -38,16 +39,7 @@ def withdraw_revoked_now() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
-
-    def look(withdrawer: Withdrawer) -> WithdrawResult:
-        result = withdrawer.quick()
-        if result.sweep_is_due:
-            log.info("Rows were deleted, or all that Medflex shows was never looked at: medflex_sweep is to do it.")
-        if result.is_cut_short:
-            log.info("More clinics permit less than before than one look has time for: the next one goes on.")
-        return result
-
-    return _withdraw(look)
+    return _withdraw(lambda withdrawer: withdrawer.quick())
 
 
 @speaking
@@ -56,14 +48,7 @@ def sweep() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
-
-    def look(withdrawer: Withdrawer) -> WithdrawResult:
-        result = withdrawer.sweep_further()
-        if result.sweep_is_due:
-            log.info("Not all clinics were looked at yet: the next run goes on behind the last one.")
-        return result
-
-    return _withdraw(look)
+    return _withdraw(lambda withdrawer: withdrawer.sweep_further())
 
 
 @speaking
@@ -71,13 +56,13 @@ def start_what_is_left(of: str) -> None:
     """Start what this run has left to another one, however it has ended: by what the ledger says is due.
 
     Args:
-        of: the watch that the run looks for: ``consent`` or ``sweep``.
+        of: the watch of the run: ``watches.CONSENT`` or ``watches.SWEEP``.
     """
     from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, SWEEP
 
     context = get_current_context()
     with open_ledger() as ledger:
-        watch, sweep, tried = (ledger.watch(name) for name in (of, "sweep", "sweep_tried"))
+        watch, sweep, tried = (ledger.watch(name) for name in (of, watches.SWEEP, watches.SWEEP_TRIED))
         is_away = ledger.is_failing()
         was_killed = ledger.is_unsettled(context["dag_run"].dag_id, context["dag_run"].run_id)
     started = context["dag_run"].start_date
@@ -88,9 +73,9 @@ def start_what_is_left(of: str) -> None:
     # One that is under way goes on by itself; one that has failed is tried again by the clock.
     is_free = tried is None or (sweep is not None and sweep[0] >= tried[0]) or CLOCK.now() - tried[0] > TRY_AGAIN
     if is_free and ("sweep_due_since" in watch[1] or watch[1].get("after") is not None):
-        log.info("A search for deleted rows is due: medflex_sweep is started.")
+        log.info("Rows were deleted, or not all that Medflex shows was looked at yet: medflex_sweep is started.")
         events.add(SWEEP)
-    elif is_free and was_killed and of == "sweep":
+    elif is_free and was_killed and of == watches.SWEEP:
         log.info("The search was killed amid withdrawing: medflex_sweep is started to bring over what it had found.")
         events.add(SWEEP)
     # Where Medflex is away, there is nothing to hurry for.
@@ -172,7 +157,7 @@ def report_lateness() -> None:
     with open_ledger() as ledger:
         metrics.standing(ledger, deadline)
         late = ledger.late_revocations(deadline)
-        watch = ledger.watch("consent")
+        watch = ledger.watch(watches.CONSENT)
         sentence = None
         if late.records:
             sentence = (

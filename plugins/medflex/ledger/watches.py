@@ -1,0 +1,15 @@
+"""The names under which looks for what may no longer be shared note how far they have come (``ledger.watch``).
+
+Importable by DAG files, and light.
+"""
+
+from __future__ import annotations
+
+CONSENT = "consent"
+"""Looks at what has changed; of what is due besides it says so."""
+SWEEP = "sweep"
+"""The search for deleted rows, piece by piece."""
+SWEEP_TRIED = "sweep_tried"
+"""When a piece of it was begun, whether or not it has come to its end."""
+FAR = "far"
+"""Looks that go over all edits of two hours."""
