@@ -39,7 +39,6 @@ from medflex.airflow.assets import GO_ON_ALIAS, HELD_ALIAS, SWEEP
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
-from medflex.ledger import watches
 
 with DAG(
     dag_id="medflex_sweep",
@@ -58,7 +57,7 @@ with DAG(
     sweep = task(retries=0, inlets=lineage.WITHDRAWING, outlets=[HELD_ALIAS, *lineage.WITHDRAWN])(withdraw.sweep)()
     # Events of a failed task are lost.
     start_what_is_left = task(trigger_rule="all_done", outlets=[GO_ON_ALIAS])(withdraw.start_what_is_left)(
-        watches.SWEEP
+        withdraw.watches.SWEEP
     )
     # A leaf beside it, or a failed sweep would leave the run green.
     swept = EmptyOperator(task_id="swept")

@@ -38,7 +38,6 @@ from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, HELD_ALIAS
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
-from medflex.ledger import watches
 
 with DAG(
     dag_id="medflex_withdraw",
@@ -61,7 +60,7 @@ with DAG(
     report_lateness = task(trigger_rule="all_done", retries=0, inlets=[lineage.REVOCATIONS])(withdraw.report_lateness)()
     # Events of a failed task are lost, and one clinic that Medflex does not know makes each look a failed one.
     start_what_is_left = task(trigger_rule="all_done", outlets=[GO_ON_ALIAS])(withdraw.start_what_is_left)(
-        watches.CONSENT
+        withdraw.watches.CONSENT
     )
     # Takes no worker. A leaf beside the report, or a failed withdrawal with nothing late would leave the run green.
     withdrawn = EmptyOperator(task_id="withdrawn")

@@ -13,7 +13,7 @@ from medflex.airflow.environment import number
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
 from medflex.clock import SystemClock
 from medflex.errors import WithdrawalsLateError
-from medflex.ledger import watches
+from medflex.ledger import watches as watches
 
 if TYPE_CHECKING:
     from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
