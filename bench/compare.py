@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
+import pandas as pd
 import psutil
 import psycopg
 
@@ -42,14 +43,19 @@ from bench.task import PROJECT
 from bench.work import ONCE, TASKS
 from bench.world import BenchError
 from medflex.airflow.hooks.medlock import Medlock, windows_json
-from medflex.domain.window import clinic_windows
+from medflex.domain.phone import unreadable_phones
+from medflex.domain.window import clinic_windows, zone_or_none
 from medflex.sql import query
 from sandbox.medlock import LOGINS
 from sandbox.medlock.generate import create_schema, generate
 from sandbox.stack import DAG_ID, ENDED, RUN_TIME, RUN_ZONE, Stack, stack_environment
 
 SIZES = (100_000, 2_000_000)
+MIDDLE = 1_000_000
+"""At this size only the product's own work is measured: by two sizes alone nobody can tell what is fixed of it."""
 REPEAT = 3
+FLOOR_PAIRS = 2
+"""So often in each round the extraction is measured beside COPY, by turns the one and the other first."""
 CLINICS = 300
 GENERATED_PER_ROW = 1.15
 """So many appointments make one inside the window of an open clinic."""
@@ -57,17 +63,43 @@ SLICE = 20_000
 """Of so many rows those are posted one by one whose time is extrapolated, at sizes above ALL_ONE_BY_ONE."""
 ALL_ONE_BY_ONE = 200_000
 LATENCY_MS = 50.0
-PARTS = ("floors", "plain", "records", "dlt", "product", "latency", "work")
+PARTS = ("floors", "plain", "lean", "records", "dlt", "product", "latency", "work")
 BENCH = PROJECT / "bench"
 OUTPUT = BENCH / "measured" / "compare.json"
 VENV = PROJECT / ".cache" / "bench-venv"
-PLAIN = {"plain": "bench_plain_batches", "records": "bench_plain_records"}
+PLAIN = {"plain": "bench_plain_batches", "lean": "bench_plain_lean", "records": "bench_plain_records"}
 SAMPLE_SECONDS = 0.1
 TITLE_LOOKS = 50
 """A process that has no task's title after so many looks is none of a task."""
 GIVE_UP_SECONDS = 3600.0
 _TASK_PROCESS = re.compile(rb"airflow worker -- ([0-9a-f-]{36})")
 _TICKS = os.sysconf("SC_CLK_TCK")
+_INNER = """
+INNER JOIN bench.clinic_window USING (clinic_id, lpu_id, partners)
+WHERE permitted.starts_at >= clinic_window.starts_from + interval '1 day'
+"""
+_SENT = """
+SELECT
+    permitted.appointment_id,
+    permitted.starts_at >= clinic_window.starts_from + interval '1 day' AS inner_day,
+    md5(ROW(
+        permitted.doctor_id, permitted.starts_at, permitted.ends_at, permitted.status, permitted.entry,
+        permitted.first_name, permitted.patronymic, permitted.phone
+    )::text) AS said
+FROM bench.permitted
+INNER JOIN bench.clinic_window USING (clinic_id, lpu_id, partners)
+"""
+_SENT_AGAIN = f"""
+SELECT count(*) FILTER (WHERE after.inner_day), count(*)
+FROM ({_SENT}) AS after
+LEFT JOIN bench.before USING (appointment_id)
+WHERE before.said IS DISTINCT FROM after.said
+"""
+_WITHDRAWN = f"""
+SELECT count(*) FILTER (WHERE before.inner_day), count(*)
+FROM bench.before
+WHERE NOT EXISTS (SELECT FROM ({_SENT}) AS after WHERE after.appointment_id = before.appointment_id)
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,10 +155,10 @@ def compare(folder: Path, sizes: Sequence[int], repeat: int, parts: Sequence[str
             "measurements": bench.measured,
         }
         unfinished = output.with_suffix(".unfinished.json")
-        for size in sizes:
+        for size in (*sizes, MIDDLE) if tuple(sizes) == SIZES and "work" in parts else sizes:
             measured["sizes"][str(size)] = bench.fill(size)
             for number in range(1, repeat + 1):
-                Round(bench, size, number, number == 1).measure(parts)
+                Round(bench, size, number, number == 1).measure(parts if size in sizes else ("work",))
                 unfinished.parent.mkdir(parents=True, exist_ok=True)
                 unfinished.write_text(json.dumps(measured, indent=1))
         measured["seconds"] = (datetime.now(UTC) - begun).total_seconds()
@@ -165,18 +197,26 @@ def make_views(owner: str, anchor: datetime) -> tuple[str, int]:
         clinics = reader.clinics(None, now)
     clinics = clinics[clinics["state"] == "open"]
     windows = clinic_windows(clinics, anchor, now, cut_to_today=True)
-    rows = windows.assign(
-        lpu_id=clinics["lpu_id"].to_numpy(), partners=[",".join(map(str, ids)) for ids in clinics["partner_ids"]]
-    )
+    partners = [
+        ",".join(map(str, ids)) if zone_or_none(zone) else ""  # R17: nothing is sent where no zone tells its times.
+        for ids, zone in zip(clinics["partner_ids"], clinics["timezone"], strict=True)
+    ]
+    rows = windows.assign(lpu_id=clinics["lpu_id"].to_numpy(), partners=partners)
     columns = ["clinic_id", "lpu_id", "partners", "starts_from", "starts_before"]
     with psycopg.connect(owner) as medlock:
         medlock.execute((BENCH / "contenders" / "windows.sql").read_bytes())
         medlock.execute(_same_query().encode())
         medlock.execute((BENCH / "contenders" / "permitted.sql").read_bytes())
-        with medlock.cursor().copy(f"COPY bench.clinic_window ({', '.join(columns)}) FROM STDIN".encode()) as copy:
-            for row in rows[columns].itertuples(index=False):
-                copy.write_row(row)
-        medlock.execute("ANALYZE bench.clinic_window")
+        found = medlock.execute("SELECT DISTINCT phone FROM medlock.patient WHERE phone IS NOT NULL").fetchall()
+        phones = pd.Series([phone for (phone,) in found], dtype="str")
+        for table, named, items in (
+            ("clinic_window", columns, rows[columns].itertuples(index=False)),
+            ("unreadable_phone", ["phone"], ([phone] for phone in phones[unreadable_phones(phones)])),
+        ):
+            with medlock.cursor().copy(f"COPY bench.{table} ({', '.join(named)}) FROM STDIN".encode()) as copy:
+                for row in items:
+                    copy.write_row(row)
+            medlock.execute(f"ANALYZE bench.{table}".encode())
     return windows_json(windows), len(rows)
 
 
@@ -187,8 +227,10 @@ def _same_query() -> str:
     end = text.index(")", begin + len(ours)) + 1
     rows = f"{text[:begin]} bench.clinic_window AS clinic_window {text[end:]}"
     return (
-        "CREATE OR REPLACE VIEW bench.appointments AS SELECT clinic_window.lpu_id, clinic_window.partners, read.*"
+        "CREATE OR REPLACE VIEW bench.appointments AS SELECT clinic_window.lpu_id, clinic_window.partners, read.*,"
+        " unreadable_phone.phone IS NULL AS phone_is_readable"
         f" FROM ({rows}) AS read INNER JOIN bench.clinic_window AS clinic_window USING (clinic_id)"
+        " LEFT JOIN bench.unreadable_phone AS unreadable_phone ON read.phone = unreadable_phone.phone"
     )
 
 
@@ -278,14 +320,24 @@ class Bench:
             "seconds_to_make": seconds,
         }  # fmt: skip
 
-    def permitted(self, by: str) -> dict[int, set[int]]:
-        """Return which appointments may be shared as the data are now: clinic_id or lpu_id → ids."""
-        sql = f"SELECT {by}, array_agg(appointment_id) FROM bench.permitted GROUP BY 1"
+    def permitted(self, by: str, *, inner: bool = False) -> dict[int, set[int]]:
+        """Return which appointments may be shared as the data are now: clinic_id or lpu_id → ids.
+
+        inner: without the first day of each window. Once midnight has passed in a clinic a run does not send it any
+        more, and what was sent of it stays.
+        """
+        sql = f"SELECT {by}, array_agg(appointment_id) FROM bench.permitted {_INNER if inner else ''} GROUP BY 1"
         return {key: set(ids) for key, ids in read(self.stack.medlock_owner(), sql)}
 
-    def change(self, number: int) -> None:
-        """Change 1 % of the data: 0.5 % of the appointments, the phone of 0.3 % of the patients; 0.2 % refuse."""
+    def change(self, number: int) -> dict[str, tuple[int, int]]:
+        """Change 1 % of the data: 0.5 % of the appointments, the phone of 0.3 % of the patients; 0.2 % refuse.
+
+        Returns how many ``records`` have to be sent again and how many ``withdrawn`` for that, by SQL: at least (see
+        ``permitted``) and at most.
+        """
         with psycopg.connect(self.stack.medlock_owner()) as medlock:
+            medlock.execute("DROP TABLE IF EXISTS bench.before")
+            medlock.execute(f"CREATE TABLE bench.before AS {_SENT}".encode())
             medlock.execute(
                 "UPDATE medlock.appointment SET updated_at = now(),"
                 " status = CASE WHEN status = 'confirmed' THEN 'cancelled' ELSE 'confirmed' END WHERE id %% 200 = %s",
@@ -300,6 +352,12 @@ class Bench:
                 "UPDATE medlock.patient SET updated_at = now(), refused_marketing = TRUE WHERE id %% 500 = %s",
                 [number % 500],
             )
+            found = {
+                name: medlock.execute(sql.encode()).fetchone() or (0, 0)
+                for name, sql in (("records", _SENT_AGAIN), ("withdrawn", _WITHDRAWN))
+            }
+            medlock.execute("DROP TABLE bench.before")
+        return {name: (int(inner), int(every)) for name, (inner, every) in found.items()}
 
     def forget(self) -> None:
         """Empty the ledger and the receiver, so that the next run is a first one."""
@@ -482,7 +540,7 @@ class Round:
         """Measure these parts."""
         if "floors" in parts:
             self._floors()
-        for part in ("plain", "records"):
+        for part in PLAIN:
             if part in parts:
                 self._plain(part)
         if "dlt" in parts:
@@ -510,9 +568,10 @@ class Round:
         return self.bench.process([sys.executable, "-m", "bench.floors", json.dumps(asked)])
 
     def _floors(self) -> None:
-        for what in ("copy", "pandas"):
-            found = self._floor(what, windows=self.bench.windows)
-            self._note(what, "-", seconds=found["seconds"], rows=found["rows"], peak_mb=found["peak_mb"])
+        for pair in range(FLOOR_PAIRS):
+            for what in ("copy", "pandas") if (self.number + pair) % 2 else ("pandas", "copy"):
+                found = self._floor(what, windows=self.bench.windows)
+                self._note(what, "-", seconds=found["seconds"], rows=found["rows"], peak_mb=found["peak_mb"])
 
     def _post(self) -> None:
         bench = self.bench
@@ -560,15 +619,15 @@ class Round:
         if product:
             bench.forget()
             self._product("first")
-        bench.change(self.number)
+        changes = bench.change(self.number)
         for day in ("changed", "unchanged"):
             if product:
-                self._product(day)
+                self._product(day, changes=changes if day == "changed" else None)
         for day in ("changed", "unchanged"):
             if dlt:
                 self._dlt("dlt+cursor", day, folder, check=False)
 
-    def _product(self, day: str, what: str = "product") -> None:
+    def _product(self, day: str, what: str = "product", changes: dict[str, tuple[int, int]] | None = None) -> None:
         bench = self.bench
         run = bench.run_dag(DAG_ID)
         ledger = bench.stack.ledger()
@@ -581,38 +640,29 @@ class Round:
                          " AND extracted IS NOT NULL GROUP BY 1", [run_key]))  # fmt: skip
         figures: dict[str, Any] = {"eligible": eligible, "extracted": sum(rows.values()), "shards": len(rows)}
         if day == "first":
-            shown, permitted = bench.receiver.shown(), bench.permitted("lpu_id")
-            self._only_permitted(shown, permitted, eligible)
             sizes = read(
                 ledger,
                 "SELECT relname, pg_total_relation_size(oid) FROM pg_class"
                 " WHERE relnamespace = 'ledger'::regnamespace AND relkind = 'r' ORDER BY 2 DESC",
             )
             figures["ledger_bytes"] = {name: number for name, number in sizes if number >= 65_536}
-        self._none_left(run)
+        self._same(
+            f"The run {run['run_id']}", bench.receiver.shown(), bench.permitted("lpu_id"),
+            bench.permitted("lpu_id", inner=True),
+        )  # fmt: skip
+        for name, (least, most) in (changes or {}).items():
+            if not least <= run[name] <= most:
+                raise BenchError(f"The run {run['run_id']} has {run[name]} {name}, and {least} to {most} are right.")
         self._note(what, day, **run, **figures)
 
-    def _none_left(self, run: dict[str, Any]) -> None:
-        """After a day with refusals nothing may be shown any more that is not permitted."""
-        shown, permitted = self.bench.receiver.shown(), self.bench.permitted("lpu_id")
-        left = sum(len(ids - permitted.get(key, set())) for key, ids in shown.items())
-        if left:
-            raise BenchError(f"After the run {run['run_id']} Medflex shows {left} records that may not be shared.")
-
-    def _only_permitted(self, shown: dict[int, set[int]], permitted: dict[int, set[int]], eligible: int) -> None:
-        number = sum(map(len, shown.values()))
-        wrong = sum(len(ids - permitted.get(key, set())) for key, ids in shown.items())
-        if wrong or number != eligible:
-            raise BenchError(
-                f"The product shows {number} records where {eligible} are eligible, and {wrong} that may not be shared."
-            )
-
     @staticmethod
-    def _same(what: str, shown: dict[int, set[int]], permitted: dict[int, set[int]]) -> None:
-        if shown != permitted:
-            more = sum(len(ids - permitted.get(key, set())) for key, ids in shown.items())
-            less = sum(len(ids - shown.get(key, set())) for key, ids in permitted.items())
-            raise BenchError(f"{what} has posted {more} records that it should not have, and left {less} out.")
+    def _same(
+        what: str, shown: dict[int, set[int]], may: dict[int, set[int]], must: dict[int, set[int]] | None = None
+    ) -> None:
+        more = sum(len(ids - may.get(key, set())) for key, ids in shown.items())
+        less = sum(len(ids - shown.get(key, set())) for key, ids in (may if must is None else must).items())
+        if more or less:
+            raise BenchError(f"{what} shows {more} records that it should not, and leaves {less} out.")
 
     def _latency(self) -> None:
         bench = self.bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,10 +23,12 @@ GROWTH = 1.15
 MEMORY_GROWTH = 1.05
 """What is measured twice differs by this much."""
 LATENCY_TIMES = 1.5
+DAYS = ("first", "changed", "unchanged")
 NAMES = {
     "product": "this product, whole Airflow",
     "work": "this product, its own work",
     "plain": "plain Airflow task, batches of 500",
+    "lean": "the same, filtered by Postgres, only the columns that are sent",
     "records": "plain Airflow task, record by record",
     "dlt": "dlt, pyarrow backend, all rows",
     "dlt+cursor": "dlt, pyarrow backend, cursor on updated_at",
@@ -82,6 +85,19 @@ class Figures:
         before = whole - sending if whole is not None and sending is not None else 0.0
         return before + float(self.data["permitted"]) / rate
 
+    def ratios(self, top: tuple[str, str], bottom: tuple[str, str]) -> list[float]:
+        """Return the ratio of the seconds of two kinds in each round, of those that were measured as often."""
+        tops, bottoms = self.of(*top), self.of(*bottom)
+        return [one / other for one, other in zip(tops, bottoms, strict=True)] if len(tops) == len(bottoms) else []
+
+    def peaks(self) -> dict[str, float]:
+        """Return the most memory of each of the product's tasks, on any day."""
+        found: dict[str, float] = defaultdict(float)
+        for day in DAYS:
+            for name, task in self.tasks(day).items():
+                found[name] = max(found[name], task["peak_mb"])
+        return found
+
     def tasks(self, day: str) -> dict[str, dict[str, float]]:
         """Return per task of the product's runs: number, median of the summed seconds, longest, most memory."""
         runs = [item["tasks"] for item in self._items if (item["what"], item["day"]) == ("product", day)]
@@ -122,14 +138,18 @@ def judge(measured: Mapping[str, Any]) -> list[Verdict]:
 
     def ratio(
         title: str, allowed: str, top: float | None, bottom: float | None, limit: float,
-        holds: Callable[[float, float], bool], as_percent: bool = False,
+        holds: Callable[[float, float], bool], as_percent: bool = False, more: str = "",
     ) -> None:  # fmt: skip
         if top is None or bottom is None:
             return
         value = top / bottom
-        told = f"{value:.1%}" if as_percent else f"{value:.2f} ×"
-        found.append(
-            Verdict(title, allowed, value, f"{told} ({_number(top)} / {_number(bottom)})", holds(value, limit))
+        told = f"{_ratio(value, as_percent)} ({_number(top)} / {_number(bottom)}{more})"
+        found.append(Verdict(title, allowed, value, told, holds(value, limit)))
+
+    def rounds(top: tuple[str, str], bottom: tuple[str, str], as_percent: bool = False) -> str:
+        each = large.ratios(top, bottom)
+        return (
+            f"; {_ratio(min(each), as_percent)} to {_ratio(max(each), as_percent)} in {len(each)} pairs" if each else ""
         )
 
     def limit(title: str, value: float | None, most: float, unit: str) -> None:
@@ -138,14 +158,16 @@ def judge(measured: Mapping[str, Any]) -> list[Verdict]:
 
     size = f"{large.size:,}"
     ratio(f"Extraction into pandas, speed of COPY to nowhere = 100 %, {size}", f"≥ {EXTRACTION_SHARE:.0%}",
-          large.median("copy", "-"), large.median("pandas", "-"), EXTRACTION_SHARE, at_least, True)  # fmt: skip
+          large.median("copy", "-"), large.median("pandas", "-"), EXTRACTION_SHARE, at_least, True,
+          rounds(("copy", "-"), ("pandas", "-"), True))  # fmt: skip
     limit(f"Extraction into pandas, peak memory, {size}", _most(large.of("pandas", "-", "peak_mb")),
           EXTRACTION_MB, "MB")  # fmt: skip
     first = large.median("product")
+    ours = ("product", "first")
     ratio(f"First run, dlt's time / ours, {size}", "> 1 ×", large.median("dlt"), first, 1.0,
-          lambda value, least: value > least)  # fmt: skip
+          lambda value, least: value > least, more=rounds(("dlt", "first"), ours))  # fmt: skip
     ratio(f"First run, the plain task's time with batches / ours, {size}", f"≥ {PLAIN_TIMES:g} ×",
-          large.median("plain"), first, PLAIN_TIMES, at_least)  # fmt: skip
+          large.median("plain"), first, PLAIN_TIMES, at_least, more=rounds(("plain", "first"), ours))  # fmt: skip
     ratio(f"First run, the plain task's time record by record / ours, {size}", f"≥ {RECORDS_TIMES:g} ×",
           large.median("records"), first, RECORDS_TIMES, at_least)  # fmt: skip
     floors = _sum(large.median("copy", "-"), large.median("post", "-"))
@@ -164,7 +186,13 @@ def judge(measured: Mapping[str, Any]) -> list[Verdict]:
         ratio(f"Our own work per row, {sizes}", f"≤ {GROWTH:.0%}", _per_row(large), _per_row(small), GROWTH,
               at_most, True)  # fmt: skip
         ratio(f"Peak memory of any task, {sizes}", f"≤ {MEMORY_GROWTH:.0%}", _peak(large), _peak(small),
-              MEMORY_GROWTH, at_most, True)  # fmt: skip
+              MEMORY_GROWTH, at_most, True, _most_growth(small, large))  # fmt: skip
+        if len(more) > 1:
+            # Two sizes alone: what is fixed of a small run's work would hide that rows cost more and more.
+            middle = more[-2]
+            of_sizes = f"{middle.size:,} to {size} / {small.size:,} to {middle.size:,}"
+            ratio(f"Our own work for each further row, {of_sizes}", f"≤ {GROWTH:.0%}",
+                  _per_further_row(middle, large), _per_further_row(small, middle), GROWTH, at_most, True)  # fmt: skip
     for figures in figures_of(measured):
         ratio(f"First run with 50 ms of latency / without, {figures.size:,}", f"≤ {LATENCY_TIMES:g} ×",
               figures.median("latency"), figures.median("product"), LATENCY_TIMES, at_most)  # fmt: skip
@@ -204,31 +232,39 @@ def render(measured: Mapping[str, Any]) -> str:
 def _explained(sizes: Sequence[Figures]) -> list[str]:
     told = "; ".join(
         f"{figures.size:,}: {figures.data['extracted']:,} in the windows of {figures.data['open_clinics']} open"
-        f" clinics, {figures.data['permitted']:,} of them may be shared by a simple filter"
+        f" clinics, {figures.data['permitted']:,} of them may be shared"
         for figures in sizes
     )
     return [
-        f"Appointments: {told}. All contenders read the same rows from the same Postgres and post to the same receiver"
-        " (bench/receiver.py), which unpacks and parses each body and answers with a verdict for each record; what it"
-        " shows afterwards is compared with what SQL says that may be shared. Everything runs on this one machine.",
+        f"Appointments: {told}. All contenders read the same tables of the same Postgres and post the same records to"
+        " the same receiver (bench/receiver.py), which unpacks and parses each body and answers with a verdict for each"
+        " record; what it shows afterwards has to be exactly what SQL says that may be shared, and on the day with"
+        " changes the product has to send and to withdraw exactly as many records as SQL counts. Which phones cannot be"
+        " read, and which clinics have no known zone, is told to the others: SQL cannot tell. Rows a second are"
+        " appointments in the windows, whoever drops what may not be shared. Everything runs on this one machine.",
         "",
         "- **This product** runs in the whole Airflow of `make demo` (scheduler, LocalExecutor, triggerer); the time is"
-        " that from the queueing of the run to its end, with the start of all processes, the rules, Great Expectations,"
-        " the ledger and the quality report. Its other DAGs are paused, so that the run does all the work. No clinic"
-        " waits for its 24 hours on this day.",
+        " that from the queueing of the run to its end, with the start of all its tasks' processes, the rules, Great"
+        " Expectations, the ledger and the quality report. Airflow was running before, its libraries imported"
+        " ([why](adr/0023-preloaded-libraries.md)), for the plain tasks as well; dlt's time has the start of its"
+        " process and its imports, a few seconds. Its other DAGs are paused, so that the run does all the work. No"
+        " clinic waits for its 24 hours on this day.",
         "- **Its own work** is what happens inside its tasks' functions, one task after the other; what they import"
         " there is told apart.",
-        "- **Plain Airflow task** (bench/dags): `PostgresHook.get_df`, a filter in pandas, `json.dumps`, `requests`."
-        " It remembers nothing, so each day costs what the first one does, and refusals of what was sent before are"
-        " never withdrawn. Above 200,000 rows it posts a slice record by record, and the rest is extrapolated at that"
-        " rate.",
+        "- **Plain Airflow task** (bench/dags): `PostgresHook.get_df` of the product's query, a filter in pandas,"
+        " `json.dumps`, `requests`. It remembers nothing, so each day costs what the first one does, and refusals of"
+        " what was sent before are never withdrawn. Above 200,000 rows it posts a slice record by record, and the rest"
+        " is extrapolated at that rate. Written with more care, for comparison only: Postgres filters, and gives the"
+        " columns alone that are sent.",
         "- **dlt** (bench/contenders): `sql_table` of a view that filters, pyarrow backend, custom destination, batches"
         " of 500, without Airflow around it; its time is that of its process. *All rows* is what it does each day"
         " without a cursor, so that its first day stands for each day, and the judged figures are against that. With a"
         " *cursor* on `updated_at` it reads only appointments that changed, and sees neither refusals nor new phones of"
         " patients, nor what has left. It checks nothing before sending.",
         "- **Floors**: the product's query by binary `COPY`, thrown away; the product's own request bodies, posted by"
-        " a client that does nothing else, in four threads.",
+        " a client that does nothing else, in four threads. The extraction into pandas is measured beside the former"
+        " by turns before and behind it; it is that of the product's reader, in parts as large as the task `extract`"
+        " stages, which writes them to Parquet instead (its own seconds and memory are in the tables below).",
         "- **1 % changed**: 0.5 % of the appointments have another status, 0.3 % of the patients another phone, 0.2 %"
         " refuse.",
         "",
@@ -236,6 +272,9 @@ def _explained(sizes: Sequence[Figures]) -> list[str]:
         " bytes as received, and records are those of one run.",
         "",
     ]
+
+
+_EACH_DAY = ("plain", "lean", "records", "dlt")
 
 
 def _section(figures: Figures) -> list[str]:
@@ -249,8 +288,9 @@ def _section(figures: Figures) -> list[str]:
     product = figures.median("product")
     for what, day in (
         ("product", "first"), ("product", "changed"), ("product", "unchanged"), ("latency", "first"),
-        ("plain", "first"), ("records", "first"), ("dlt", "first"), ("dlt+cursor", "first"), ("dlt+cursor", "changed"),
-        ("dlt+cursor", "unchanged"), ("work", "first"), ("pandas", "-"), ("copy", "-"), ("post", "-"),
+        ("plain", "first"), ("lean", "first"), ("records", "first"), ("dlt", "first"), ("dlt+cursor", "first"),
+        ("dlt+cursor", "changed"), ("dlt+cursor", "unchanged"), ("work", "first"), ("pandas", "-"), ("copy", "-"),
+        ("post", "-"),
     ):  # fmt: skip
         seconds = figures.median(what, day)
         if seconds is None:
@@ -261,7 +301,7 @@ def _section(figures: Figures) -> list[str]:
         sent = [figures.median(what, day, key) for key in ("writes", "bytes", "records", "withdrawn")]
         cells = [
             NAMES[what] + (", extrapolated" if sliced else ""),
-            {"-": "", "first": "first" if what not in ("plain", "records", "dlt") else "each"}.get(day, day),
+            {"-": "", "first": "first" if what not in _EACH_DAY else "each"}.get(day, day),
             f"{seconds:,.1f}",
             f"{len(figures.of(what, day))}",
             f"{rows / seconds:,.0f}" if day in ("first", "-") else "",
@@ -331,7 +371,26 @@ def _per_row(figures: Figures) -> float | None:
 
 
 def _peak(figures: Figures) -> float | None:
-    return _most([peak for day in ("first", "changed", "unchanged") for peak in figures.of("product", day, "peak_mb")])
+    return _most([peak for day in DAYS for peak in figures.of("product", day, "peak_mb")])
+
+
+def _most_growth(small: Figures, large: Figures) -> str:
+    """Of which task the peak grows most, behind the figure of the largest one."""
+    before, after = small.peaks(), large.peaks()
+    name = max(before.keys() & after.keys(), key=lambda task: after[task] / max(before[task], 1.0), default=None)
+    return f"; of one task at most {after[name] / max(before[name], 1.0):.1%}, `{name}`" if name else ""
+
+
+def _per_further_row(small: Figures, large: Figures) -> float | None:
+    """Microseconds of the product's own work for each row that the larger size has more."""
+    before, after = small.median("work"), large.median("work")
+    if before is None or after is None:
+        return None
+    return (after - before) / float(large.data["extracted"] - small.data["extracted"]) * 1e6
+
+
+def _ratio(value: float, as_percent: bool) -> str:
+    return f"{value:.1%}" if as_percent else f"{value:.2f} ×"
 
 
 def _most(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
--- What may be shared, as far as a simple filter tells: for dlt, and to check what the others have sent.
+-- What may be shared, by a filter in SQL: for the contenders that filter there, and to check what everybody has sent.
 CREATE OR REPLACE VIEW bench.permitted AS
 SELECT
     clinic_id,
@@ -27,6 +27,7 @@ WHERE
     AND ends_at > starts_at
     AND entry IN ('direct', 'online')
     AND trim(phone) <> ''
+    AND phone_is_readable
     AND trim(first_name) <> '';
 
 GRANT USAGE ON SCHEMA bench TO medlock_app;
