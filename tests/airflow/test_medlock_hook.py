@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -387,6 +388,37 @@ def test_a_column_that_the_query_leaves_out(
     error = told(medlock, read)
     assert type(error) is MedlockSchemaError
     assert told_of in str(error)
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "right", "cast", "told_of"),
+    [
+        # 'false' is a text that is not empty.
+        ("clinics", "clinics", "access_switch.enabled AS", "coalesce(access_switch.enabled, FALSE)::text AS",
+         "access_enabled .* is not boolean"),
+        ("clinics", "clinics", "clinic.lpu_id", "clinic.lpu_id::text AS lpu_id", "lpu_id .* is not bigint"),
+        ("consent_now", "consent_now", "doctor.id IS NOT NULL AS doctor_found", "'f'::text AS doctor_found",
+         "doctor_found .* is not boolean"),
+    ],
+)  # fmt: skip
+def test_a_column_of_another_type_is_not_cast(
+    medlock: Medlock, monkeypatch: pytest.MonkeyPatch, read: str, name: str, right: str, cast: str, told_of: str
+) -> None:
+    """A query that was adapted to another MIS, whose flags are texts."""
+    adapted = query(f"medlock/{name}").replace(right, cast, 1)
+    assert adapted != query(f"medlock/{name}")
+    monkeypatch.setattr(hook, "query", lambda _: adapted)
+    error = told(medlock, read)
+    assert type(error) is MedlockSchemaError
+    assert re.search(told_of, str(error))
+
+
+@pytest.mark.parametrize("stamp", [NOW.replace(tzinfo=None), "2026-01-02 03:04:05+00"])
+def test_a_switch_turned_at_a_local_time_is_not_taken_for_utc(stamp: Any) -> None:
+    with pytest.raises(MedlockSchemaError, match=r"access_changed_at .* is not timestamptz"):
+        hook.typed_frame(
+            "medlock/clinics", ["access_changed_at"], [(stamp,)], {"access_changed_at": "datetime64[us, UTC]"}
+        )
 
 
 def test_a_row_that_breaks_the_query_is_not_quoted(medlock: Medlock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,8 @@ def typed_frame(
     turning the columns of a frame into others costs more than the query.
 
     Raises:
-        MedlockSchemaError: a column that has a type is missing.
+        MedlockSchemaError: a column that has a type is missing, or holds something else. It is never cast here: a
+            switch that came as the text 'N' would be on.
     """
     values = dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
     if missing := types.keys() - values.keys():
@@ -319,6 +320,12 @@ def typed_frame(
             f"The query include/sql/{name}.sql returns no column {', '.join(sorted(missing))}: the contract of its"
             " output columns is in docs/data-contract.md."
         )
+    for column, dtype in types.items():
+        if not _is_of_type(values[column], dtype):
+            raise MedlockSchemaError(
+                f"The column {column} of include/sql/{name}.sql is not {_IN_SQL[dtype]}, as the contract in"
+                " docs/data-contract.md wants it: cast it in the query."
+            )
     return pd.DataFrame(
         {
             column: _typed(items, types[column])
@@ -327,6 +334,25 @@ def typed_frame(
             for column, items in values.items()
         }
     )
+
+
+_IN_SQL = MappingProxyType(
+    {
+        "boolean": "boolean", "Int64": "bigint", "int64": "bigint", "str": "text", "datetime64[us, UTC]": "timestamptz",
+    }
+)  # fmt: skip
+_IN_PYTHON = MappingProxyType(
+    {"boolean": bool, "Int64": int, "int64": int, "str": str, "datetime64[us, UTC]": datetime}
+)  # fmt: skip
+
+
+def _is_of_type(items: Sequence[Any], dtype: Any) -> bool:
+    """Tell whether the driver gave what the column's type in SQL gives, or nothing. An instant has a zone."""
+    wanted = _IN_PYTHON.get(dtype)
+    if wanted is None:
+        return True
+    there = [item for item in items if item is not None]
+    return {type(item) for item in there} <= {wanted} and (wanted is not datetime or all(item.tzinfo for item in there))
 
 
 def _typed(items: Sequence[Any], dtype: Any) -> Any:
