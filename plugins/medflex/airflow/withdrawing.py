@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -81,7 +81,13 @@ _PIECE = timedelta(minutes=30)
 """For so long what a piece of a sweep has found is left to its DAG: as long as its task may take. The next run, minutes
 later, brings over what a killed one had found."""
 _MOST_EDITS = 1_000_000
-"""More edits than that are left to a sweep, which goes by pieces: refusals would wait, and memory has to hold them."""
+"""More edits than that are left to a sweep, which goes by pieces: refusals would wait, and memory has to hold them. Of
+what says no so many are looked for that changed last: all patients may have been touched."""
+_MOST_LEFT = 1_000_000
+"""So much of what a piece of a sweep had found is brought over by the next one; if there is more, by quick looks."""
+_PROBES = 16
+"""Of so many clinics at most a quick look tries again what Medflex has not taken, and of each one request: a time-out
+takes a minute, and others' refusals wait meanwhile."""
 _ALL_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -219,30 +225,34 @@ class Withdrawer(Writer):
         # Before anything is looked at: what is deleted from here on makes another sweep due.
         deleted = self._medlock.deleted_rows()
         last = self._ledger.watch(watches.SWEEP)
-        is_due = _sweep_is_due(last, deleted, now)
+        is_due = _sweep_is_due(last, deleted, now, self._ledger.watch(watches.SWEEP_ASKED))
         found, swept, watch = empty_revocations(), list[int](), {}
         if is_due:
             self._ledger.note_watch(watches.SWEEP_TRIED, now, {})
             noted = last[1] if last else {}
             after = noted.get("after")
-            begun: Mapping[str, Any] = {"deleted": deleted, "seconds": 0.0} if after is None else noted
+            begun: Mapping[str, Any] = noted
+            if after is None:
+                begun = {"deleted": deleted, "seconds": 0.0, "begun_at": now.isoformat()}
             ahead = sorted(
                 clinic_id for clinic_id in self._ledger.clinics_with_records() if after is None or clinic_id > after
             )
-            found, _, swept = self._sweep(ahead, now, until=now + self.sweep_time)
+            found, _, swept = self._sweep(ahead, now, until=now + self.sweep_time, most=self.many_live_rows)
             self._result.sweep_is_due = len(swept) < len(ahead)
             watch[watches.SWEEP] = {
                 "deleted": begun["deleted"],
                 "seconds": begun["seconds"] + (self._clock.now() - now).total_seconds(),
+                "begun_at": begun.get("begun_at"),
                 "after": swept[-1] if self._result.sweep_is_due else None,
             }
         # What the last piece had found when it was killed, or could not bring to its end. Read now: others have
         # withdrawn meanwhile.
-        left = self._ledger.open_revocations()
-        left = left[left["found_at"].eq(last[0]) & ~left["clinic_id"].isin(swept)] if last and len(left) else left[:0]
-        of_left = self._of(left, now)
-        self._close_stale(left, of_left)
-        found = _joined([found, of_left])
+        if last:
+            left = self._ledger.found_revocations(last[0], most=_MOST_LEFT)
+            left = left[~left["clinic_id"].isin(swept)]
+            of_left = self._of(left, now)
+            self._close_stale(left, of_left)
+            found = _joined([found, of_left])
         self._enter_run(found)
         due = self._decide(found, swept)
         # Not the permissions: those of the first clinics are minutes old, and quick looks keep them.
@@ -261,12 +271,17 @@ class Withdrawer(Writer):
         self.patience_seconds = _QUICK_PATIENCE
         now = self._found_at = self._clock.now()
         last = self._ledger.watch(watches.CONSENT)
-        self._result.sweep_is_due = _sweep_is_due(self._ledger.watch(watches.SWEEP), self._medlock.deleted_rows(), now)
+        self._result.sweep_is_due = _sweep_is_due(
+            self._ledger.watch(watches.SWEEP),
+            self._medlock.deleted_rows(),
+            now,
+            self._ledger.watch(watches.SWEEP_ASKED),
+        )
         # Behind the look at the clock: what changes from here on is found by the next look.
         clinics = self._medlock.clinics(None, now)
         seen = self._ledger.clinics_seen()
         noted = last[1] if last else {}
-        left, is_much = self._left_over(now)
+        left, is_much, stuck = self._left_over(now)
         narrowed, just_changed = _narrowed(clinics, seen, now) if last else ([], [])
         # What was found and could not be withdrawn yet comes first.
         to_sweep = [] if is_much else narrowed
@@ -300,22 +315,56 @@ class Withdrawer(Writer):
                 if key not in not_swept
             },
         )
-        self._withdraw(due)
+        self._withdraw(due, last={clinic_id for clinic_id, _ in stuck})
+        self._note_stuck(stuck, now, watch[watches.CONSENT])
         return self._result
 
-    def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool]:
-        """Return what earlier looks have left, no more than one look has time for, and whether there is more."""
-        left = self._ledger.open_revocations()
-        # Behind that: what a piece of a sweep saves in between is not among them.
+    def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool, dict[tuple[int, int], bool]]:
+        """Choose what of earlier looks this one brings over, no more than it has time for.
+
+        What Medflex has not taken last time keeps nothing else from its turn: of some of it one request is tried.
+
+        Returns:
+            REVOCATIONS_KEPT; whether there is more than that; the clinics (with ``lpu_id``) of which Medflex has not
+            taken it, and whether more of them waits than is tried now (``False``: none is tried).
+        """
         at, _ = self._ledger.watch(watches.SWEEP) or (None, {})
-        if at is not None and at <= now < at + _PIECE and len(left):
-            left = left[left["found_at"].ne(at)]
-        if len(left) <= self.narrowed_rows:
-            return left, False
-        # Of clinics with few of them first, as they are withdrawn.
-        few = left["clinic_id"].map(left["clinic_id"].value_counts())
-        order = few.sort_values(kind="stable").index[: self.narrowed_rows]
-        return left.loc[order], True
+        besides = at if at is not None and at <= now < at + _PIECE else None
+        waiting = self._ledger.revocations_waiting(besides=besides)
+        _, noted = self._ledger.watch(watches.STUCK) or (None, {})
+        known = {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
+        pairs = list(zip(waiting["clinic_id"].tolist(), waiting["lpu_id"].tolist(), strict=True))
+        is_stuck = np.array([pair in known for pair in pairs], dtype=bool)
+        # Of clinics with few of them first, as they are withdrawn; among the stuck ones it is chance whose turn it is.
+        free = waiting[~is_stuck].sort_values("records", kind="stable")
+        before = free["records"].cumsum() - free["records"]
+        wanted = free.assign(records=np.minimum(free["records"], (self.narrowed_rows - before).clip(lower=0)))
+        probed = waiting[is_stuck].iloc[np.argsort([self._jitter() for _ in range(is_stuck.sum())])[:_PROBES]]
+        tried = probed.assign(records=probed["records"].clip(upper=self._settings.batch_size))
+        left = self._ledger.some_revocations(pd.concat([wanted[wanted["records"] > 0], tried]), besides=besides)
+        stuck = dict.fromkeys((pair for pair, holds in zip(pairs, is_stuck, strict=True) if holds), False)
+        has_more = (probed["records"] > tried["records"]).tolist()
+        stuck |= dict(
+            zip(zip(probed["clinic_id"].tolist(), probed["lpu_id"].tolist(), strict=True), has_more, strict=True)
+        )
+        return left, bool(free["records"].sum() > self.narrowed_rows), stuck
+
+    def _note_stuck(self, stuck: Mapping[tuple[int, int], bool], now: datetime, noted: Mapping[str, Any]) -> None:
+        """Keep in the ledger of which clinics Medflex takes no withdrawals; of one that it takes again, go on at once.
+
+        Args:
+            stuck: what ``_left_over`` has returned.
+            noted: what this look has noted.
+        """
+        tried = {pair for pair, has_more in stuck.items() if has_more and pair[0] not in self._lost}
+        freed = set() if self._halted else tried - self._hopeless
+        # Where nobody gets through, that says nothing of those whose turn it was.
+        still = (set(stuck) - freed) | (set() if self._unreachable else self._hopeless)
+        if still or stuck:
+            self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still)})
+        if freed and not self._result.is_cut_short:
+            self._result.is_cut_short = True
+            self._ledger.note_watch(watches.CONSENT, now, {"cut_short_since": now.isoformat(), **noted})
 
     def _enter_run(self, found: pd.DataFrame) -> None:
         """Begin the ledger's run, if there is anything to tell."""
@@ -411,10 +460,15 @@ class Withdrawer(Writer):
         changed = self._medlock.changed_appointments(since, edited_since=edited_since, most=self.most_edits + 1)
         if len(changed) > self.most_edits:
             log.warning("More than %d appointments were edited: medflex_sweep goes over them.", self.most_edits)
-            self._let_sweep()
-            changed = self._medlock.changed_appointments(since, edited_since=_ALL_TIME, most=0)
+            self._let_sweep(now)
+            # Also of these only the last ones: what is left out must not keep the next looks from theirs.
+            changed = self._medlock.changed_appointments(since, edited_since=_ALL_TIME, most=self.most_edits)
+        patients = self._medlock.changed_patients(since, most=self.most_edits + 1)
+        if len(patients) > self.most_edits:
+            log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", self.most_edits)
+            self._let_sweep(now)
         # Whatever clinic the appointment is in now, and whether or not it is there.
-        touched = self._ledger.touched(changed["appointment_id"].tolist(), self._medlock.changed_patients(since))
+        touched = self._ledger.touched(changed["appointment_id"].tolist(), patients[: self.most_edits])
         # Those that are left come first, so that they are not among the rest.
         pairs = pd.concat([left, changed, touched]).drop_duplicates().iloc[len(left) :]
         found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
@@ -439,11 +493,9 @@ class Withdrawer(Writer):
         self._ledger.note_watch(watches.FAR, at, {**noted, **tried})
         return min(at, last_look) - OVERLAP
 
-    def _let_sweep(self) -> None:
+    def _let_sweep(self, now: datetime) -> None:
         """Make a sweep due, though no rows were deleted."""
-        last = self._ledger.watch(watches.SWEEP)
-        if last is not None:
-            self._ledger.note_watch(watches.SWEEP, last[0], {**last[1], "deleted": ""})
+        self._ledger.note_watch(watches.SWEEP_ASKED, now, {})
         self._result.sweep_is_due = True
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -592,13 +644,19 @@ class Withdrawer(Writer):
 
     # -- withdrawing ------------------------------------------------------------------------------------------------
 
-    def _withdraw(self, due: pd.DataFrame) -> None:
-        """Bring these revocations to their end; each counts in exactly one number."""
+    def _withdraw(self, due: pd.DataFrame, last: Collection[int] = ()) -> None:
+        """Bring these revocations to their end; each counts in exactly one number.
+
+        Args:
+            last: clinics of which Medflex may take none: they come behind the others.
+        """
         # Some clinics at a time: for one that is held, another lane's refusals wait. Those with few records first: a
         # patient's no does not wait for a clinic's.
         counts = due["clinic_id"].value_counts().sort_index().sort_values(kind="stable")
+        is_last = counts.index.isin(list(last))
+        counts, is_last = counts.iloc[np.argsort(is_last, kind="stable")], np.sort(is_last)
         requests = -(-counts // self._settings.batch_size)
-        turns = counts.groupby((requests.cumsum() - requests) // _LEASED_REQUESTS)
+        turns = counts.groupby([is_last, (requests.cumsum() - requests) // _LEASED_REQUESTS])
         deadline = self._clock.now() + timedelta(seconds=self.patience_seconds)
         for clinic_ids in [turn.index.tolist() for _, turn in turns] or [[]]:
             self._due = due[due["clinic_id"].isin(clinic_ids)]
@@ -787,15 +845,20 @@ class _Sought:
         return np.sort(self._order[np.repeat(first - before, number) + np.arange(number.sum())])
 
 
-def _sweep_is_due(last: tuple[datetime, Mapping[str, Any]] | None, deleted: str, now: datetime) -> bool:
-    """Tell whether everything that Medflex shows is to be looked at, by the note of the last time."""
+_Watch = tuple[datetime, Mapping[str, Any]] | None
+
+
+def _sweep_is_due(last: _Watch, deleted: str, now: datetime, asked: _Watch) -> bool:
+    """Tell whether everything that Medflex shows is to be looked at, by the notes of the last time and of ``asked``."""
     if last is None:
         return True
     at, noted = last
     # A clock that was ahead tells nothing.
     if noted.get("after") is not None or at > now:
         return True
-    return noted["deleted"] != deleted and now >= at + timedelta(seconds=SHARE * noted["seconds"])
+    begun_at = datetime.fromisoformat(noted["begun_at"]) if noted.get("begun_at") else at
+    is_wanted = noted["deleted"] != deleted or (asked is not None and asked[0] >= begun_at)
+    return is_wanted and now >= at + timedelta(seconds=SHARE * noted["seconds"])
 
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}

@@ -51,7 +51,9 @@ LOOK_SECONDS = 1.0
 """How long before its first byte leaves a batch may have been looked at; later it is looked at again, by itself."""
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
-"""So many clinics whose requests keep failing mean that Medflex itself is failing."""
+"""So many clinics one after the other whose requests keep failing mean that Medflex itself is failing."""
+_MOST_FAILING = 30
+"""So many of them do so also where others are answered in between: each may wait for time-outs."""
 _MOST_ROUNDS = 20
 """How often a clinic may be taken over by withdrawals before its records are left for the next attempt."""
 
@@ -81,7 +83,7 @@ class MedlockReader(Protocol):
         """Return ``clinic_id`` and ``appointment_id`` of what says no and has changed since then, or was edited."""
         ...
 
-    def changed_patients(self, since: datetime) -> list[int]:
+    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
         """Return the ids of patients whose row changed since then and says no now."""
         ...
 
@@ -194,6 +196,8 @@ class LeaseHolder(Paced, ABC):
         self._hopeless: set[tuple[int, int]] = set()
         self._taken_over: set[int] = set()
         self._failing: set[int] = set()
+        self._failing_in_a_row: set[int] = set()
+        self._unreachable = False
         self._renewed = clock.now()
         self._outdated: dict[tuple[int, int], set[int]] = defaultdict(set)
         # Two at a time: one is prepared while the requests of the other are under way. What more of them had looked at
@@ -304,11 +308,13 @@ class LeaseHolder(Paced, ABC):
                 problems.append(error)
 
     def _failed(self, error: MedflexPipelineError, clinic_id: int) -> None:
-        """Stop everything, unless the trouble is one of this clinic only."""
+        """Stop everything, unless the trouble is one of this clinic only, or of a few among others that are well."""
         self._problem(error)
         if isinstance(error, MedflexUnavailableError):
-            self._failing.add(clinic_id)
-            self._halted |= len(self._failing) >= _FAILING_CLINICS
+            with self._lock:
+                self._failing.add(clinic_id)
+                self._failing_in_a_row.add(clinic_id)
+                self._halted |= len(self._failing_in_a_row) >= _FAILING_CLINICS or len(self._failing) >= _MOST_FAILING
         elif not isinstance(error, MedflexContractError):
             self._halted = True
 
@@ -477,11 +483,13 @@ class Writer(LeaseHolder):
         Args:
             answered: takes it up when it is; what is in there is written down before any longer wait.
         """
-        failure, everywhere = "", False
+        failure, everywhere, turned_away = "", False, False
         for number in range(self._settings.attempts):
             if number:
                 self._settle(answered)
                 if not self._back_off(number, delivery.retry_after):
+                    # For longer than there is time to wait nobody is let in.
+                    everywhere |= turned_away
                     break
             if not self._wait_for_slot() or self._is_stopped(delivery):
                 return
@@ -500,12 +508,12 @@ class Writer(LeaseHolder):
                 reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
             except NotProcessedError as error:
                 failure = f"HTTP {error.status}" if error.status else "no connection"
-                # Nobody can reach it, or nobody is let in: that is no matter of this clinic.
-                everywhere = True
+                # Nobody can reach it: that is no matter of this clinic. Turned away may be one request of many.
+                everywhere, turned_away = error.status is None, error.status is not None
                 delivery.retry_after = error.retry_after
             except UnknownOutcomeError as error:
                 failure = error.what
-                everywhere = False
+                everywhere = turned_away = False
                 delivery.retry_after = error.retry_after
                 delivery.in_doubt = True
             else:
@@ -517,6 +525,7 @@ class Writer(LeaseHolder):
             if delivery.retry_after:
                 self._pause(delivery.retry_after)
         self._halted |= everywhere
+        self._unreachable |= everywhere
         raise unavailable(failure)
 
     def _write_down(self, deliveries: Sequence[Delivery]) -> None:
@@ -549,6 +558,8 @@ class Writer(LeaseHolder):
         reply = delivery.reply
         assert reply is not None  # noqa: S101 - for the type checker: only what is answered comes here
         with self._lock:
+            # It answers others.
+            self._failing_in_a_row.clear()
             if reply.outdated:
                 self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
         self._acknowledged(delivery, reply)

@@ -106,18 +106,57 @@ class Withdrawals(LedgerConnection):
 
     # -- revocations ------------------------------------------------------------------------------------------------
 
-    def open_revocations(self, clinic_ids: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return what is to be withdrawn and not acknowledged: ``KEY``, ``reason``, ``by_absence``, ``revoked_at``,
-        ``found_at``.
+    def open_revocations(self, clinic_ids: Sequence[int]) -> pd.DataFrame:
+        """Return what is to be withdrawn of these clinics and not acknowledged: REVOCATIONS_KEPT: ``KEY``, ``reason``,
+        ``by_absence``, ``revoked_at``, ``found_at``.
         """
+        return self._revocations("WHERE clinic_id = ANY(%s::bigint[])", (_list(clinic_ids),))
+
+    def found_revocations(self, found_at: datetime, *, most: int) -> pd.DataFrame:
+        """Return REVOCATIONS_KEPT that were found exactly then, so many at most."""
+        return self._revocations("WHERE found_at = %s ORDER BY clinic_id, appointment_id LIMIT %s", (found_at, most))
+
+    def some_revocations(self, wanted: pd.DataFrame, *, besides: datetime | None = None) -> pd.DataFrame:
+        """Return REVOCATIONS_KEPT, of each clinic under each lpu_id so many.
+
+        Args:
+            wanted: ``clinic_id``, ``lpu_id``, ``records`` (how many at most), int64.
+            besides: without those that were found exactly then.
+        """
+        return self._revocations(
+            "WHERE found_at IS DISTINCT FROM %s AND clinic_id = wanted.clinic_id AND lpu_id = wanted.lpu_id"
+            " ORDER BY appointment_id LIMIT wanted.records",
+            (besides,),
+            wanted,
+        )
+
+    def revocations_waiting(self, *, besides: datetime | None = None) -> pd.DataFrame:
+        """Return how many revocations are open: ``clinic_id``, ``lpu_id``, ``records`` (int64).
+
+        Args:
+            besides: without those that were found exactly then.
+        """
+        columns = ["clinic_id", "lpu_id", "records"]
         with self._statement() as cursor:
             cursor.execute(
-                "SELECT clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at"
-                " FROM ledger.revocation"
-                " WHERE %(clinic_ids)s::bigint[] IS NULL OR clinic_id = ANY(%(clinic_ids)s::bigint[])",
-                {"clinic_ids": None if clinic_ids is None else _list(clinic_ids)},
+                "SELECT clinic_id, lpu_id, count(*) AS records FROM ledger.revocation"
+                " WHERE found_at IS DISTINCT FROM %s GROUP BY clinic_id, lpu_id ORDER BY clinic_id, lpu_id",
+                (besides,),
             )
-            columns = [*KEY, "reason", "by_absence", "revoked_at", "found_at"]
+            return pd.DataFrame(cursor.fetchall(), columns=columns).astype("int64")
+
+    def _revocations(self, where: str, parameters: tuple[Any, ...], wanted: pd.DataFrame | None = None) -> pd.DataFrame:
+        columns = [*KEY, "reason", "by_absence", "revoked_at", "found_at"]
+        sql = f"SELECT {', '.join(columns)} FROM ledger.revocation {where}"
+        if wanted is not None:
+            sql = (
+                "SELECT found.* FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS wanted"
+                f" (clinic_id, lpu_id, records) CROSS JOIN LATERAL ({sql}) AS found"
+            )
+            lists = (wanted[name].tolist() for name in ("clinic_id", "lpu_id", "records"))
+            parameters = (*lists, *parameters)
+        with self._statement() as cursor:
+            cursor.execute(sql.encode(), parameters)
             return of_types(pd.DataFrame(cursor.fetchall(), columns=columns), dict.fromkeys(KEY, "int64"))
 
     def save_revocations(

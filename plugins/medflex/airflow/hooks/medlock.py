@@ -188,19 +188,23 @@ class Medlock:
             yield tables(batches, rows, reader.schema)
 
     def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
-        """Return the appointments for which something may have been revoked: ``clinic_id``, ``appointment_id`` (int64).
+        """Return the appointments for which something may have been revoked: ``clinic_id``, ``appointment_id`` (int64),
+        those that changed last first.
 
         Args:
             since: of what says no now: the appointment itself, its patient, its doctor.
             edited_since: of other changes of the appointment.
-            most: of these no more.
+            most: rows, of which an appointment may have several.
         """
         parameters = {"since": since, "edited_since": edited_since, "most": most}
-        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64")
+        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64").drop_duplicates()
 
-    def changed_patients(self, since: datetime) -> list[int]:
-        """Return the ids of the patients whose row changed since then and says no now."""
-        return [int(item) for item in self._frame("medlock/changed_patients", {"since": since})["patient_id"]]
+    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
+        """Return the ids of the patients whose row changed since then and says no now, ``most`` of those that changed
+        last.
+        """
+        found = self._frame("medlock/changed_patients", {"since": since, "most": most})
+        return [int(item) for item in found["patient_id"]]
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""

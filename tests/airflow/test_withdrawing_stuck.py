@@ -1,0 +1,197 @@
+"""What Medflex does not take keeps nothing else from being withdrawn, however much there is of it.
+
+Against a real ledger, a real Medlock and the real sandbox Medflex.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from medflex.airflow.hooks.medlock import Medlock
+from medflex.airflow.withdrawing import Withdrawer
+from medflex.ledger import watches
+from tests.airflow.test_loading import load, planned
+from tests.airflow.test_reconciling import of_clinic
+from tests.airflow.test_sweeping import OneClinicAtATime, in_minutes, sweep, write_ledger
+from tests.airflow.test_withdrawing import REFUSE, SWITCHES, numbers, of_patients, quick, shown_ids, some, withdraw
+from tests.airflow.world import World
+
+
+class Little(Withdrawer):
+    narrowed_rows = 10
+
+
+@pytest.fixture
+def sent(filled_world: World) -> World:
+    """600 appointments of three open clinics, of which all that may be are at Medflex, and were looked at."""
+    assert not load(filled_world, planned(filled_world)).problems
+    withdraw(filled_world)
+    return filled_world
+
+
+@pytest.fixture
+def many(world: World) -> World:
+    """The same with more clinics."""
+    world.fill(900, clinics=30)
+    assert not load(world, planned(world)).problems
+    withdraw(world, _clinics(world))
+    quick(world)
+    return world
+
+
+def _clinics(world: World) -> list[int]:
+    """The clinics of which Medflex shows something."""
+    return [row[0] for row in world.read_ledger("SELECT DISTINCT clinic_id FROM ledger.record ORDER BY 1")]
+
+
+def _shown(world: World) -> set[int]:
+    """Of which clinics, by lpu_id."""
+    return {lpu_id for lpu_id, _ in world.control.records()}
+
+
+def _stuck(world: World) -> list[list[int]]:
+    rows = world.read_ledger("SELECT value FROM ledger.watch WHERE name = %s", [watches.STUCK])
+    return rows[0][0]["of"] if rows else []
+
+
+def _renumber(world: World, clinic_id: int, *, lpu_id: int = 4711) -> int:
+    """Give a clinic another number, of which Medflex takes no withdrawals under the old one; return that."""
+    old = of_clinic(world, clinic_id)
+    world.edit("UPDATE medlock.clinic SET lpu_id = %s WHERE id = %s", [lpu_id, clinic_id])
+    world.introduce_clinics()
+    world.control.remove_clinics([old])
+    return old
+
+
+@pytest.mark.parametrize("kind", [Little, OneClinicAtATime])
+def test_a_rest_that_medflex_never_takes_keeps_no_other_clinic_from_being_switched_off(
+    sent: World, kind: type[Withdrawer]
+) -> None:
+    old = _renumber(sent, 1)
+    looks = 0
+    while quick(sent, kind).is_cut_short:
+        looks += 1
+        assert looks < 5
+    assert _stuck(sent) == [[1, old]]
+    sent.edit(SWITCHES["switched off"])
+    result = quick(sent, kind)
+    assert of_clinic(sent, 2) not in _shown(sent)
+    # And nobody is made to look again at once for what cannot be done.
+    assert not result.is_cut_short
+
+
+def test_of_what_medflex_does_not_take_one_request_is_tried_in_each_look(sent: World) -> None:
+    for table in ("appointment", "patient", "doctor"):
+        sent.edit(f"UPDATE medlock.{table} SET updated_at = now() - interval '3 days'")
+    old = _renumber(sent, 1)
+    assert quick(sent, batch_size=5).total("withdraw_to_retry") > 20
+    assert _stuck(sent) == [[1, old]]
+    # A clinic that has only just changed is looked at whole.
+    result = quick(sent, batch_size=5, clock=in_minutes(11))
+    assert numbers(result) == {"revoked": 5, "withdraw_to_retry": 5}
+
+
+def test_what_medflex_takes_again_is_brought_over_at_once(sent: World) -> None:
+    lpu_id = of_clinic(sent, 2)
+    fault = sent.control.add_fault("status", match={"lpu_id": lpu_id}, status=404)
+    sent.edit(SWITCHES["switched off"])
+    assert quick(sent, batch_size=10).total("withdraw_to_retry") > 20
+    assert not quick(sent, batch_size=10, clock=in_minutes(11)).is_cut_short
+    sent.control.remove_fault(fault)
+    # Looks of the clock are far apart; this one says that another has to follow it.
+    assert quick(sent, batch_size=10, clock=in_minutes(12)).is_cut_short
+    ((noted,),) = sent.read_ledger("SELECT value FROM ledger.watch WHERE name = %s", [watches.CONSENT])
+    assert "cut_short_since" in noted
+    assert quick(sent, batch_size=10, clock=in_minutes(12.1)).total("withdrawn") > 10
+    assert lpu_id not in _shown(sent)
+    assert _stuck(sent) == []
+
+
+def test_where_nobody_gets_through_no_clinic_counts_as_one_that_medflex_does_not_take(sent: World) -> None:
+    sent.control.add_fault("down")
+    sent.edit(SWITCHES["switched off"])
+    assert quick(sent).problems
+    assert _stuck(sent) == []
+
+
+def test_clinics_that_fail_are_behind_the_others_in_the_next_look(many: World) -> None:
+    """However many they are: three in a row end a look."""
+    clinic_ids = _clinics(many)
+    assert len(clinic_ids) >= 8
+    bad, good = clinic_ids[:5], clinic_ids[5:]
+    for clinic_id in bad:
+        many.control.add_fault("status", match={"lpu_id": of_clinic(many, clinic_id)}, status=500)
+    many.edit("UPDATE medlock.medflex_access SET enabled = false WHERE clinic_id = ANY(%s)", [clinic_ids])
+    for _ in range(3):
+        quick(many, attempts=1, parallel=1)
+    assert _shown(many) == {of_clinic(many, clinic_id) for clinic_id in bad}
+    assert good
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_requests_that_are_turned_away_now_and_then_do_not_end_a_look(many: World, status: int) -> None:
+    many.control.add_fault("status", match={"path_prefix": "/appointments/withdraw/"}, status=status, every=2)
+    many.edit("UPDATE medlock.medflex_access SET enabled = false")
+    # Each second batch is turned away at its only attempt.
+    result = quick(many, attempts=1, parallel=1)
+    assert result.total("withdrawn") > 0
+    assert len(_shown(many)) <= len(_clinics(many)) / 2 + 1
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_of_patients_who_were_all_touched_those_who_refused_last_are_found(
+    sent: World, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """An import that sets each patient's stamp anew: the look comes to its end, and the sweep does the rest."""
+
+    class Few(Withdrawer):
+        most_edits = 10
+
+    asked: list[int] = []
+    original = Medlock.changed_appointments
+
+    def counted(self: Medlock, since: datetime, **more: Any) -> Any:
+        found = original(self, since, **more)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(Medlock, "changed_appointments", counted)
+    refusing = sent.edit("UPDATE medlock.patient SET updated_at = now() WHERE refused_marketing IS NOT FALSE")
+    assert refusing > Few.most_edits
+    refused = of_patients(sent, some(sent, 2, 3))
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    if not is_known:
+        # As of records from before the ledger kept whose they are.
+        write_ledger(sent, "UPDATE ledger.record SET patient_id = NULL")
+    result = quick(sent, Few, clock=in_minutes())
+    assert max(asked) <= Few.most_edits + 1
+    assert not refused & shown_ids(sent)
+    assert numbers(result)["withdrawn"] == len(refused)
+    assert result.sweep_is_due
+    ((looked_at,),) = sent.read_ledger("SELECT looked_at FROM ledger.watch WHERE name = %s", [watches.CONSENT])
+    assert looked_at >= in_minutes(0.5).now()
+
+
+def test_a_sweep_that_was_asked_for_while_one_was_under_way_follows_it(sent: World) -> None:
+    class Few(Withdrawer):
+        most_edits = 20
+
+    clock = in_minutes()
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [some(sent, 1)])
+    assert sweep(sent, OneClinicAtATime, clock).sweep_is_due
+    clock.sleep(1)
+    # Behind the first clinic, of which the sweep under way has seen enough.
+    (moved,) = some(sent, 1)
+    sent.edit("UPDATE medlock.appointment SET updated_at = now()")
+    sent.edit("UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %s", [moved])
+    assert quick(sent, Few, clock=clock).sweep_is_due
+    clock.sleep(1)
+    while sweep(sent, OneClinicAtATime, clock).sweep_is_due:
+        clock.sleep(1)
+    assert moved in shown_ids(sent)
+    clock.sleep(1)
+    assert sweep(sent, clock=clock).total("withdrawn") == 1
+    assert not quick(sent, clock=in_minutes(200)).sweep_is_due
