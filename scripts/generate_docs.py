@@ -204,7 +204,11 @@ def reasons_text() -> str:
     lines += ["", "### Why a clinic is closed", ""]
     lines += _table(("code", "meaning"), [(f"`{reason.value}`", reason.description) for reason in ClosedReason])
     lines += ["", "### Why a record is dropped at the last look", ""]
-    lines += ["Any code by which a record is withheld (the first table), or:", ""]
+    lines += [
+        "Any code by which a record is withheld (the first table), `phone_missing` and `name_missing` (erased since it was",
+        "read), or:",
+        "",
+    ]
     lines += _table(("code", "meaning"), [(f"`{reason.value}`", reason.description) for reason in Turned])
     lines += ["", "### Why a record is withdrawn", ""]
     lines += [

@@ -372,6 +372,12 @@ TURNS: dict[str, tuple[str, str]] = {
         " WHERE clinic_id = %(clinic)s AND enabled)",
         "R4",
     ),
+    "moved_out_of_window": (
+        "UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %(id)s",
+        "R6",
+    ),
+    "phone_missing": ("UPDATE medlock.patient SET phone = ' ' WHERE id = %(patient)s", "R17"),
+    "name_missing": ("UPDATE medlock.patient SET first_name = NULL WHERE id = %(patient)s", "R17"),
 }
 
 

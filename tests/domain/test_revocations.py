@@ -112,7 +112,7 @@ CASES: list[tuple[str, str, Case]] = [
     ("R12", Turned.PERSON_CHANGED, (LIVE_RECORD, {"patient_id": None, "state": "rejected"})),
     ("R4", Turned.PARTNER_GONE, (CLINIC, {"partner_ids": [3]})),
     ("R4", Turned.PARTNER_GONE, (LIVE_RECORD, {"partner_ids": "3,17,99"})),
-    ("R6", Revoked.MOVED_OUT_OF_WINDOW, (ROW, {"starts_at": STARTS_BEFORE, "ends_at": STARTS_BEFORE.replace(hour=22)})),
+    ("R6", Turned.MOVED_OUT_OF_WINDOW, (ROW, {"starts_at": STARTS_BEFORE, "ends_at": STARTS_BEFORE.replace(hour=22)})),
     ("R12", Revoked.WITHDRAWAL_UNFINISHED, (LIVE_RECORD, {"state": "withdrawing"})),
     ("R12", Turned.APPOINTMENT_GONE, (GONE, {})),
     ("R12", Revoked.CLINIC_GONE, (CLINIC, {"clinic_id": 2})),
@@ -161,7 +161,7 @@ ORDER = [
     Turned.LPU_CHANGED,
     Turned.PERSON_CHANGED,
     Turned.PARTNER_GONE,
-    Revoked.MOVED_OUT_OF_WINDOW,
+    Turned.MOVED_OUT_OF_WINDOW,
     Revoked.WITHDRAWAL_UNFINISHED,
     Revoked.CLINIC_GONE,
     Turned.APPOINTMENT_GONE,
@@ -189,7 +189,7 @@ def test_the_first_reason_is_told_and_an_explicit_no_beats_absence() -> None:
         (Turned.LPU_CHANGED, (CLINIC, {"lpu_id": 2002})),
         (Turned.PERSON_CHANGED, (ROW, {"patient_id": 8})),
         (Turned.PARTNER_GONE, (LIVE_RECORD, {"partner_ids": "3,17,99"})),
-        (Revoked.MOVED_OUT_OF_WINDOW, (ROW, {"starts_at": STARTS_BEFORE + timedelta(days=1)})),
+        (Turned.MOVED_OUT_OF_WINDOW, (ROW, {"starts_at": STARTS_BEFORE + timedelta(days=1)})),
         (Revoked.WITHDRAWAL_UNFINISHED, (LIVE_RECORD, {"state": "withdrawing"})),
         (Reason.PHONE_MISSING, (ROW, {"phone": None})),
         (Reason.NAME_MISSING, (ROW, {"first_name": None})),
@@ -356,7 +356,7 @@ STAMP_OF: dict[str, str] = {
     Reason.ANONYMOUS_APPOINTMENT: "updated_at",
     Reason.DOCTOR_BANNED: "doctor_updated_at",
     Turned.PERSON_CHANGED: "updated_at",
-    Revoked.MOVED_OUT_OF_WINDOW: "updated_at",
+    Turned.MOVED_OUT_OF_WINDOW: "updated_at",
     Reason.CLINIC_NOT_ACTIVE: "access_changed_at",
 }
 INSTANTS = {
@@ -635,7 +635,7 @@ QUESTIONS: dict[str, Question] = {
     Turned.PERSON_CHANGED: _other_person,
     Turned.PARTNER_GONE: _partner_gone,
     # A window by the UTC's days, where nobody knows the clinic's zone, ends later than that of Moscow.
-    Revoked.MOVED_OUT_OF_WINDOW: lambda record, row, clinic: (
+    Turned.MOVED_OUT_OF_WINDOW: lambda record, row, clinic: (
         row is not None
         and clinic is not None
         and clinic["timezone"] != "nowhere"

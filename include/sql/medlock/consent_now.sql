@@ -1,15 +1,18 @@
--- Purpose:    the last look: what decides whether these appointments may be sent, as it is committed now (R7-R10, R16).
+-- Purpose:    the last look: what decides whether these appointments may be sent, as it is committed now (R6-R10, R16,
+--             R17).
 -- Grain:      one row per kind of answer, with the appointments that still exist in one of these clinics in parallel
 --             arrays: there are few kinds, and a row for each appointment takes several times as long to hand over.
 -- Parameters: clinic_ids       bigint[]
 --             appointment_ids  bigint[]
--- Personal:   none.
+-- Personal:   none; of phone and first name only whether there is one.
 WITH found AS MATERIALIZED (
     SELECT
         appointment.clinic_id,
         appointment.id,
         appointment.patient_id,
         appointment.doctor_id,
+        -- In floats, which are exact here and cheap.
+        (date_part('epoch', appointment.starts_at) * 1000000)::bigint AS starts,
         appointment.is_anonymous
     FROM medlock.appointment AS appointment
     WHERE
@@ -25,7 +28,9 @@ person AS MATERIALIZED (
         patient.clinic_id,
         patient.refused_personal_data,
         patient.refused_notifications,
-        patient.refused_marketing
+        patient.refused_marketing,
+        coalesce(trim(patient.phone) <> '', FALSE) AS has_phone,
+        coalesce(trim(patient.first_name) <> '', FALSE) AS has_name
     FROM medlock.patient AS patient
     WHERE patient.id = any(array(SELECT DISTINCT found.patient_id FROM found))
 )
@@ -35,10 +40,13 @@ SELECT
     array_agg(appointment.id) AS appointment_ids,
     array_agg(appointment.patient_id) AS patient_ids,
     array_agg(appointment.doctor_id) AS doctor_ids,
+    array_agg(appointment.starts) AS starts,
     appointment.is_anonymous,
     patient.refused_personal_data,
     patient.refused_notifications,
     patient.refused_marketing,
+    patient.has_phone,
+    patient.has_name,
     doctor.medflex_banned AS doctor_banned,
     patient.id IS NOT NULL AS patient_found,
     doctor.id IS NOT NULL AS doctor_found
@@ -52,6 +60,8 @@ GROUP BY
     patient.refused_personal_data,
     patient.refused_notifications,
     patient.refused_marketing,
+    patient.has_phone,
+    patient.has_name,
     doctor.medflex_banned,
     patient.id IS NOT NULL,
     doctor.id IS NOT NULL

@@ -18,7 +18,7 @@ from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.domain.last_look import PERMITTED, Turned, last_look
 from medflex.domain.payload import PAYLOAD_COLUMNS
-from medflex.domain.window import as_utc
+from medflex.domain.window import as_utc, clinic_windows
 from medflex.errors import MedflexPipelineError, VersionsOutdatedError
 from medflex.ledger.store import BatchContent, Decision
 
@@ -211,9 +211,9 @@ class Loader(Writer):
         clinic_ids = sorted({delivery.clinic_id for delivery in deliveries})
         # The first one asks for all clinics, so that later ones of some of them are compared with what it has judged.
         asked = clinic_ids if self._has_looked else sorted({*clinic_ids, *self._epochs})
-        reasons = last_look(
-            records, self._medlock.consent_now(clinic_ids, records["id"].to_numpy()), self._medlock.clinics(asked, now)
-        )
+        present = self._medlock.consent_now(clinic_ids, records["id"].to_numpy())
+        clinics = self._medlock.clinics(asked, now)
+        reasons = last_look(records, present, clinics, clinic_windows(clinics, now, now, cut_to_today=False))
         self._has_looked = True
         return np.array(reasons, dtype=object)
 

@@ -11,6 +11,8 @@ import pandas as pd
 from medflex.domain.access import flags, unknown_partner
 from medflex.domain.eligibility import CONSENT_RULES, judge
 from medflex.domain.places import places_of
+from medflex.domain.reasons import Reason
+from medflex.domain.window import utc_instants
 
 PERMITTED = ""
 
@@ -22,6 +24,7 @@ class Turned(StrEnum):
     PERSON_CHANGED = "person_changed"
     PARTNER_GONE = "partner_gone"
     LPU_CHANGED = "lpu_changed"
+    MOVED_OUT_OF_WINDOW = "moved_out_of_window"
     REFERENCE_BROKEN = "reference_broken"
     OVERTAKEN = "overtaken"
 
@@ -36,19 +39,22 @@ _DESCRIPTIONS = {
     Turned.PERSON_CHANGED: "The appointment has got another patient (before it is sent: or doctor).",
     Turned.PARTNER_GONE: "A partner that would see the record is no longer linked with the clinic.",
     Turned.LPU_CHANGED: "The clinic has got another lpu_id.",
+    Turned.MOVED_OUT_OF_WINDOW: "The appointment was moved to a day that is not shared yet.",
     Turned.OVERTAKEN: "Another run has sent a copy of the record that was read later than this one.",
     Turned.REFERENCE_BROKEN: "The patient or the doctor has been deleted or moved to another clinic.",
 }
 
 
-def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFrame) -> list[str]:
-    """Judge records that are about to leave by what Medlock says now (R1-R4, R7-R10, R16).
+def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFrame, windows: pd.DataFrame) -> list[str]:
+    """Judge records that are about to leave by what Medlock says now (R1-R4, R6-R10, R16, R17).
 
     Args:
         prepared: ``clinic_id``, ``id``, ``doctor_id``, ``patient_id``, ``partners`` (comma-joined ids), ``lpu_id``;
             one row per record.
         present: rows of consent_now.sql: the flags as they are committed now.
         clinics: CLINICS as judged by ``judge_access`` now.
+        windows: the clinics' windows of today: ``clinic_id``, ``starts_before``. Only what was moved beyond their end
+            is held back: their beginning moves on with midnight, and what was near it stays subject to R12.
 
     Returns:
         For each record the first reason that forbids it (a ``Reason`` or a ``Turned``), or ``PERMITTED``. The flags are
@@ -81,6 +87,10 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         (Turned.REFERENCE_BROKEN, ~found[at]),
         (Turned.PARTNER_GONE, unknown_partner(prepared["clinic_id"], prepared["partners"], clinics)),
         (Turned.LPU_CHANGED, lpu_now != _ids(prepared["lpu_id"], -2)),
+        (Turned.MOVED_OUT_OF_WINDOW, ~_starts_before(present, windows)[at]),
+        # Erased since: what was read before must not leave for that.
+        (Reason.PHONE_MISSING, ~flags(present["has_phone"])[0][at]),
+        (Reason.NAME_MISSING, ~flags(present["has_name"])[0][at]),
     ]
     for reason, holds in turned:
         if holds.any():
@@ -89,6 +99,16 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
     first[gone] = Turned.APPOINTMENT_GONE.value
     reasons: list[str] = first.tolist()
     return reasons
+
+
+def _starts_before(present: pd.DataFrame, windows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which appointments start before the end of their clinic's window; none whose start or clinic is not known."""
+    of_clinic = pd.Index(windows["clinic_id"].to_numpy("int64")).get_indexer(_ids(present["clinic_id"], -1))
+    before = np.append(utc_instants(windows["starts_before"]).astype("int64"), _NEVER)[of_clinic]
+    return np.asarray(_ids(present["starts"], _ALWAYS) < before)
+
+
+_NEVER, _ALWAYS = np.iinfo("int64").min, np.iinfo("int64").max
 
 
 def _ids(column: pd.Series, missing: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -29,7 +29,6 @@ class Revoked(StrEnum):
     """Why a record is withdrawn, besides the reasons for which one is not sent."""
 
     CLINIC_GONE = "clinic_gone"
-    MOVED_OUT_OF_WINDOW = "moved_out_of_window"
     WITHDRAWAL_UNFINISHED = "withdrawal_unfinished"
 
     @property
@@ -40,7 +39,6 @@ class Revoked(StrEnum):
 
 _DESCRIPTIONS = {
     Revoked.CLINIC_GONE: "The clinic has disappeared from Medlock.",
-    Revoked.MOVED_OUT_OF_WINDOW: "The appointment was moved to a day that is not shared yet.",
     Revoked.WITHDRAWAL_UNFINISHED: "A withdrawal was begun and not acknowledged; one that is begun is finished.",
 }
 
@@ -54,7 +52,7 @@ _STAMPS: Mapping[str, str] = MappingProxyType(
         Reason.DOCTOR_BANNED: "doctor_updated_at",
         Reason.ANONYMOUS_APPOINTMENT: "updated_at",
         Turned.PERSON_CHANGED: "updated_at",
-        Revoked.MOVED_OUT_OF_WINDOW: "updated_at",
+        Turned.MOVED_OUT_OF_WINDOW: "updated_at",
     }
 )
 """Which change stamp tells since when a reason holds; that of a switch is the clinic's."""
@@ -131,7 +129,7 @@ def find_revocations(
         Turned.LPU_CHANGED: lpu_changed,
         Turned.PERSON_CHANGED: ~gone & _other_patient(live, rows),
         Turned.PARTNER_GONE: ~clinic_gone & unknown_partner(live["clinic_id"], live["partner_ids"], clinics),
-        Revoked.MOVED_OUT_OF_WINDOW: ~gone & ahead,
+        Turned.MOVED_OUT_OF_WINDOW: ~gone & ahead,
         Revoked.WITHDRAWAL_UNFINISHED: (live["state"] == "withdrawing").to_numpy(dtype=bool),
     }
     absent: dict[str, np.ndarray[Any, Any]] = {

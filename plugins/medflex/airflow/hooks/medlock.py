@@ -66,9 +66,20 @@ CLINIC_TYPES = MappingProxyType(
 )
 _REFUSALS = ("refused_personal_data", "refused_notifications", "refused_marketing")
 _CONSENT_TYPES = MappingProxyType(
-    dict.fromkeys(("is_anonymous", *_REFUSALS, "doctor_banned", "patient_found", "doctor_found"), "boolean")
+    dict.fromkeys(
+        ("is_anonymous", *_REFUSALS, "doctor_banned", "patient_found", "doctor_found", "has_phone", "has_name"),
+        "boolean",
+    )
 )
-_CONSENT_IDS = ("clinic", "appointment", "patient", "doctor")
+_CONSENT_NUMBERS = MappingProxyType(
+    {
+        "clinic_ids": "clinic_id",
+        "appointment_ids": "appointment_id",
+        "patient_ids": "patient_id",
+        "doctor_ids": "doctor_id",
+        "starts": "starts",
+    }
+)
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
 )
@@ -144,25 +155,26 @@ class Medlock:
         return {int(item) for item in self._frame("medlock/headed_clinics", {"login": login})["clinic_id"]}
 
     def consent_now(self, clinic_ids: Ids, appointment_ids: Ids) -> pd.DataFrame:
-        """Return the flags behind these appointments of these clinics as they are committed now; one that was deleted,
-        or moved to a clinic that is not named, has no row.
+        """Return the flags behind these appointments of these clinics as they are committed now, and when they start
+        (``starts``: Int64, microseconds since 1970, UTC); one that was deleted, or moved to a clinic that is not named,
+        has no row.
         """
         parameters = {"clinic_ids": bigints(clinic_ids), "appointment_ids": bigints(appointment_ids)}
         name = "medlock/consent_now"
         columns, rows = self._rows(name, parameters, binary=True)
         answers = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
-        ids_of = {}
-        for key in _CONSENT_IDS:
-            ids_of[key] = answers.get(f"{key}_ids", [None])
-            if not all(isinstance(ids, tuple) for ids in ids_of[key]):
+        numbers = {}
+        for column, one in _CONSENT_NUMBERS.items():
+            numbers[one] = answers.get(column, [None])
+            if not all(isinstance(part, tuple) for part in numbers[one]):
                 raise MedlockSchemaError(
-                    f"The column {key}_ids of include/sql/medlock/consent_now.sql is missing or not bigint[], as the"
+                    f"The column {column} of include/sql/medlock/consent_now.sql is missing or not bigint[], as the"
                     " contract in docs/data-contract.md wants it: cast it in the query."
                 )
-        number = [len(ids) for ids, _ in ids_of["appointment"]]
+        number = [len(ids) for ids, _ in numbers["appointment_id"]]
         flags = typed_frame(name, columns, rows, _CONSENT_TYPES)
         return pd.DataFrame(
-            {f"{key}_id": _one_behind_the_other(parts) for key, parts in ids_of.items()}
+            {one: _one_behind_the_other(parts) for one, parts in numbers.items()}
             | {flag: flags[flag].array.repeat(number) for flag in _CONSENT_TYPES}
         )
 
