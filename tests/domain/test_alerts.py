@@ -101,6 +101,7 @@ WRONG: dict[AlertKind, dict[str, Any]] = {
     AlertKind.CRITICAL_VALIDATION: {"critical_clinics": 2, "critical_since": at(-5)},
     AlertKind.HELD_ABSENCES: {"questions": 1, "held_records": 30, "held_since": at(-1)},
     AlertKind.CONSERVATION_BROKEN: {"broken_runs": 1, "broken_since": at(-1)},
+    AlertKind.RECORDS_REJECTED: {"rejected": 101, "judged": 1000, "rejecting_at": at(-70)},
 }
 
 
@@ -137,6 +138,8 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.SWEEP_STOPPED, {"sweep_stands_since": at(-60)}),
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
         (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
+        (AlertKind.RECORDS_REJECTED, {"rejected": 100, "judged": 100, "rejecting_at": at(-70)}),
+        (AlertKind.RECORDS_REJECTED, {"rejected": 200, "judged": 2000, "rejecting_at": at(-70)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": None, "first_run_at": START - timedelta(hours=3)}),
     ],
@@ -228,6 +231,7 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
         AlertKind.CRITICAL_VALIDATION,
         AlertKind.HELD_ABSENCES,
         AlertKind.CONSERVATION_BROKEN,
+        AlertKind.RECORDS_REJECTED,
     ]
     facts = {name: value for kind in others for name, value in WRONG[kind].items()}
     # A task that waits for Medflex cannot look meanwhile; beyond its time-out it is another matter.
@@ -399,6 +403,15 @@ def test_a_token_that_is_refused_for_long_behind_an_outage_is_told_and_one_that_
     assert book.sentences[1] == "Medflex answers again since 2026-11-23 01:12 UTC, and refuses us."
 
 
+@pytest.mark.parametrize("fields", [(), ("client.mobile_phone", "times")])
+def test_what_is_rejected_is_told_by_numbers_and_fields(fields: tuple[str, ...]) -> None:
+    book = Book()
+    book.round(0, rejected=101, judged=1000, rejecting_at=at(-70), rejected_fields=fields)
+    named = ", most of all for client.mobile_phone, times" if fields else ""
+    said = f"Medflex has rejected 101 of 1000 records of the transfer of 2026-11-22 23:50 UTC{named}; partners do not"
+    assert book.sentences[0].startswith(said)
+
+
 MOMENTS = st.sampled_from([None, -2000.0, -100.0, -31.0, -16.0, -6.0, -1.0])
 
 
@@ -420,6 +433,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
             "missed": MOMENTS,
             "critical": MOMENTS,
             "broken": MOMENTS,
+            "rejecting": MOMENTS,
             "held": MOMENTS,
             "undecided": MOMENTS,
             "unanswered": MOMENTS,
@@ -465,6 +479,9 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
             critical_since=ago(now, item["critical"]),
             broken_runs=item["broken"] is not None,
             broken_since=ago(now, item["broken"]),
+            rejected=500 * (item["rejecting"] is not None),
+            judged=500,
+            rejecting_at=ago(now, item["rejecting"]),
             questions=item["held"] is not None,
             held_records=3,
             held_since=ago(now, item["held"]),

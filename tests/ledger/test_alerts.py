@@ -19,7 +19,7 @@ from medflex.domain.alerts import CALM, AlertKind, Clear, Failure, Limits, Raise
 from medflex.domain.packing import Shard
 from medflex.ledger.alerts import AlertLedger
 from medflex.ledger.retention import LedgerRetention
-from medflex.ledger.store import Ledger, Run
+from medflex.ledger.store import BatchOutcome, Ledger, Run
 from tests.ledger.times import NOW, Time
 
 DAG = "medflex_transfer"
@@ -140,6 +140,28 @@ def broken(scene: Scene) -> None:
     scene.ledger.settle_run(made.run_key, ["Shard 0: it does not add up"], broken=1)
 
 
+def rejecting(scene: Scene, rejected: int = 101, accepted: int = 5, run_id: str = "rejecting") -> None:
+    """The next daily run succeeds, and Medflex rejects so many of the records of its first clinic."""
+    scene.time.now += timedelta(seconds=1)
+    made = scene.run(run_id, "loaded", "skipped")
+    epochs = scene.ledger.acquire([0], "load")
+    ids = list(range(rejected + accepted))
+    sent = scene.ledger.record_intent(
+        run_key=made.run_key, clinic_id=0, lpu_id=7000, holder="load", epoch=epochs[0], operation="send",
+        appointment_ids=ids, versions=[made.run_key] * len(ids), digests=ids,
+    )  # fmt: skip
+    fields = {id_: ["client.mobile_phone", *(["times"] if id_ == 0 else [])] for id_ in ids[:rejected]}
+    scene.ledger.resolve(sent.batch_id, BatchOutcome("acknowledged", 200, rejected=fields))
+    scene.ledger.release(epochs, "load")
+    scene.sql(
+        "UPDATE ledger.run_clinic SET accepted = %s, rejected = %s WHERE run_key = %s AND clinic_id = 0",
+        accepted,
+        rejected,
+        made.run_key,
+    )
+    scene.ledger.settle_run(made.run_key, [])
+
+
 def missed(scene: Scene) -> None:
     made = scene.run("late", "loaded", "extracted")
     assert made
@@ -181,6 +203,7 @@ KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]
     AlertKind.CRITICAL_VALIDATION: (critical, next_daily),
     AlertKind.HELD_ABSENCES: (hold, lambda scene: scene.ledger.decide_hold(1, "kept", "vera")),
     AlertKind.CONSERVATION_BROKEN: (broken, next_daily),
+    AlertKind.RECORDS_REJECTED: (rejecting, next_daily),
 }
 
 
@@ -421,6 +444,38 @@ def test_a_missing_daily_run_that_becomes_worse_is_told_anew_to_everybody(scene:
     assert again.at > message.at
     assert again.since == message.since
     assert day("mended", "loaded", "loaded", "loaded") == [("daily_run_missed", "cleared")]
+
+
+def test_what_medflex_rejects_is_told_by_the_fields_it_names(scene: Scene) -> None:
+    # Single records are a matter of their data.
+    rejecting(scene, rejected=100, run_id="few")
+    assert scene.round() == []
+    rejecting(scene, rejected=101, accepted=2000, run_id="a small part")
+    assert scene.round() == []
+    rejecting(scene, rejected=150)
+    assert scene.round() == [("records_rejected", "raised")]
+    (alert,) = scene.ledger.alerts()
+    assert alert.facts == {"rejected": 150, "judged": 155}
+    assert "rejected 150 of 155 records of the transfer" in alert.sentence
+    assert "most of all for client.mobile_phone, times; partners" in alert.sentence
+
+
+def test_a_run_in_which_medflex_was_not_asked_does_not_end_what_it_rejects(scene: Scene) -> None:
+    rejecting(scene)
+    assert scene.round() == [("records_rejected", "raised")]
+    scene.time.now += timedelta(seconds=1)
+    # Nor does one that is still under way, or of some clinics.
+    scene.ledger.settle_run(scene.run("outage", "compared", "loaded").run_key, ["Medflex does not answer."])
+    scene.time.now += timedelta(seconds=1)
+    scene.run("under way", "loaded", "loaded")
+    scene.ledger.settle_run(scene.run("some", "loaded", clinic_ids=[1]).run_key, [])
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == []
+    next_daily(scene)
+    scene.looked()
+    scene.round()
+    assert scene.round(minutes=6) == [("records_rejected", "cleared")]
 
 
 def test_a_run_of_some_clinics_does_not_mend_numbers_that_do_not_add_up(scene: Scene) -> None:

@@ -27,6 +27,7 @@ class AlertKind(StrEnum):
     CRITICAL_VALIDATION = "critical_validation"
     HELD_ABSENCES = "held_absences"
     CONSERVATION_BROKEN = "conservation_broken"
+    RECORDS_REJECTED = "records_rejected"
 
 
 TITLES = {
@@ -40,6 +41,7 @@ TITLES = {
     AlertKind.CRITICAL_VALIDATION: "Validation has stopped the sending for clinics",
     AlertKind.HELD_ABSENCES: "Vanished records wait for an answer",
     AlertKind.CONSERVATION_BROKEN: "The numbers of a run do not add up",
+    AlertKind.RECORDS_REJECTED: "Medflex rejects many records",
 }
 
 CAUSES = (AlertKind.MEDFLEX_AWAY, AlertKind.TOKEN_REFUSED)
@@ -56,12 +58,13 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True)
 class Limits:
-    """For how long what may wait before somebody is told.
+    """For how long what may wait before somebody is told, and how much may be rejected.
 
     withdraw: a withdrawal, and the look for what is to be withdrawn. sweep: the search for deleted rows, from when it
     is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
     for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
-    daily: a daily run after its start.
+    daily: a daily run after its start. rejected, rejected_share: so many records of a daily run, and such a part of
+    those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
     """
 
     withdraw: timedelta = timedelta(minutes=15)
@@ -70,6 +73,8 @@ class Limits:
     silent: timedelta = timedelta(minutes=30)
     actions: timedelta = timedelta(minutes=30)
     daily: timedelta = timedelta(hours=3)
+    rejected: int = 100
+    rejected_share: float = 0.1
 
     def grace(self, kind: AlertKind) -> timedelta:
         """For how long a consequence may still hold after its cause is over."""
@@ -100,7 +105,9 @@ class Facts:
     should be done, all and what was not brought over. told_run_at: start of the daily run that the last cause has held
     up, as its end has told. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
     validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
-    not told.
+    not told. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
+    has judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
+    rejected. rejected_fields: for which fields, most frequent first, where they are many.
     """
 
     as_of: datetime
@@ -135,6 +142,15 @@ class Facts:
     undecided_since: datetime | None = None
     unanswered: int = 0
     unanswered_since: datetime | None = None
+    rejecting_run: int | None = None
+    rejecting_at: datetime | None = None
+    judged: int = 0
+    rejected: int = 0
+    rejected_fields: Sequence[str] = ()
+
+    def are_many_rejected(self, limits: Limits) -> bool:
+        """Tell whether so much was rejected that it is no matter of single records."""
+        return self.rejected > limits.rejected and self.rejected > limits.rejected_share * self.judged
 
 
 @dataclass(frozen=True)
@@ -361,6 +377,15 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             f"The numbers of {facts.broken_runs} runs do not add up, the first of {_at(facts.broken_since)}:"
             " a fault of the program. Keep the run and its logs, tell the developers, and reconcile its clinics.",
             {"runs": facts.broken_runs},
+        )
+    if facts.are_many_rejected(limits) and facts.rejecting_at is not None:
+        fields = f", most of all for {', '.join(facts.rejected_fields)}" if facts.rejected_fields else ""
+        found[AlertKind.RECORDS_REJECTED] = _Condition(
+            facts.rejecting_at,
+            f"Medflex has rejected {facts.rejected} of {facts.judged} records of the transfer of"
+            f" {_at(facts.rejecting_at)}{fields}; partners do not see them, or see an earlier version. Ask whoever runs"
+            " Medflex whether a rule has changed, else mend the data in Medlock; they are sent again by each transfer.",
+            {"rejected": facts.rejected, "judged": facts.judged},
         )
     # Whatever Medflex does: that nothing was decided is not its fault.
     if facts.undecided and facts.undecided_since and facts.as_of - facts.undecided_since > limits.actions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,8 @@ from medflex.sql import query
 Judge = Callable[[Facts, Mapping[AlertKind, Open], "datetime | None", Limits], Sequence[Change]]
 
 _TOLD = {"raised": "raise", "cleared": "clear"}
+_FIELDS = 5
+"""So many fields are named where records are rejected."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ class Alerts(LedgerConnection):
                 "now": self._present(),
             },
         )
-        return Facts(**cursor.fetchone())  # type: ignore[arg-type]
+        facts = Facts(**cursor.fetchone())  # type: ignore[arg-type]
+        if not facts.are_many_rejected(limits):
+            return facts
+        # Only then: it goes over all batches of the run.
+        cursor.execute(query("ledger/alerts/rejected_fields"), {"run_key": facts.rejecting_run, "size": _FIELDS})
+        return replace(facts, rejected_fields=tuple(row["name"] for row in cursor.fetchall()))
 
     @staticmethod
     def _write(cursor: psycopg.Cursor[Any], change: Change, now: datetime) -> None:

@@ -79,6 +79,31 @@ undone AS (
     INNER JOIN ledger.daily_shard AS shard ON due.run_key = shard.run_key
 ),
 
+-- What Medflex has said in the newest run that should be done. One in which it was not asked although there was something
+-- to be sent says nothing.
+judged AS (
+    SELECT
+        daily.run_key,
+        daily.started_at,
+        numbers.judged,
+        numbers.rejected
+    FROM daily
+    CROSS JOIN present
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                coalesce(sum(coalesce(clinic.accepted, 0) + coalesce(clinic.rejected, 0)), 0)::bigint AS judged,
+                coalesce(sum(clinic.rejected), 0)::bigint AS rejected
+            FROM ledger.run_clinic AS clinic
+            WHERE clinic.run_key = daily.run_key
+        ) AS numbers
+    WHERE
+        (daily.settled_at IS NOT NULL OR daily.started_at < present.now - make_interval(secs => %(daily_seconds)s))
+        AND (daily.is_complete OR numbers.judged > 0)
+    ORDER BY daily.started_at DESC
+    LIMIT 1
+),
+
 -- The daily run of which the end of the last cause has told that it was held up.
 told AS (
     SELECT max(run.started_at) AS started_at
@@ -265,7 +290,11 @@ SELECT
     undecided.actions AS undecided,
     undecided.since AS undecided_since,
     unanswered.actions AS unanswered,
-    unanswered.since AS unanswered_since
+    unanswered.since AS unanswered_since,
+    judged.run_key AS rejecting_run,
+    judged.started_at AS rejecting_at,
+    coalesce(judged.judged, 0) AS judged,
+    coalesce(judged.rejected, 0) AS rejected
 FROM present
 CROSS JOIN total
 CROSS JOIN failed
@@ -280,4 +309,5 @@ CROSS JOIN held
 CROSS JOIN undecided
 CROSS JOIN unanswered
 CROSS JOIN watched
+LEFT JOIN judged ON TRUE
 LEFT JOIN ledger.contact AS contact ON contact.name = 'medflex'
