@@ -17,6 +17,7 @@ from medflex.errors import (
     ActionsWaitError,
     AnswerContradictedError,
     LedgerUnavailableError,
+    MedflexContractError,
     MedflexPipelineError,
     MedflexRefusedError,
     MedflexUnavailableError,
@@ -119,6 +120,29 @@ def test_a_medflex_that_stays_broken_is_told_in_one_sentence_and_nothing_is_lost
     clinics.control.clear_faults()
     run(clinics)
     assert ruled(clinics) == dict.fromkeys(ids, "done")
+
+
+def test_that_reading_came_to_its_end_is_noted_and_only_that(clinics: World) -> None:
+    def noted() -> Any:
+        return clinics.read_ledger("SELECT looked_at FROM ledger.watch WHERE name = 'actions_read'")[0][0]
+
+    # No list for our token: it is expected from the first time that it is tried.
+    clinics.control.add_fault("status", match=GET, status=404)
+    with pytest.raises(MedflexContractError):
+        read(clinics)
+    tried = noted()
+    with pytest.raises(MedflexContractError):
+        read(clinics)
+    assert noted() == tried
+    clinics.control.clear_faults()
+    read(clinics)
+    ended = noted()
+    assert ended > tried
+    # An entry that cannot be read holds up all behind it.
+    clinics.control.add_fault("malformed_body", match=GET, form="item_without_id")
+    confirm(clinics, 1)
+    assert read(clinics).problem is not None
+    assert noted() == ended
 
 
 def test_pages_that_were_read_stay_and_reading_goes_on_behind_them(

@@ -97,6 +97,7 @@ WRONG: dict[AlertKind, dict[str, Any]] = {
     AlertKind.WITHDRAWALS_STOPPED: {"looked_at": at(-16)},
     AlertKind.SWEEP_STOPPED: {"sweep_stands_since": at(-61)},
     AlertKind.ACTIONS_WAITING: {"undecided": 3, "undecided_since": at(-31)},
+    AlertKind.ACTIONS_UNREAD: {"actions_read_at": at(-31)},
     AlertKind.DAILY_RUN_MISSED: {"complete_at": START - timedelta(hours=27, minutes=1)},
     AlertKind.CRITICAL_VALIDATION: {"critical_clinics": 2, "critical_since": at(-5)},
     AlertKind.HELD_ABSENCES: {"questions": 1, "held_records": 30, "held_since": at(-1)},
@@ -138,6 +139,7 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.SWEEP_STOPPED, {"sweep_stands_since": at(-60)}),
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
         (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
+        (AlertKind.ACTIONS_UNREAD, {"actions_read_at": at(-30)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 100, "judged": 100, "rejecting_at": at(-70)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 200, "judged": 2000, "rejecting_at": at(-70)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
@@ -158,6 +160,7 @@ def test_what_does_not_matter_yet_is_not_told(kind: AlertKind, facts: dict[str, 
         # What must not wait has waited for too long: whatever else would be waited for.
         {"failing_since": at(-1), **LATE},
         {"failing_since": at(-1), "unanswered": 1, "unanswered_since": at(-31)},
+        {"failing_since": at(-1), "actions_read_at": at(-31)},
         {"failing_since": at(-1), "complete_at": START - timedelta(hours=28)},
     ],
 )
@@ -180,6 +183,7 @@ def test_an_outage_of_an_hour_is_two_messages_whatever_waits_for_it(failure: Fai
             late_clinics=int(late),
             unanswered=3,
             unanswered_since=at(1),
+            actions_read_at=at(-1),
             hurt_run_until=at(20) if minute > 20 else None,
             complete_at=START - timedelta(hours=26, minutes=30),
         )
@@ -437,6 +441,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
             "held": MOMENTS,
             "undecided": MOMENTS,
             "unanswered": MOMENTS,
+            "read": MOMENTS,
         }
     )
     # Each state lasts for some rounds, or nothing would ever be over.
@@ -489,11 +494,13 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
             undecided_since=ago(now, item["undecided"]),
             unanswered=item["unanswered"] is not None,
             unanswered_since=ago(now, item["unanswered"]),
+            actions_read_at=ago(now, item["read"]),
         )
         # What has one cause is one alert.
         assert len(set(CAUSES) & set(book.standing)) <= 1
         if set(CAUSES) & before & set(book.standing):
-            assert not {AlertKind.LATE_WITHDRAWALS, AlertKind.DAILY_RUN_MISSED} & (set(book.standing) - before)
+            consequences = {AlertKind.LATE_WITHDRAWALS, AlertKind.ACTIONS_UNREAD, AlertKind.DAILY_RUN_MISSED}
+            assert not consequences & (set(book.standing) - before)
     for kind in AlertKind:
         told = [state for _, told_kind, state in book.told if told_kind is kind]
         # Only the missing daily run can become worse, and only while it stands.

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from medflex.domain.access import AccessState
 from medflex.domain.alerts import CALM, AlertKind, Clear, Failure, Limits, Raise, RaiseAnew, judge
 from medflex.domain.packing import Shard
+from medflex.ledger import watches
 from medflex.ledger.alerts import AlertLedger
 from medflex.ledger.retention import LedgerRetention
 from medflex.ledger.store import BatchOutcome, Ledger, Run
@@ -183,6 +184,15 @@ def swept(scene: Scene) -> None:
     scene.sql("UPDATE ledger.watch SET looked_at = %s WHERE name = 'sweep'", scene.time.now)
 
 
+def unread(scene: Scene) -> None:
+    """Reading what partners ask for was last tried 31 minutes ago, for the first time."""
+    scene.ledger.begin_watch(watches.ACTIONS_READ, scene.time.now - timedelta(minutes=31))
+
+
+def read(scene: Scene) -> None:
+    scene.ledger.note_watch(watches.ACTIONS_READ, scene.time.now, {})
+
+
 def good(scene: Scene) -> None:
     scene.ledger.note_contact(None)
 
@@ -199,6 +209,7 @@ KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]
     AlertKind.WITHDRAWALS_STOPPED: (not_looked, Scene.looked),
     AlertKind.SWEEP_STOPPED: (not_swept, swept),
     AlertKind.ACTIONS_WAITING: (ask, lambda scene: scene.sql("DELETE FROM ledger.partner_action")),
+    AlertKind.ACTIONS_UNREAD: (unread, read),
     AlertKind.DAILY_RUN_MISSED: (missed, next_daily),
     AlertKind.CRITICAL_VALIDATION: (critical, next_daily),
     AlertKind.HELD_ABSENCES: (hold, lambda scene: scene.ledger.decide_hold(1, "kept", "vera")),
@@ -269,6 +280,20 @@ def test_a_search_for_deleted_rows_stands_where_it_comes_no_further(
     if swept is not None:
         scene.sql("INSERT INTO ledger.watch (name, looked_at, value) VALUES ('sweep', %s, '{}')", at(swept))
     assert (("sweep_stopped", "raised") in scene.round()) is is_told
+
+
+def test_reading_is_expected_from_the_first_look_on_where_an_earlier_release_has_read(scene: Scene) -> None:
+    def quiet(minutes: int) -> list[tuple[str, str]]:
+        scene.time.now += timedelta(minutes=minutes)
+        scene.looked()
+        return scene.round()
+
+    # Where partners never acted, nobody has to read.
+    assert [quiet(60), quiet(60)] == [[], []]
+    scene.ledger.store_actions([], "a cursor", "run")
+    scene.time.now += timedelta(minutes=60)
+    scene.looked()
+    assert [scene.round(), quiet(30), quiet(1)] == [[], [], [("actions_unread", "raised")]]
 
 
 # -- the daily run

@@ -52,6 +52,7 @@ from medflex.errors import (
     MedflexRefusedError,
     RunIncompleteError,
 )
+from medflex.ledger import watches
 from medflex.ledger.actions import ActionDecision, RecordKey, Unanswered
 from medflex.ledger.store import Ledger
 
@@ -93,12 +94,14 @@ class ActionReader(Paced):
         """Read on from the ledger's cursor to the end of Medflex's queue, or for ``most_pages``.
 
         A cursor that Medflex does not know is told, and the queue is read from its beginning: the ledger knows which
-        actions it has had.
+        actions it has had. That it came to its end is noted in the ledger: else nothing would wait there, and nobody
+        would be told that partners do.
 
         Raises:
             MedflexUnavailableError, MedflexRefusedError, MedflexContractError: what was read so far is kept.
         """
         result = Read()
+        self._ledger.begin_watch(watches.ACTIONS_READ, self._clock.now())
         after = self._ledger.action_cursor()
         while result.pages < most_pages:
             try:
@@ -133,6 +136,8 @@ class ActionReader(Paced):
                     "Medflex's list of partner actions does not move on from its cursor: have it looked at there."
                 )
             after = place
+        if result.problem is None:
+            self._ledger.note_watch(watches.ACTIONS_READ, self._clock.now(), {})
         return result
 
     def _page(self, after: str | None) -> Any:

@@ -49,6 +49,7 @@ _DAGS = {
     AlertKind.WITHDRAWALS_STOPPED: "medflex_withdraw",
     AlertKind.SWEEP_STOPPED: "medflex_sweep",
     AlertKind.ACTIONS_WAITING: "medflex_partner_actions",
+    AlertKind.ACTIONS_UNREAD: "medflex_partner_actions",
     AlertKind.HELD_ABSENCES: "medflex_release",
     AlertKind.MEDFLEX_AWAY: "medflex_withdraw",
     AlertKind.TOKEN_REFUSED: "medflex_withdraw",

@@ -23,6 +23,7 @@ class AlertKind(StrEnum):
     WITHDRAWALS_STOPPED = "withdrawals_stopped"
     SWEEP_STOPPED = "sweep_stopped"
     ACTIONS_WAITING = "actions_waiting"
+    ACTIONS_UNREAD = "actions_unread"
     DAILY_RUN_MISSED = "daily_run_missed"
     CRITICAL_VALIDATION = "critical_validation"
     HELD_ABSENCES = "held_absences"
@@ -37,6 +38,7 @@ TITLES = {
     AlertKind.WITHDRAWALS_STOPPED: "Nobody looks for what may no longer be shared",
     AlertKind.SWEEP_STOPPED: "Nobody looks for deleted rows",
     AlertKind.ACTIONS_WAITING: "Partner actions wait",
+    AlertKind.ACTIONS_UNREAD: "Nobody reads what partners ask for",
     AlertKind.DAILY_RUN_MISSED: "The daily transfer is missing",
     AlertKind.CRITICAL_VALIDATION: "Validation has stopped the sending for clinics",
     AlertKind.HELD_ABSENCES: "Vanished records wait for an answer",
@@ -63,7 +65,7 @@ class Limits:
     withdraw: a withdrawal, and the look for what is to be withdrawn. sweep: the search for deleted rows, from when it
     is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
     for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
-    daily: a daily run after its start. rejected, rejected_share: so many records of a daily run, and such a part of
+    reading: what partners ask for, until it is read. daily: a daily run after its start. rejected, rejected_share: so many records of a daily run, and such a part of
     those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
     """
 
@@ -72,6 +74,7 @@ class Limits:
     away: timedelta = timedelta(minutes=10)
     silent: timedelta = timedelta(minutes=30)
     actions: timedelta = timedelta(minutes=30)
+    reading: timedelta = timedelta(minutes=30)
     daily: timedelta = timedelta(hours=3)
     rejected: int = 100
     rejected_share: float = 0.1
@@ -105,7 +108,7 @@ class Facts:
     should be done, all and what was not brought over. told_run_at: start of the daily run that the last cause has held
     up, as its end has told. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
     validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
-    not told. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
+    not told. actions_read_at: when reading what partners ask for last came to its end. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
     has judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
     rejected. rejected_fields: for which fields, most frequent first, where they are many.
     """
@@ -142,6 +145,7 @@ class Facts:
     undecided_since: datetime | None = None
     unanswered: int = 0
     unanswered_since: datetime | None = None
+    actions_read_at: datetime | None = None
     rejecting_run: int | None = None
     rejecting_at: datetime | None = None
     judged: int = 0
@@ -328,6 +332,14 @@ def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
         )
     if facts.unanswered and facts.unanswered_since and facts.as_of - facts.unanswered_since > limits.actions:
         found[AlertKind.ACTIONS_WAITING] = _waiting(facts, facts.unanswered_since)
+    if facts.actions_read_at is not None and facts.as_of - facts.actions_read_at > limits.reading:
+        found[AlertKind.ACTIONS_UNREAD] = _Condition(
+            facts.actions_read_at,
+            f"Nobody has read what partners ask for since {_at(facts.actions_read_at)}, so what they have confirmed,"
+            " cancelled or moved is not in Medlock: see whether medflex_partner_actions is paused or why its"
+            " read_actions fails.",
+            {"minutes": int((facts.as_of - facts.actions_read_at).total_seconds() // 60)},
+        )
     if (daily := _daily(facts, limits)) is not None:
         found[AlertKind.DAILY_RUN_MISSED] = daily
     return found

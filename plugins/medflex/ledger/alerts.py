@@ -68,6 +68,7 @@ class Alerts(LedgerConnection):
         """
         with self._transaction() as cursor:
             cursor.execute("LOCK TABLE ledger.alert IN SHARE ROW EXCLUSIVE MODE")
+            cursor.execute(query("ledger/alerts/begin_watches"), {"now": self._present()})
             facts = self._facts(cursor, limits)
             cursor.execute("SELECT * FROM ledger.alert WHERE cleared_at IS NULL")
             standing = {

@@ -1,4 +1,5 @@
-"""The names under which looks for what may no longer be shared note how far they have come (``ledger.watch``).
+"""The names under which looks for what may no longer be shared note how far they have come (``ledger.watch``), and
+others that they have come to their end: ``medflex_alerts`` asks how long ago that is.
 
 Importable by DAG files, and light.
 """
@@ -17,3 +18,5 @@ STUCK = "stuck"
 """Of which clinics Medflex has not taken withdrawals in the last look."""
 FAR = "far"
 """Looks that go over all edits of two hours."""
+ACTIONS_READ = "actions_read"
+"""Reading what partners ask for; before it has come to its end for the first time, when it was first tried."""

@@ -261,6 +261,13 @@ class Withdrawals(LedgerConnection):
         with self._statement() as cursor:
             cursor.execute(_NOTE_WATCH, (name, looked_at, Jsonb(dict(value))))
 
+    def begin_watch(self, name: str, at: datetime) -> None:
+        """Note from when on a look is to be expected, unless it has noted anything."""
+        with self._statement() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger.watch (name, looked_at) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", (name, at)
+            )
+
     def clinics_seen(self) -> dict[int, dict[str, Any]]:
         """Return the permissions of each clinic as last looked at, and when they last changed:
         clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``.

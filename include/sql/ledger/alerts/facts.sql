@@ -249,6 +249,7 @@ watched AS (
     SELECT
         max(watch.looked_at) FILTER (WHERE watch.name = 'consent') AS looked_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'sweep') AS swept_at,
+        max(watch.looked_at) FILTER (WHERE watch.name = 'actions_read') AS actions_read_at,
         max((watch.value ->> 'sweep_due_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS sweep_due_since,
         max((watch.value ->> 'cut_short_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS cut_short_since
     FROM ledger.watch AS watch
@@ -291,6 +292,7 @@ SELECT
     undecided.since AS undecided_since,
     unanswered.actions AS unanswered,
     unanswered.since AS unanswered_since,
+    watched.actions_read_at,
     judged.run_key AS rejecting_run,
     judged.started_at AS rejecting_at,
     coalesce(judged.judged, 0) AS judged,
