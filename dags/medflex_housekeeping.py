@@ -18,7 +18,8 @@ Each task logs what it removed, in numbers.
 ones could take effect a second time.
 
 **When it fails.** The four tasks are independent; each one's log says in one sentence what is wrong. A failed
-`remove_old_staging` is urgent: personal data stays longer than it should. A wrong value stops the task before it
+`remove_old_staging` is urgent: personal data stays longer than it should; a day and a half without one that has come
+to its end is an alert. A wrong value stops the task before it
 removes anything. What has been removed until then is not needed by anybody, and the next run goes on.
 
 **Running again, backfills.** Safe at any time: it looks at what is old now. There is nothing to backfill.

@@ -10,12 +10,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pyarrow as pa
 import pytest
 from airflow.sdk import ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -440,6 +441,26 @@ def test_where_nobody_carries_out_partner_actions_there_is_no_journal_to_prune(
     monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_ACTIONS", "postgresql://medlock_actions:x@127.0.0.1")
     with pytest.raises(AirflowFailException, match="medlock_actions names no database"):
         housekeeping.prune_journal()
+
+
+def test_that_old_staging_was_removed_is_noted_and_not_that_it_was_tried(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "get_current_context", context)
+    monkeypatch.setattr(housekeeping, "_is_active", lambda *_: False)
+
+    def noted() -> list[tuple[Any, ...]]:
+        with psycopg.connect(house.uri) as connection:
+            return connection.execute("SELECT looked_at FROM ledger.watch WHERE name = 'staging_removed'").fetchall()
+
+    with monkeypatch.context() as broken:
+        broken.setattr(housekeeping, "_is_older", Mock(side_effect=PermissionError))
+        with pytest.raises(AirflowException, match="remove_old_staging failed with PermissionError"):
+            housekeeping.remove_old_staging()
+    assert noted() == []
+    assert housekeeping.remove_old_staging()["removed"] == 4
+    ((at,),) = noted()
+    assert timedelta(0) <= datetime.now(UTC) - at < timedelta(minutes=1)
 
 
 def test_how_long_decisions_stay_cannot_be_shortened(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

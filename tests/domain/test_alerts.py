@@ -103,6 +103,7 @@ WRONG: dict[AlertKind, dict[str, Any]] = {
     AlertKind.HELD_ABSENCES: {"questions": 1, "held_records": 30, "held_since": at(-1)},
     AlertKind.CONSERVATION_BROKEN: {"broken_runs": 1, "broken_since": at(-1)},
     AlertKind.RECORDS_REJECTED: {"rejected": 101, "judged": 1000, "rejecting_at": at(-70)},
+    AlertKind.STAGING_LEFT: {"staging_removed_at": START - timedelta(hours=36, minutes=1)},
 }
 
 
@@ -140,6 +141,7 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
         (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
         (AlertKind.ACTIONS_UNREAD, {"actions_read_at": at(-30)}),
+        (AlertKind.STAGING_LEFT, {"staging_removed_at": START - timedelta(hours=36)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 100, "judged": 100, "rejecting_at": at(-70)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 200, "judged": 2000, "rejecting_at": at(-70)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
@@ -236,6 +238,7 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
         AlertKind.HELD_ABSENCES,
         AlertKind.CONSERVATION_BROKEN,
         AlertKind.RECORDS_REJECTED,
+        AlertKind.STAGING_LEFT,
     ]
     facts = {name: value for kind in others for name, value in WRONG[kind].items()}
     # A task that waits for Medflex cannot look meanwhile; beyond its time-out it is another matter.
@@ -442,6 +445,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
             "undecided": MOMENTS,
             "unanswered": MOMENTS,
             "read": MOMENTS,
+            "removed": MOMENTS.map(lambda moment: moment and 2 * moment),
         }
     )
     # Each state lasts for some rounds, or nothing would ever be over.
@@ -495,6 +499,7 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
             unanswered=item["unanswered"] is not None,
             unanswered_since=ago(now, item["unanswered"]),
             actions_read_at=ago(now, item["read"]),
+            staging_removed_at=ago(now, item["removed"]),
         )
         # What has one cause is one alert.
         assert len(set(CAUSES) & set(book.standing)) <= 1

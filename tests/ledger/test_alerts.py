@@ -41,12 +41,14 @@ class Scene:
             return cursor.fetchall() if cursor.description else []
 
     def looked(self) -> None:
-        """Somebody has just looked for revocations."""
-        self.sql(
-            "INSERT INTO ledger.watch (name, looked_at) VALUES ('consent', %s) ON CONFLICT (name)"
-            " DO UPDATE SET looked_at = excluded.looked_at",
-            self.time.now,
-        )
+        """Somebody has just looked for revocations, and has removed old staging."""
+        for name in ("consent", "staging_removed"):
+            self.sql(
+                "INSERT INTO ledger.watch (name, looked_at) VALUES (%s, %s) ON CONFLICT (name)"
+                " DO UPDATE SET looked_at = excluded.looked_at",
+                name,
+                self.time.now,
+            )
 
     def round(self, **after: float) -> list[tuple[str, str]]:
         """Judge, some time later; return what is to be told."""
@@ -193,6 +195,14 @@ def read(scene: Scene) -> None:
     scene.ledger.note_watch(watches.ACTIONS_READ, scene.time.now, {})
 
 
+def not_removed(scene: Scene) -> None:
+    scene.ledger.note_watch(watches.STAGING_REMOVED, scene.time.now - timedelta(hours=36, minutes=1), {})
+
+
+def removed(scene: Scene) -> None:
+    scene.ledger.note_watch(watches.STAGING_REMOVED, scene.time.now, {})
+
+
 def good(scene: Scene) -> None:
     scene.ledger.note_contact(None)
 
@@ -215,6 +225,7 @@ KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]
     AlertKind.HELD_ABSENCES: (hold, lambda scene: scene.ledger.decide_hold(1, "kept", "vera")),
     AlertKind.CONSERVATION_BROKEN: (broken, next_daily),
     AlertKind.RECORDS_REJECTED: (rejecting, next_daily),
+    AlertKind.STAGING_LEFT: (not_removed, removed),
 }
 
 
@@ -294,6 +305,18 @@ def test_reading_is_expected_from_the_first_look_on_where_an_earlier_release_has
     scene.time.now += timedelta(minutes=60)
     scene.looked()
     assert [scene.round(), quiet(30), quiet(1)] == [[], [], [("actions_unread", "raised")]]
+
+
+def test_staging_is_to_be_removed_from_the_first_look_behind_a_run_on(ledger: Ledger, time: Time, ledger_db: str) -> None:
+    scene = Scene(ledger, time, ledger_db)
+
+    def told(hours: float) -> bool:
+        return ("staging_left", "raised") in scene.round(hours=hours)
+
+    # Nothing was staged in a new ledger; one of an earlier release knows runs of long ago.
+    assert not any(told(hours) for hours in (0, 50, 50))
+    scene.daily()
+    assert [told(hours) for hours in (50, 36, 0.1)] == [False, False, True]
 
 
 # -- the daily run

@@ -51,6 +51,7 @@ _DAGS = {
     AlertKind.ACTIONS_WAITING: "medflex_partner_actions",
     AlertKind.ACTIONS_UNREAD: "medflex_partner_actions",
     AlertKind.HELD_ABSENCES: "medflex_release",
+    AlertKind.STAGING_LEFT: "medflex_housekeeping",
     AlertKind.MEDFLEX_AWAY: "medflex_withdraw",
     AlertKind.TOKEN_REFUSED: "medflex_withdraw",
 }

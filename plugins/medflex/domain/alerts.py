@@ -29,6 +29,7 @@ class AlertKind(StrEnum):
     HELD_ABSENCES = "held_absences"
     CONSERVATION_BROKEN = "conservation_broken"
     RECORDS_REJECTED = "records_rejected"
+    STAGING_LEFT = "staging_left"
 
 
 TITLES = {
@@ -44,6 +45,7 @@ TITLES = {
     AlertKind.HELD_ABSENCES: "Vanished records wait for an answer",
     AlertKind.CONSERVATION_BROKEN: "The numbers of a run do not add up",
     AlertKind.RECORDS_REJECTED: "Medflex rejects many records",
+    AlertKind.STAGING_LEFT: "Nobody removes what is left in staging",
 }
 
 CAUSES = (AlertKind.MEDFLEX_AWAY, AlertKind.TOKEN_REFUSED)
@@ -65,7 +67,8 @@ class Limits:
     withdraw: a withdrawal, and the look for what is to be withdrawn. sweep: the search for deleted rows, from when it
     is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
     for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
-    reading: what partners ask for, until it is read. daily: a daily run after its start. rejected, rejected_share: so many records of a daily run, and such a part of
+    reading: what partners ask for, until it is read. daily: a daily run after its start. staging: what
+    runs have left in staging, until it is looked for; that is done once a day. rejected, rejected_share: so many records of a daily run, and such a part of
     those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
     """
 
@@ -76,6 +79,7 @@ class Limits:
     actions: timedelta = timedelta(minutes=30)
     reading: timedelta = timedelta(minutes=30)
     daily: timedelta = timedelta(hours=3)
+    staging: timedelta = timedelta(hours=36)
     rejected: int = 100
     rejected_share: float = 0.1
 
@@ -108,7 +112,8 @@ class Facts:
     should be done, all and what was not brought over. told_run_at: start of the daily run that the last cause has held
     up, as its end has told. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
     validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
-    not told. actions_read_at: when reading what partners ask for last came to its end. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
+    not told. actions_read_at: when reading what partners ask for last came to its end. staging_removed_at: when removing what
+    runs have left in staging did. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
     has judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
     rejected. rejected_fields: for which fields, most frequent first, where they are many.
     """
@@ -146,6 +151,7 @@ class Facts:
     unanswered: int = 0
     unanswered_since: datetime | None = None
     actions_read_at: datetime | None = None
+    staging_removed_at: datetime | None = None
     rejecting_run: int | None = None
     rejecting_at: datetime | None = None
     judged: int = 0
@@ -398,6 +404,14 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             f" {_at(facts.rejecting_at)}{fields}; partners do not see them, or see an earlier version. Ask whoever runs"
             " Medflex whether a rule has changed, else mend the data in Medlock; they are sent again by each transfer.",
             {"rejected": facts.rejected, "judged": facts.judged},
+        )
+    if facts.staging_removed_at is not None and facts.as_of - facts.staging_removed_at > limits.staging:
+        found[AlertKind.STAGING_LEFT] = _Condition(
+            facts.staging_removed_at,
+            f"Since {_at(facts.staging_removed_at)} nobody has removed what runs have left in staging: names and phones"
+            " may lie there. See whether medflex_housekeeping is paused or why its remove_old_staging fails, and"
+            " trigger it.",
+            {"hours": int((facts.as_of - facts.staging_removed_at).total_seconds() // 3600)},
         )
     # Whatever Medflex does: that nothing was decided is not its fault.
     if facts.undecided and facts.undecided_since and facts.as_of - facts.undecided_since > limits.actions:

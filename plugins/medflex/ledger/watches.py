@@ -18,5 +18,8 @@ STUCK = "stuck"
 """Of which clinics Medflex has not taken withdrawals in the last look."""
 FAR = "far"
 """Looks that go over all edits of two hours."""
+STAGING_REMOVED = "staging_removed"
+"""Removing what runs have left in staging; before it has come to its end for the first time, when it was first asked
+for."""
 ACTIONS_READ = "actions_read"
 """Reading what partners ask for; before it has come to its end for the first time, when it was first tried."""

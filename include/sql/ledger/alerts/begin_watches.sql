@@ -14,5 +14,9 @@ FROM
         SELECT 'actions_read' AS name
         FROM ledger.watch AS place
         WHERE place.name = 'partner_actions'
+        UNION ALL
+        -- A run of the transfer has put rows into staging, or may have.
+        SELECT 'staging_removed' AS name
+        WHERE EXISTS (SELECT 1 FROM ledger.run AS run WHERE run.dag_id = 'medflex_transfer')
     ) AS expected
 ON CONFLICT (name) DO NOTHING

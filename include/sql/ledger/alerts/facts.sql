@@ -250,6 +250,7 @@ watched AS (
         max(watch.looked_at) FILTER (WHERE watch.name = 'consent') AS looked_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'sweep') AS swept_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'actions_read') AS actions_read_at,
+        max(watch.looked_at) FILTER (WHERE watch.name = 'staging_removed') AS staging_removed_at,
         max((watch.value ->> 'sweep_due_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS sweep_due_since,
         max((watch.value ->> 'cut_short_since')::timestamptz) FILTER (WHERE watch.name = 'consent') AS cut_short_since
     FROM ledger.watch AS watch
@@ -293,6 +294,7 @@ SELECT
     unanswered.actions AS unanswered,
     unanswered.since AS unanswered_since,
     watched.actions_read_at,
+    watched.staging_removed_at,
     judged.run_key AS rejecting_run,
     judged.started_at AS rejecting_at,
     coalesce(judged.judged, 0) AS judged,

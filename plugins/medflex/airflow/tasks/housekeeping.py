@@ -78,8 +78,12 @@ def prune_journal() -> dict[str, int]:
 
 @speaking
 def remove_old_staging() -> dict[str, int]:
-    """Remove what runs that are over have left in staging; return how many folders went and how many stay."""
+    """Remove what runs that are over have left in staging; return how many folders went and how many stay.
+
+    That it came to its end is noted in the ledger: nothing else would tell that names and phones stay.
+    """
     from medflex.airflow.staging import staging_root
+    from medflex.ledger import watches
     from medflex.ledger.retention import LedgerRetention
 
     context = get_current_context()
@@ -87,7 +91,9 @@ def remove_old_staging() -> dict[str, int]:
     root = staging_root()
     with closing(LedgerRetention(connections.postgres_conninfo(connections.LEDGER))) as ledger:
         ledger.check_schema()
-        return logged(sweep_staging(root, older_than, ledger.run_ids, functools.partial(_is_active, context)))
+        counts = sweep_staging(root, older_than, ledger.run_ids, functools.partial(_is_active, context))
+        ledger.note_watch(watches.STAGING_REMOVED, CLOCK.now(), {})
+    return logged(counts)
 
 
 @speaking
