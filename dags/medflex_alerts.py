@@ -2,10 +2,11 @@
 ### Alerts: telling somebody that something is wrong, and that it is over
 
 **Purpose.** Tells once when something begins to matter and once when it is over: Medflex does not answer or refuses the
-token, withdrawals are late or nobody looks for them or for deleted rows, partner actions wait or nobody reads them, the
-daily transfer is missing, a critical expectation has failed, Medflex rejects many records, vanished records wait for a person, the
-numbers of a run do not add up, nobody removes what is left in staging. It does not talk to Medflex or Medlock, and
-depends on no other DAG: also one that is paused or fails is noticed.
+token, withdrawals are late or nobody looks for them or for deleted rows, changes in Medlock are not watched, partner
+actions wait or nobody reads them, the daily transfer is missing, a critical expectation has failed, Medflex rejects
+many records, vanished records wait for a person, the numbers of a run do not add up, nobody removes what is left in
+staging. It does not talk to Medflex or Medlock, and depends on no other DAG: also one that is paused or fails is
+noticed.
 
 **Schedule.** Every two minutes (`MEDFLEX_ALERTS_CRON`), one run at a time.
 

@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
+from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 
 from medflex.airflow.assets import CONSENT, HELD, SWEEP
 from medflex.airflow.tasks import reconcile, release, transfer
@@ -18,6 +20,7 @@ from medflex.airflow.tasks import withdraw as withdraw_tasks
 from medflex.airflow.tasks.withdraw import ATTEMPTS
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.errors import MedflexUnavailableError
+from medflex.ledger import watches
 from sandbox.medflex.faults import Match
 from sandbox.postgres import Cluster
 from tests.airflow.dag_runs import run_dag, run_transfer, task_states
@@ -331,6 +334,7 @@ def test_a_run_tells_what_all_of_its_attempts_have_withdrawn(shared: World, airf
     context: dict[str, Any] = {
         "dag_run": SimpleNamespace(dag_id="medflex_withdraw", run_id="tried twice", run_type="manual"),
         "outlet_events": outlets,
+        "triggering_asset_events": {},
     }
     shared.monkeypatch.setattr(withdraw_tasks, "get_current_context", lambda: context)
     with pytest.raises(MedflexUnavailableError):
@@ -343,6 +347,63 @@ def test_a_run_tells_what_all_of_its_attempts_have_withdrawn(shared: World, airf
     assert {(clinic_id, id_) for _, clinic_id, _, id_ in decisions(shared, run)} == {
         (clinic_id, id_) for clinic_id, found in gone.items() for id_ in found
     }
+
+
+def _event(source_task_id: str | None) -> AssetEventDagRunReferenceResult:
+    """An event as Airflow gives it to a task; the watch's has no task that made it."""
+    return AssetEventDagRunReferenceResult.model_validate(
+        {
+            "asset": {"name": CONSENT.name, "uri": CONSENT.uri, "extra": {}},
+            "extra": {},
+            "source_task_id": source_task_id,
+            "source_dag_id": source_task_id and "medflex_withdraw",
+            "source_run_id": source_task_id and "a run",
+            "source_map_index": source_task_id and -1,
+            "source_aliases": [],
+            "timestamp": datetime.now(UTC),
+        }
+    )
+
+
+def test_it_is_noted_when_the_watch_has_last_started_a_look(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = datetime.now(UTC)
+    # Nobody has looked yet: from now on the watch is expected to tell something. So it is behind an earlier release.
+    for _ in range(2):
+        with psycopg.connect(shared.ledger) as connection:
+            connection.execute("DELETE FROM ledger.watch WHERE name = 'woken'")
+        assert run_dag("medflex_withdraw").state == "success"
+
+    def woken(*events: str | None, ago: timedelta, looked_ago: timedelta | None = timedelta(minutes=5)) -> bool:
+        """Tell whether a run with these events notes it."""
+        with shared.parts() as (_, ledger, _):
+            assert ledger.watch(watches.WOKEN)[0] >= began
+            at = datetime.now(UTC) - ago
+            ledger.note_watch(watches.WOKEN, at, {})
+            if looked_ago is None:
+                with psycopg.connect(shared.ledger) as connection:
+                    connection.execute("DELETE FROM ledger.watch WHERE name = 'consent'")
+            else:
+                ledger.note_watch(watches.CONSENT, datetime.now(UTC) - looked_ago, {})
+            context: dict[str, Any] = {
+                "dag_run": SimpleNamespace(dag_id="medflex_withdraw", run_id="run", run_type="asset_triggered"),
+                "outlet_events": _Outlets(),
+                "triggering_asset_events": TriggeringAssetEventsAccessor.build([_event(item) for item in events]),
+            }
+            monkeypatch.setattr(withdraw_tasks, "get_current_context", lambda: context)
+            withdraw_tasks.withdraw_revoked_now()
+            noted: datetime = ledger.watch(watches.WOKEN)[0]
+            ledger.note_watch(watches.WOKEN, datetime.now(UTC), {})
+            return noted > at
+
+    hour = timedelta(hours=1)
+    assert woken(None, ago=hour)
+    assert woken("start_what_is_left", None, ago=hour)
+    assert not woken(ago=hour)
+    # What an earlier run has left is no news from Medlock.
+    assert not woken("start_what_is_left", ago=hour)
+    # The DAG was paused, or Medlock away: what was told meanwhile nobody knows.
+    assert woken(ago=9 * hour, looked_ago=2 * hour)
+    assert woken(ago=9 * hour, looked_ago=None)
 
 
 def test_what_is_left_is_started_unless_it_is_under_way_or_medflex_is_away(

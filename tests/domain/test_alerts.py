@@ -95,6 +95,7 @@ WRONG: dict[AlertKind, dict[str, Any]] = {
     AlertKind.TOKEN_REFUSED: {"failing_since": at(0), "failure": Failure.REFUSED},
     AlertKind.LATE_WITHDRAWALS: LATE,
     AlertKind.WITHDRAWALS_STOPPED: {"looked_at": at(-16)},
+    AlertKind.WATCH_SILENT: {"woken_at": at(-181)},
     AlertKind.SWEEP_STOPPED: {"sweep_stands_since": at(-61)},
     AlertKind.ACTIONS_WAITING: {"undecided": 3, "undecided_since": at(-31)},
     AlertKind.ACTIONS_UNREAD: {"actions_read_at": at(-31)},
@@ -137,6 +138,9 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.LATE_WITHDRAWALS, {"revoked": 5, "revoked_since": at(-14)}),
         (AlertKind.LATE_WITHDRAWALS, {"cut_short_since": at(-15)}),
         (AlertKind.WITHDRAWALS_STOPPED, {"looked_at": at(-15)}),
+        (AlertKind.WATCH_SILENT, {"looked_at": at(0), "woken_at": at(-180)}),
+        # Nobody looks any more, so nobody could be woken.
+        (AlertKind.WATCH_SILENT, {"looked_at": at(-14), "woken_at": at(-193)}),
         (AlertKind.SWEEP_STOPPED, {"sweep_stands_since": at(-60)}),
         (AlertKind.ACTIONS_WAITING, {"undecided": 3, "undecided_since": at(-30)}),
         (AlertKind.ACTIONS_WAITING, {"unanswered": 3, "unanswered_since": at(-30)}),
@@ -232,6 +236,7 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
     book = Book()
     others = [
         AlertKind.WITHDRAWALS_STOPPED,
+        AlertKind.WATCH_SILENT,
         AlertKind.SWEEP_STOPPED,
         AlertKind.ACTIONS_WAITING,
         AlertKind.CRITICAL_VALIDATION,
@@ -243,6 +248,7 @@ def test_what_medflex_is_not_to_blame_for_is_told_while_it_is_away() -> None:
     facts = {name: value for kind in others for name, value in WRONG[kind].items()}
     # A task that waits for Medflex cannot look meanwhile; beyond its time-out it is another matter.
     facts["looked_at"] = at(-16) - BUSY
+    facts["woken_at"] = facts["looked_at"] - minutes(181)
     told = book.round(0, failing_since=at(-11), revoked=1, unanswered=1, unanswered_since=at(-40), **facts)
     assert told == [(AlertKind.MEDFLEX_AWAY, "raised"), *((kind, "raised") for kind in others)]
 
@@ -445,6 +451,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
             "undecided": MOMENTS,
             "unanswered": MOMENTS,
             "read": MOMENTS,
+            "woken": MOMENTS,
             "removed": MOMENTS.map(lambda moment: moment and 2 * moment),
         }
     )
@@ -478,6 +485,7 @@ def test_whatever_happens_each_kind_is_raised_and_cleared_in_turn(history: list[
             late_records=item["revoked"] * item["late"],
             late_clinics=1,
             looked_at=ago(now, item["looked"]),
+            woken_at=ago(now, item["woken"]),
             complete_at=ago(now, item["complete"]),
             last_run_at=ago(now, item["last"]),
             shards=9,

@@ -195,6 +195,15 @@ def read(scene: Scene) -> None:
     scene.ledger.note_watch(watches.ACTIONS_READ, scene.time.now, {})
 
 
+def silent(scene: Scene) -> None:
+    """Looks have gone on for three hours, by the clock alone."""
+    scene.ledger.note_watch(watches.WOKEN, scene.time.now - timedelta(minutes=181), {})
+
+
+def woken(scene: Scene) -> None:
+    scene.ledger.note_watch(watches.WOKEN, scene.time.now, {})
+
+
 def not_removed(scene: Scene) -> None:
     scene.ledger.note_watch(watches.STAGING_REMOVED, scene.time.now - timedelta(hours=36, minutes=1), {})
 
@@ -217,6 +226,7 @@ KINDS: dict[AlertKind, tuple[Callable[[Scene], None], Callable[[Scene], object]]
     AlertKind.TOKEN_REFUSED: (fail, good),
     AlertKind.LATE_WITHDRAWALS: (revoke, lambda scene: scene.sql("DELETE FROM ledger.revocation")),
     AlertKind.WITHDRAWALS_STOPPED: (not_looked, Scene.looked),
+    AlertKind.WATCH_SILENT: (silent, woken),
     AlertKind.SWEEP_STOPPED: (not_swept, swept),
     AlertKind.ACTIONS_WAITING: (ask, lambda scene: scene.sql("DELETE FROM ledger.partner_action")),
     AlertKind.ACTIONS_UNREAD: (unread, read),
@@ -307,7 +317,9 @@ def test_reading_is_expected_from_the_first_look_on_where_an_earlier_release_has
     assert [scene.round(), quiet(30), quiet(1)] == [[], [], [("actions_unread", "raised")]]
 
 
-def test_staging_is_to_be_removed_from_the_first_look_behind_a_run_on(ledger: Ledger, time: Time, ledger_db: str) -> None:
+def test_staging_is_to_be_removed_from_the_first_look_behind_a_run_on(
+    ledger: Ledger, time: Time, ledger_db: str
+) -> None:
     scene = Scene(ledger, time, ledger_db)
 
     def told(hours: float) -> bool:

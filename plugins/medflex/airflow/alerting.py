@@ -47,6 +47,7 @@ DEFAULT_BODY = {
 _DAGS = {
     AlertKind.LATE_WITHDRAWALS: "medflex_withdraw",
     AlertKind.WITHDRAWALS_STOPPED: "medflex_withdraw",
+    AlertKind.WATCH_SILENT: "medflex_withdraw",
     AlertKind.SWEEP_STOPPED: "medflex_sweep",
     AlertKind.ACTIONS_WAITING: "medflex_partner_actions",
     AlertKind.ACTIONS_UNREAD: "medflex_partner_actions",

@@ -21,6 +21,7 @@ class AlertKind(StrEnum):
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - no secret
     LATE_WITHDRAWALS = "late_withdrawals"
     WITHDRAWALS_STOPPED = "withdrawals_stopped"
+    WATCH_SILENT = "watch_silent"
     SWEEP_STOPPED = "sweep_stopped"
     ACTIONS_WAITING = "actions_waiting"
     ACTIONS_UNREAD = "actions_unread"
@@ -37,6 +38,7 @@ TITLES = {
     AlertKind.TOKEN_REFUSED: "Medflex refuses us",
     AlertKind.LATE_WITHDRAWALS: "Withdrawals are late",
     AlertKind.WITHDRAWALS_STOPPED: "Nobody looks for what may no longer be shared",
+    AlertKind.WATCH_SILENT: "Changes in Medlock are not watched",
     AlertKind.SWEEP_STOPPED: "Nobody looks for deleted rows",
     AlertKind.ACTIONS_WAITING: "Partner actions wait",
     AlertKind.ACTIONS_UNREAD: "Nobody reads what partners ask for",
@@ -64,7 +66,8 @@ class Failure(StrEnum):
 class Limits:
     """For how long what may wait before somebody is told, and how much may be rejected.
 
-    withdraw: a withdrawal, and the look for what is to be withdrawn. sweep: the search for deleted rows, from when it
+    withdraw: a withdrawal, and the look for what is to be withdrawn. woken: looks that go on without being started by
+    the watch, which starts one every hour at least. sweep: the search for deleted rows, from when it
     is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
     for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
     reading: what partners ask for, until it is read. daily: a daily run after its start. staging: what
@@ -73,6 +76,7 @@ class Limits:
     """
 
     withdraw: timedelta = timedelta(minutes=15)
+    woken: timedelta = timedelta(hours=3)
     sweep: timedelta = timedelta(hours=1)
     away: timedelta = timedelta(minutes=10)
     silent: timedelta = timedelta(minutes=30)
@@ -105,7 +109,7 @@ class Facts:
 
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
-    its end. cut_short_since: since when looks leave clinics that permit less to the next one. sweep_stands_since: since
+    its end. woken_at: when the watch has last started one, or looks have begun. cut_short_since: since when looks leave clinics that permit less to the next one. sweep_stands_since: since
     when a search for deleted rows is due and has come no further. complete_at: start of the last daily run that brought
     everything over; failed_run_at: of the last one, if it has failed; last_run_at: of the last one. hurt_run_until: the
     end of the last one (now, while it goes on), if a part of it has failed. shards, undone_shards: of the last one that
@@ -128,6 +132,7 @@ class Facts:
     late_records: int = 0
     late_clinics: int = 0
     looked_at: datetime | None = None
+    woken_at: datetime | None = None
     cut_short_since: datetime | None = None
     sweep_stands_since: datetime | None = None
     complete_at: datetime | None = None
@@ -365,6 +370,15 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             f"Nobody has looked since {_at(begun)} for what may no longer be shared: see whether medflex_withdraw is"
             " paused or why withdraw_revoked_now fails.",
             {"minutes": int((facts.as_of - begun).total_seconds() // 60)},
+        )
+    # Measured by the last look: where nobody looks, that is what is wrong.
+    if facts.woken_at is not None and facts.looked_at is not None and facts.looked_at - facts.woken_at > limits.woken:
+        found[AlertKind.WATCH_SILENT] = _Condition(
+            facts.woken_at,
+            f"Since {_at(facts.woken_at)} no change in Medlock has started medflex_withdraw, so it looks by its clock"
+            " only, and a refusal takes effect within five minutes instead of one: see whether a triggerer runs, and"
+            " what its log says of changes that cannot be watched.",
+            {"minutes": int((facts.looked_at - facts.woken_at).total_seconds() // 60)},
         )
     if facts.sweep_stands_since is not None and facts.as_of - facts.sweep_stands_since > limits.sweep:
         found[AlertKind.SWEEP_STOPPED] = _Condition(

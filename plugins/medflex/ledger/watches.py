@@ -18,6 +18,8 @@ STUCK = "stuck"
 """Of which clinics Medflex has not taken withdrawals in the last look."""
 FAR = "far"
 """Looks that go over all edits of two hours."""
+WOKEN = "woken"
+"""When a change in Medlock, told by the watch in the triggerer, has last started a look, or looks have begun (again)."""
 STAGING_REMOVED = "staging_removed"
 """Removing what runs have left in staging; before it has come to its end for the first time, when it was first asked
 for."""

@@ -248,6 +248,7 @@ unanswered AS (
 watched AS (
     SELECT
         max(watch.looked_at) FILTER (WHERE watch.name = 'consent') AS looked_at,
+        max(watch.looked_at) FILTER (WHERE watch.name = 'woken') AS woken_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'sweep') AS swept_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'actions_read') AS actions_read_at,
         max(watch.looked_at) FILTER (WHERE watch.name = 'staging_removed') AS staging_removed_at,
@@ -267,6 +268,7 @@ SELECT
     revoked.late_records,
     revoked.late_clinics,
     watched.looked_at,
+    watched.woken_at,
     watched.cut_short_since,
     -- Only what was said after the last piece: that one may have been the end.
     CASE

@@ -31,6 +31,9 @@ CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much at most the clocks of the scheduler and of a worker are trusted to differ."""
 TRY_AGAIN = timedelta(minutes=5)
 """So long after a search for deleted rows was begun and has noted nothing another one is started."""
+BEGUN_ANEW = timedelta(hours=1)
+"""After so long without a look nobody can tell whether the watch is silent: as while the DAG was paused or Medlock
+away. A look that takes as long as it may is no such pause."""
 
 
 @speaking
@@ -39,7 +42,7 @@ def withdraw_revoked_now() -> dict[str, int]:
 
     Returns the numbers of revoked, withdrawn, held … records. A run that finds nothing leaves no trace in the ledger.
     """
-    return _withdraw(lambda withdrawer: withdrawer.quick())
+    return _withdraw(lambda withdrawer: withdrawer.quick(), _note_woken)
 
 
 @speaking
@@ -84,13 +87,39 @@ def start_what_is_left(of: str) -> None:
         events.add(CONSENT)
 
 
-def _withdraw(look: Callable[[Withdrawer], WithdrawResult]) -> dict[str, int]:
-    """Let a look withdraw, write down what became of it, and return the numbers."""
+def _note_woken(context: Context, ledger: Any) -> None:
+    """Note that the watch has started this run: by the clock alone a refusal waits for minutes, and nothing fails.
+
+    Where looks begin, or go on after a pause, is noted as well: from then on the watch is expected to tell something.
+    """
+    now = CLOCK.now()
+    # An event of a task is what an earlier run has left.
+    events = [event for found in context["triggering_asset_events"].values() for event in found]
+    last = ledger.watch(watches.CONSENT)
+    if (
+        any(event.source_task_id is None for event in events)
+        or last is None
+        or now - last[0] > BEGUN_ANEW
+        or ledger.watch(watches.WOKEN) is None
+    ):
+        ledger.note_watch(watches.WOKEN, now, {})
+
+
+def _withdraw(
+    look: Callable[[Withdrawer], WithdrawResult], note: Callable[[Context, Any], None] | None = None
+) -> dict[str, int]:
+    """Let a look withdraw, write down what became of it, and return the numbers.
+
+    Args:
+        note: writes into the ledger what is to be known of the run before it looks.
+    """
     from medflex.airflow.withdrawing import Withdrawer
 
     context = get_current_context()
     with open_ledger() as ledger, open_medlock() as medlock:
         ledger.check_schema()
+        if note is not None:
+            note(context, ledger)
         ledger.settle_interrupted(context["dag_run"].dag_id)
         runs: list[int] = []
         # Begun anew, a run forgets what it was told of.
