@@ -12,9 +12,10 @@ noticed.
 
 **Input and output.** Connection `medflex_ledger`: what is wrong is judged from counts and times there, and each alert
 stays there. Messages go to the notifiers of `MEDFLEX_ALERT_NOTIFIERS`, else to the connection `medflex_alerts`, else
-to the log only.
+to the log only; what stands is told as soon as there is a channel.
 
-**Parameters.** None.
+**Parameters.** `test_message`: send each channel a test message, to see that it leads somewhere. A channel that does
+not take it fails the run.
 
 **When it fails.** *ConfigurationError* or *AlertNotToldError*: what is wrong is known and written down, and a channel
 has not taken the message; each run tries again, so mend the channel. Any other error: the ledger is away, and **nobody
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, CronTriggerTimetable, task
+from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
 from medflex.airflow.defaults import START, TAGS, task_defaults
 from medflex.airflow.schedule import ALERTS_CRON, TIMEZONE
@@ -47,5 +48,6 @@ with DAG(
     tags=TAGS,
     # The next run comes as soon as another attempt would.
     default_args=task_defaults(timedelta(minutes=5), backs_off=False) | {"retries": 0},
+    params={"test_message": Param(False, type="boolean", description="Send each channel a test message.")},
 ) as dag:
     task(alerts.tell_alerts)()

@@ -17,8 +17,8 @@ commit in Medlock to Medflex's acknowledgement is in the ledger.
 **When it fails.** The next run, five minutes later at most, does what this one left over: nothing has to be cleared. A
 failed `withdraw_revoked_now` says in one sentence which system refuses or is away. A failed `report_lateness` means
 that a revocation has waited longer than it may: mend what keeps `withdraw_revoked_now` from its work. If runs come
-every five minutes only, the watch is down (after three hours an alert): look at the triggerer's log, where it names the reason once, and check that
-this DAG is not paused, since a paused DAG is not watched for.
+every five minutes only, the watch is down (after three hours an alert): look at the triggerer's log, where it names the
+reason once, and check that this DAG is not paused, since a paused DAG is not watched for.
 
 **Running again.** Safe at any time: a withdrawal that was acknowledged is not sent again. Trigger it by hand when a
 revocation must not wait for the watch. It cannot be backfilled: consent is judged by the present.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,11 @@ def read_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     return lambda: caplog.text + "".join(capfd.readouterr())
 
 
+def context(**params: Any) -> dict[str, Any]:
+    """What Airflow gives the task of a run that was started with these parameters."""
+    return {"params": {"test_message": False} | params, "dag_run": SimpleNamespace(conf={})}
+
+
 # -- an outage of an hour
 
 
@@ -62,7 +68,7 @@ class Hours:
         self.clock = FakeClock()
         self.began = self.clock.time
         monkeypatch.setattr(alerts, "_ledger", lambda: AlertLedger(world.ledger, now=self.clock.now))
-        monkeypatch.setattr(alerts, "get_current_context", dict)
+        monkeypatch.setattr(alerts, "get_current_context", context)
         self.troubles = 0
         self.attempts = 2
 
@@ -335,14 +341,101 @@ def test_the_default_channel_is_the_connection_with_a_small_body(
     assert "{{" in DEFAULT_BODY["text"]
 
 
-def test_without_any_channel_it_is_in_the_log_and_told_once(
-    ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch, read_log: Callable[[], str]
+def test_without_any_channel_it_is_in_the_log_and_told_to_one_that_comes_while_it_stands(
+    ledger: AlertLedger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, read_log: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(alerts, "_ledger", lambda: ledger)
-    monkeypatch.setattr(alerts, "get_current_context", dict)
-    assert alerts.tell_alerts() == {"raised": 0, "cleared": 0, "told": 1}
-    assert f"No channel is configured, so alerts are in this log only: set {VARIABLE}" in read_log()
+    monkeypatch.setattr(alerts, "get_current_context", context)
+    assert alerts.tell_alerts() == {"raised": 0, "cleared": 0, "told": 0}
+    said = (
+        "No channel is configured, so alerts are in this log only, and those that stand are told once there is one: set"
+    )
+    assert f"{said} {VARIABLE}" in read_log()
+    assert [message.state for message in ledger.untold()] == ["raised"]
+    monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_ALERTS", receiver.connection)
+    assert alerts.tell_alerts()["told"] == 1
+    assert receiver.told() == [("token_refused", "raised")]
     assert ledger.untold() == []
+
+
+def test_what_was_over_before_there_was_any_channel_is_history(
+    ledger: AlertLedger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tell(ledger, channels(), {}) == 0
+    ledger.note_contact(None)
+    with AlertLedger(ledger._conninfo, now=lambda: datetime.now(UTC) + timedelta(minutes=6)) as later:
+        assert len(later.turn_alerts(judge, Limits())) == 1
+    assert [message.state for message in ledger.untold()] == ["raised", "cleared"]
+    assert tell(ledger, channels(), {}) == 0
+    assert ledger.untold() == []
+    monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_ALERTS", receiver.connection)
+    assert tell(ledger, channels(), {}) == 0
+    assert receiver.bodies == []
+
+
+def _json(**fields: Any) -> str:
+    return json.dumps({"conn_type": "http", **fields})
+
+
+@pytest.mark.parametrize(
+    ("value", "is_usable"),
+    [
+        (f"https://chat.example/{SECRET}", False),
+        ("https://chat.example", False),
+        (f"http://https://chat.example/{SECRET}", False),
+        (_json(), False),
+        (_json(host=f"ftp://chat.example/{SECRET}"), False),
+        (_json(host="chat.example", schema=SECRET), False),
+        (_json(host=f"https://chat.example/{SECRET}"), True),
+        (_json(host=f"chat.example/{SECRET}", schema="https"), True),
+        (_json(host=f"chat.example/{SECRET}"), True),
+        ("http://relay:8080", True),
+        ("http://relay:8080/https", True),
+    ],
+)
+def test_a_connection_that_airflow_takes_apart_is_refused_in_one_sentence(
+    ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch, value: str, is_usable: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_ALERTS", value)
+    (target,) = channels()
+    assert (target.problem is None) is is_usable
+    if target.problem is not None:
+        with pytest.raises(ConfigurationError, match="give it as JSON with the whole address as its host") as caught:
+            tell(ledger, channels(), {})
+        assert SECRET not in str(caught.value)
+        assert len(ledger.untold()) == 1
+
+
+def test_a_test_message_goes_to_each_channel_and_tells_which_one_does_not_take_it(
+    ledger: AlertLedger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, read_log: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(alerts, "_ledger", lambda: ledger)
+    monkeypatch.setattr(alerts, "get_current_context", lambda: context(test_message=True))
+    with pytest.raises(AirflowFailException, match="No channel is configured that could be tried"):
+        alerts.tell_alerts()
+    monkeypatch.setenv("AIRFLOW_CONN_CHAT", receiver.connection)
+    body = {name: f"{{{{ alert.{name} }}}}" for name in ("kind", "state", "title")}
+    configure(
+        monkeypatch,
+        ("airflow.providers.chat.Notifier", {}),
+        (f"{HERE}.Failing", {"url": f"https://chat.example/{SECRET}"}),
+        (HTTP, {"http_conn_id": "chat", "json": body}),
+    )
+    with pytest.raises(AirflowFailException, match="Entry 1 of MEDFLEX_ALERT_NOTIFIERS names no notifier"):
+        alerts.tell_alerts()
+    configure(monkeypatch, (f"{HERE}.Failing", {}), (HTTP, {"http_conn_id": "chat", "json": body}))
+    with pytest.raises(AirflowFailException, match=r"1 Failing failed with RuntimeError; .* with a secret\.$"):
+        alerts.tell_alerts()
+    assert receiver.told() == [("test", "raised")] * 2
+    assert receiver.bodies[0]["title"] == "Medlock → Medflex: test message"
+    # Beside it goes what is to be told.
+    configure(monkeypatch, (HTTP, {"http_conn_id": "chat", "json": body}))
+    assert alerts.tell_alerts()["told"] == 1
+    assert receiver.told()[2:] == [("test", "raised"), ("token_refused", "raised")]
+    monkeypatch.setattr(alerts, "get_current_context", lambda: context(test_message="yes"))
+    with pytest.raises(AirflowFailException, match="The parameter test_message must be true or false"):
+        alerts.tell_alerts()
+    assert SECRET not in read_log()
 
 
 def test_every_notifier_of_the_configuration_is_told_with_its_own_templates(
@@ -398,7 +491,7 @@ def test_a_notifiers_words_are_told_nowhere(
     ledger: AlertLedger, monkeypatch: pytest.MonkeyPatch, read_log: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(alerts, "_ledger", lambda: ledger)
-    monkeypatch.setattr(alerts, "get_current_context", dict)
+    monkeypatch.setattr(alerts, "get_current_context", context)
     configure(monkeypatch, (f"{HERE}.Failing", {"url": f"https://chat.example/{SECRET}"}))
     with pytest.raises(
         AirflowFailException, match="1 Failing failed with RuntimeError; its text is withheld"

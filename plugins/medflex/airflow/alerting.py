@@ -13,14 +13,14 @@ import pkgutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from airflow.sdk import BaseNotifier
+from airflow.sdk import BaseNotifier, Connection
 from airflow.sdk.configuration import conf
 
 from medflex.airflow import connections
@@ -81,9 +81,8 @@ class AlertText:
     def of(cls, message: Message) -> AlertText:
         """Put a message of the ledger into words."""
         kind = AlertKind(message.kind)
-        base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
         dag = _DAGS.get(kind, "medflex_transfer")
-        link = f"{base}/dags/{dag}" if base else ""
+        link = _link(dag)
         over = "Over: " if message.state == "cleared" else ""
         return cls(
             id=str(message.alert_id),
@@ -94,6 +93,21 @@ class AlertText:
             since=_iso(message.since),
             at=_iso(message.at),
             link=link,
+        )
+
+    @classmethod
+    def test(cls) -> AlertText:
+        """Return a message by which somebody sees that a channel leads somewhere."""
+        now = _iso(datetime.now(UTC))
+        return cls(
+            id="0",
+            kind="test",
+            state="raised",
+            title="Medlock → Medflex: test message",
+            text="Nothing is wrong: somebody has triggered medflex_alerts with test_message, to try this channel.",
+            since=now,
+            at=now,
+            link=_link("medflex_alerts"),
         )
 
 
@@ -122,7 +136,7 @@ def channels() -> list[Channel]:
     if text:
         return [_channel(number, entry) for number, entry in enumerate(_entries(text), 1)]
     try:
-        connections.connection(connections.ALERTS)
+        found = connections.connection(connections.ALERTS)
     except ConfigurationError:
         return []
     from airflow.providers.http.notifications import HttpNotifier
@@ -133,7 +147,25 @@ def channels() -> list[Channel]:
         "headers": {"Content-Type": "application/json"},
         "extra_options": {"timeout": TIMEOUT_SECONDS},
     }
-    return [Channel(f"{connections.ALERTS} HttpNotifier", HttpNotifier, kwargs)]
+    return [Channel(f"{connections.ALERTS} HttpNotifier", HttpNotifier, kwargs, _misread(found))]
+
+
+def _misread(found: Connection) -> ConfigurationError | None:
+    """Tell whether Airflow has taken the address apart, as it does where one is given as it is.
+
+    ``https://chat.example/hooks/1`` is then the host ``chat.example`` with the schema ``hooks/1``, which its hook puts
+    in front; without a path it is called without TLS.
+    """
+    host, schema = found.host or "", found.schema or ""
+    begin, _, rest = host.rpartition("://")
+    used = begin or schema or "http"
+    is_whole = rest and {used, schema or used} <= {"http", "https"}
+    if is_whole and not (found.conn_type == "https" and used == "http"):
+        return None
+    return ConfigurationError(
+        f"The Airflow connection {connections.ALERTS} cannot be called as Airflow reads it: give it as JSON with the"
+        ' whole address as its host, {"conn_type": "http", "host": "https://…"}, path included.'
+    )
 
 
 def _entries(text: str) -> list[dict[str, Any]]:
@@ -178,9 +210,17 @@ def tell(ledger: Alerts, targets: Sequence[Channel], context: Mapping[str, Any])
         AlertNotToldError: a channel did not take a message; the others had theirs.
         ConfigurationError: a notifier cannot be made, or its templates cannot be filled; likewise.
     """
+    messages = ledger.untold()
+    if not targets:
+        # What stands is told to whoever is there later; what is over is history by then.
+        over = {message.alert_id for message in messages if message.state == "cleared"}
+        for message in messages:
+            if message.alert_id in over:
+                ledger.note_all_told(message)
+        return 0
     told = 0
     failed: dict[str, Exception] = {channel.name: channel.problem for channel in targets if channel.problem}
-    for message in ledger.untold():
+    for message in messages:
         alert = AlertText.of(message)
         for channel in targets:
             # What comes later must not come before what it could not be told.
@@ -192,14 +232,38 @@ def tell(ledger: Alerts, targets: Sequence[Channel], context: Mapping[str, Any])
                 message.told_to.append(channel.name)
                 log.info("Told %s: alert %s, %s %s.", channel.name, alert.id, alert.kind, alert.state)
             else:
-                failed[channel.name] = problem
+                failed[channel.name] = (
+                    AlertNotToldError(f"{problem} The message is told again by the next run.")
+                    if isinstance(problem, AlertNotToldError)
+                    else problem
+                )
         if {channel.name for channel in targets} <= set(message.told_to):
             ledger.note_all_told(message)
             told += 1
     if failed:
-        # What stays wrong is told before what may pass.
-        raise min(failed.values(), key=lambda error: not isinstance(error, ConfigurationError))
+        raise _first(failed.values())
     return told
+
+
+def try_out(targets: Sequence[Channel], context: Mapping[str, Any]) -> None:
+    """Send each channel a test message.
+
+    Raises:
+        AlertNotToldError, ConfigurationError: as :func:`tell`, and where there is no channel; the others had theirs.
+    """
+    if not targets:
+        raise ConfigurationError(
+            f"No channel is configured that could be tried: set {VARIABLE} or define the connection"
+            f" {connections.ALERTS}."
+        )
+    problems = [channel.problem or _deliver(channel, AlertText.test(), context) for channel in targets]
+    if failed := [problem for problem in problems if problem is not None]:
+        raise _first(failed)
+
+
+def _first(problems: Iterable[Exception]) -> Exception:
+    """Return what is told of several: what stays wrong before what may pass."""
+    return min(problems, key=lambda error: not isinstance(error, ConfigurationError))
 
 
 def _deliver(channel: Channel, alert: AlertText, context: Mapping[str, Any]) -> Exception | None:
@@ -212,7 +276,7 @@ def _deliver(channel: Channel, alert: AlertText, context: Mapping[str, Any]) -> 
     except _TooLongError:
         return AlertNotToldError(
             f"The notifier {channel.name} did not end within {MOST_SECONDS:.0f} seconds: see whether what it speaks to"
-            " answers. The message is told again by the next run."
+            " answers."
         )
 
 
@@ -236,7 +300,7 @@ def _notify(channel: Channel, given: Any) -> Exception | None:
     except (Exception, SystemExit) as error:
         return AlertNotToldError(
             f"The notifier {channel.name} failed with {type(error).__name__}; its text is withheld, since it could"
-            " quote an address with a secret. The message is told again by the next run."
+            " quote an address with a secret."
         )
     return None
 
@@ -289,6 +353,12 @@ def _limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001))
+
+
+def _link(dag_id: str) -> str:
+    """Return the address of a DAG in Airflow; empty where Airflow's own is not known."""
+    base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
+    return f"{base}/dags/{dag_id}" if base else ""
 
 
 def _drop(_logger: object, _method: str, _event: object) -> Any:

@@ -67,12 +67,12 @@ class Limits:
     """For how long what may wait before somebody is told, and how much may be rejected.
 
     withdraw: a withdrawal, and the look for what is to be withdrawn. woken: looks that go on without being started by
-    the watch, which starts one every hour at least. sweep: the search for deleted rows, from when it
-    is due or has last come further; the daily run finds them, too. away: Medflex, while something is known to wait
-    for it. silent: Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action.
-    reading: what partners ask for, until it is read. daily: a daily run after its start. staging: what
-    runs have left in staging, until it is looked for; that is done once a day. rejected, rejected_share: so many records of a daily run, and such a part of
-    those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
+    the watch, which starts one every hour at least. sweep: the search for deleted rows, from when it is due or has last
+    come further; the daily run finds them, too. away: Medflex, while something is known to wait for it. silent:
+    Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action. reading: what
+    partners ask for, until it is read. daily: a daily run after its start. staging: what runs have left in staging,
+    until it is looked for; that is done once a day. rejected, rejected_share: so many records of a daily run, and such
+    a part of those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
     """
 
     withdraw: timedelta = timedelta(minutes=15)
@@ -109,16 +109,17 @@ class Facts:
 
     good_since, failing_since: since when contacts with Medflex have been good, or have not. revoked: records that wait
     for their withdrawal; late_*: those for longer than they may. looked_at: when the last look for revocations came to
-    its end. woken_at: when the watch has last started one, or looks have begun. cut_short_since: since when looks leave clinics that permit less to the next one. sweep_stands_since: since
-    when a search for deleted rows is due and has come no further. complete_at: start of the last daily run that brought
-    everything over; failed_run_at: of the last one, if it has failed; last_run_at: of the last one. hurt_run_until: the
-    end of the last one (now, while it goes on), if a part of it has failed. shards, undone_shards: of the last one that
-    should be done, all and what was not brought over. told_run_at: start of the daily run that the last cause has held
-    up, as its end has told. missed_at: when Airflow's deadline for a daily run passed. critical_clinics: whose data the
-    validation has stopped. questions, held_records: what a person is asked about. unanswered: decided, and Medflex was
-    not told. actions_read_at: when reading what partners ask for last came to its end. staging_removed_at: when removing what
-    runs have left in staging did. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex
-    has judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
+    its end. woken_at: when the watch has last started one, or looks have begun. cut_short_since: since when looks leave
+    clinics that permit less to the next one. sweep_stands_since: since when a search for deleted rows is due and has
+    come no further. complete_at: start of the last daily run that brought everything over; failed_run_at: of the last
+    one, if it has failed; last_run_at: of the last one. hurt_run_until: the end of the last one (now, while it goes
+    on), if a part of it has failed. shards, undone_shards: of the last one that should be done, all and what was not
+    brought over. told_run_at: start of the daily run that the last cause has held up, as its end has told. missed_at:
+    when Airflow's deadline for a daily run passed. critical_clinics: whose data the validation has stopped. questions,
+    held_records: what a person is asked about. unanswered: decided, and Medflex was not told. actions_read_at: when
+    reading what partners ask for last came to its end. staging_removed_at: when removing what runs have left in staging
+    did. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex has
+    judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
     rejected. rejected_fields: for which fields, most frequent first, where they are many.
     """
 

@@ -19,7 +19,7 @@ STUCK = "stuck"
 FAR = "far"
 """Looks that go over all edits of two hours."""
 WOKEN = "woken"
-"""When a change in Medlock, told by the watch in the triggerer, has last started a look, or looks have begun (again)."""
+"""When the watch on Medlock, in the triggerer, has last started a look, or looks have begun or go on after a pause."""
 STAGING_REMOVED = "staging_removed"
 """Removing what runs have left in staging; before it has come to its end for the first time, when it was first asked
 for."""

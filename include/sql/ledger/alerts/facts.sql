@@ -79,8 +79,8 @@ undone AS (
     INNER JOIN ledger.daily_shard AS shard ON due.run_key = shard.run_key
 ),
 
--- What Medflex has said in the newest run that should be done. One in which it was not asked although there was something
--- to be sent says nothing.
+-- What Medflex has said in the newest run that should be done. One in which it was not asked although there was
+-- something to be sent says nothing.
 judged AS (
     SELECT
         daily.run_key,

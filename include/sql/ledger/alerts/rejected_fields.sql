@@ -1,5 +1,5 @@
--- Purpose:    for which fields Medflex has rejected records of a run, the most frequent first. They are known as long as
---             nothing newer of a record has been answered.
+-- Purpose:    for which fields Medflex has rejected records of a run, the most frequent first. They are known as long
+--             as nothing newer of a record has been answered.
 -- Grain:      one row per field, as many as asked for.
 -- Parameters: run_key bigint, size int
 -- Personal:   none: of a rejection only the names of fields are kept.

@@ -11,8 +11,9 @@ from airflow.sdk import get_current_context
 
 from medflex.airflow import connections
 from medflex.airflow.schedule import daily_deadline
-from medflex.airflow.tasks.parts import speaking
+from medflex.airflow.tasks.parts import parameters_of, speaking
 from medflex.airflow.tasks.withdraw import deadline_seconds
+from medflex.errors import BadParameterError
 
 if TYPE_CHECKING:
     from medflex.domain.alerts import Limits
@@ -26,13 +27,17 @@ DAILY = "scheduled"
 
 @speaking
 def tell_alerts() -> dict[str, int]:
-    """Judge what is wrong, write down what has changed, and tell it.
+    """Judge what is wrong, write down what has changed, and tell it; send a test message first where one is asked for.
 
     Returns how many alerts were raised and cleared, and how many messages have reached everybody.
     """
     from medflex.airflow import alerting
     from medflex.domain.alerts import Clear, judge
 
+    context = get_current_context()
+    is_test = parameters_of(context, {"test_message": "true or false"}).get("test_message", False)
+    if not isinstance(is_test, bool):
+        raise BadParameterError("The parameter test_message must be true or false.")
     with _ledger() as ledger:
         ledger.check_schema()
         changes = ledger.turn_alerts(judge, limits())
@@ -45,11 +50,15 @@ def tell_alerts() -> dict[str, int]:
         targets = alerting.channels()
         if not targets:
             log.warning(
-                "No channel is configured, so alerts are in this log only: set %s or define the connection %s.",
+                "No channel is configured, so alerts are in this log only, and those that stand are told once there is"
+                " one: set %s or define the connection %s.",
                 alerting.VARIABLE,
                 connections.ALERTS,
             )
-        told = alerting.tell(ledger, targets, get_current_context())
+        if is_test:
+            alerting.try_out(targets, context)
+            log.info("Each of %d channels has taken a test message.", len(targets))
+        told = alerting.tell(ledger, targets, context)
     log.info("Raised: %d, cleared: %d, told: %d.", len(raised), len(changes) - len(raised), told)
     return {"raised": len(raised), "cleared": len(changes) - len(raised), "told": told}
 
