@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -407,13 +409,54 @@ def test_the_first_start_of_postgres_makes_two_databases_that_know_nothing_of_ea
             psycopg.connect(server.uri(database, database, "another"))
 
 
-def restore(server: Cluster, database: str, backup: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Run the script for it as ``docker compose exec`` does."""
-    password, path = server.password("postgres"), f"{binaries()}:/usr/bin:/bin"
-    return subprocess.run(
-        ["bash", str(ROOT / "deploy/postgres/restore.sh"), database], input=backup, capture_output=True, check=False,
+def restore(
+    server: Cluster, database: str, backup: bytes, *, programs: str = "", amid: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the script for it as ``docker compose exec`` does.
+
+    ``programs``: a folder with programs that stand in for Postgres' own. ``amid``: is called while the script waits for
+    the backup, after it has made the copy.
+    """
+    password, path = server.password("postgres"), f"{programs}:{binaries()}:/usr/bin:/bin"
+    command = ["bash", str(ROOT / "deploy/postgres/restore.sh"), database]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={"PATH": path, "PGPORT": str(server.port), "POSTGRES_PASSWORD": password},
-    )  # fmt: skip
+    ) as script:  # fmt: skip
+        amid()
+        printed = script.communicate(backup, timeout=120)
+    return subprocess.CompletedProcess(command, script.returncode, *printed)
+
+
+@contextlib.contextmanager
+def ledger_with_backup(folder: Path) -> Iterator[tuple[Cluster, str, bytes]]:
+    """A server with a ledger, its owner's address and a backup with the row ``kept``; the ledger has one more."""
+    server = Cluster(folder / "restored", durable=False)
+    server.start()
+    try:
+        run_script(server, "deploy/postgres/init.sh", POSTGRES_AIRFLOW_PASSWORD="a", POSTGRES_LEDGER_PASSWORD="l")
+        uri = server.uri("ledger", "ledger", "l")
+        migrate(uri)
+        add = "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, now(), '{}')"
+        with psycopg.connect(uri) as ledger:
+            ledger.execute(add, ["kept"])
+        dump = [str(binaries() / "pg_dump"), "--format=custom", "--dbname", server.uri("ledger")]
+        backup = subprocess.run(dump, capture_output=True, check=True).stdout
+        with psycopg.connect(uri) as ledger:
+            ledger.execute(add, ["since"])
+        yield server, uri, backup
+    finally:
+        server.remove()
+
+
+def watches(uri: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(uri) as connection:
+        return connection.execute("SELECT name FROM ledger.watch ORDER BY name").fetchall()
+
+
+def databases(server: Cluster) -> set[object]:
+    with server.connect() as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname ~ 'ledger'")}
 
 
 def test_a_backup_takes_the_place_of_what_a_newer_version_has_left(tmp_path: Path) -> None:
@@ -450,6 +493,50 @@ def test_a_backup_takes_the_place_of_what_a_newer_version_has_left(tmp_path: Pat
         migrate(uri)
     finally:
         server.remove()
+
+
+def test_nobody_who_sits_in_the_copy_keeps_it_from_its_place(tmp_path: Path) -> None:
+    """The database that was there is gone by then."""
+    with ledger_with_backup(tmp_path) as (server, uri, backup):
+        sits, over = threading.Event(), threading.Event()
+        sleep = "SELECT pg_sleep(600)"
+
+        def sit() -> None:
+            # Cut off, it comes back at once, as a program would.
+            while not over.is_set():
+                with (
+                    contextlib.suppress(psycopg.OperationalError),
+                    psycopg.connect(server.uri("ledger_restored"), autocommit=True) as session,
+                ):
+                    sits.set()
+                    session.execute(sleep)
+                over.wait(0.001)
+
+        guest = threading.Thread(target=sit)
+        guest.start()
+        try:
+            done = restore(server, "ledger", backup, amid=lambda: sits.wait(60))
+        finally:
+            over.set()
+            with server.connect() as connection:
+                connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = %s", [sleep])
+            guest.join(60)
+        assert sits.is_set()
+        assert done.returncode == 0, done.stderr
+        assert databases(server) == {"ledger"}
+        assert watches(uri) == [("kept",)]
+
+
+def test_what_is_restored_stays_when_it_cannot_take_its_place_and_another_try_does_it(tmp_path: Path) -> None:
+    with ledger_with_backup(tmp_path) as (server, uri, backup):
+        broken = tmp_path / "psql"
+        broken.write_text(f'#!/bin/sh\ncase "$*" in *RENAME*) exit 1 ;; esac\nexec {binaries() / "psql"} "$@"\n')
+        broken.chmod(0o755)
+        assert restore(server, "ledger", backup, programs=str(tmp_path)).returncode != 0
+        assert databases(server) == {"ledger_restored"}
+        assert restore(server, "ledger", backup).returncode == 0
+        assert databases(server) == {"ledger"}
+        assert watches(uri) == [("kept",)]
 
 
 def test_postgres_is_healthy_only_with_its_databases(tmp_path: Path) -> None:
