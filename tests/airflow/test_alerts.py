@@ -335,6 +335,8 @@ def test_the_default_channel_is_the_connection_with_a_small_body(
     (body,) = receiver.bodies
     assert set(body) == set(DEFAULT_BODY)
     assert body["text"].startswith("Medlock → Medflex: Medflex refuses us\nMedflex refuses our token")
+    # Where it has to be put, or whoever is woken edits what nobody reads.
+    assert "AIRFLOW_CONN_MEDFLEX_API" in body["text"]
     assert (body["kind"], body["state"]) == ("token_refused", "raised")
     assert body["link"] == "https://airflow.example/below/dags/medflex_withdraw"
     # The template is filled for each message anew.

@@ -298,6 +298,19 @@ def test_every_setting_that_the_documents_name_reaches_airflow() -> None:
         assert named - {"MEDFLEX_STACK_DIR"} <= set(SERVICES[name]["environment"]), name
 
 
+def test_a_connection_in_the_environment_is_read_before_what_airflow_keeps() -> None:
+    """docs/runbook.md says so to whoever has to put a new token somewhere."""
+    from airflow.sdk.execution_time.secrets import DEFAULT_SECRETS_SEARCH_PATH_WORKERS
+    from airflow.secrets import DEFAULT_SECRETS_SEARCH_PATH
+    from airflow.secrets.environment_variables import CONN_ENV_PREFIX
+
+    for search_path in (DEFAULT_SECRETS_SEARCH_PATH, DEFAULT_SECRETS_SEARCH_PATH_WORKERS):
+        assert search_path[0] == "airflow.secrets.environment_variables.EnvironmentVariablesBackend"
+    assert CONN_ENV_PREFIX == "AIRFLOW_CONN_"
+    for name in PARTS:
+        assert not [key for key in SERVICES[name]["environment"] if key.startswith("AIRFLOW__SECRETS__")]
+
+
 def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> None:
     stack = stack_environment(Stack(tmp_path))
     environment = SERVICES["airflow-worker-1"]["environment"]

@@ -423,7 +423,8 @@ def _raise_for_status(response: requests.Response) -> NoReturn:
     if status in (401, 403):
         raise MedflexRefusedError(
             f"Medflex refuses the token (HTTP {status}): put a valid one into the password of the connection"
-            " medflex_api."
+            " medflex_api: into the variable AIRFLOW_CONN_MEDFLEX_API where there is one, since what Airflow keeps is"
+            " ignored then."
         )
     if status == 429:
         raise NotProcessedError(status, wait)
