@@ -25,6 +25,7 @@ from sandbox.medlock import LOGINS
 from sandbox.postgres import Cluster, binaries
 from sandbox.stack import Stack, stack_environment
 from scripts import new_env
+from tests.deploy import chart
 from tests.deploy.cluster import run_script, wait_for
 from tests.deploy.compose import EXAMPLE, ROOT, TEXT, MissingError, dotenv, interpolated, raw, variables
 
@@ -574,6 +575,28 @@ def test_postgres_is_healthy_only_with_its_databases(tmp_path: Path) -> None:
         assert health("medlock") == 0
     finally:
         server.remove()
+
+
+def test_the_runbooks_way_to_the_ledger_leads_there(tmp_path: Path) -> None:
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    (command,) = re.findall(r"^docker compose exec postgres sh -c '(.*)'$", runbook, flags=re.MULTILINE)
+    assert set(re.findall(r"\$(\w+)", command)) <= set(SERVICES["postgres"]["environment"])
+    with ledger_with_backup(tmp_path) as (server, _, _):
+        environment = {"PATH": f"{binaries()}:/usr/bin:/bin", "PGPORT": str(server.port), "POSTGRES_LEDGER_PASSWORD": "l"}
+        asked = b"SELECT current_user, count(*) FROM ledger.watch"
+        done = subprocess.run(["sh", "-c", command], input=asked, env=environment, capture_output=True, check=True)
+        assert b"ledger       |     2" in done.stdout
+
+
+def test_the_documents_commands_name_services_and_parts_that_there_are() -> None:
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("runbook", "deployment"))
+    services = set(re.findall(r"docker compose (?:exec(?: -T)?|run --rm) ([a-z-]+)", text))
+    assert {"postgres", "airflow-cli"} <= services <= set(SERVICES)
+    parts = set(re.findall(r"\bdeploy/medflex-([a-z-]+)", text))
+    assert {"api-server"} <= parts <= set(chart.PARTS.values())
+    assert set(re.findall(r"kubectl -n (\S+)", text)) == {chart.NAMESPACE}
+    made = set(re.findall(r"generic (medflex-\S+) --from-env-file", text))
+    assert set(re.findall(r"get secret (\S+)", text)) <= made
 
 
 def test_the_demos_data_are_made_once(server: Cluster, tmp_path: Path) -> None:
