@@ -40,7 +40,17 @@ PAGE = PROJECT / "docs" / "capacity.md"
 RATE, BATCH_SIZE = 20, 500
 """Requests a second of all workers together and records per request, as the connection has them by default."""
 CHANGED = 0.01
-SLOTS = (8, 16, 32, 64)
+DEPLOYED_SLOTS = 6
+"""What docker-compose.yml and deploy/helm/values.yaml allow a run (``AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG``)."""
+SLOTS = (DEPLOYED_SLOTS, 8, 16, 32, 64)
+DEPLOYED_CONNECTIONS = 250
+"""``POSTGRES_MAX_CONNECTIONS`` of docker-compose.yml."""
+PARALLELISM = 32
+"""``AIRFLOW__CORE__PARALLELISM`` by default: tasks at a time of one scheduler, in all DAGs together."""
+BESIDE = 2
+"""Tasks that find a place beside a run's: a withdrawal, and a search for deleted rows."""
+WORKERS = 2
+LOAD_CONNECTIONS, OTHER_CONNECTIONS = 10, 50
 KEPT_DAYS = 120
 TIMEOUT_HOURS = 3
 """After which Airflow takes a task of the daily run for stuck (the DAG's execution_timeout)."""
@@ -88,9 +98,40 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What ``withdraw_revoked`` took for a shard on bench.compare's day with changes, and how often it was measured."""
+
+    seconds: Line
+    repeats: int
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Looked:
+        """Take it from compare.json: its shards' mean, of all repeats of a size the median.
+
+        Raises:
+            ValueError: the product's day with changes was not measured at two sizes.
+        """
+        found: dict[int, list[tuple[float, float]]] = {}
+        for one in figures["measurements"]:
+            if one["what"] != "product" or one["day"] != "changed":
+                continue
+            seconds = [task["seconds"] for task in one["tasks"] if task["task"] == "withdraw_revoked"]
+            found.setdefault(one["size"], []).append(
+                (one["extracted"] / len(seconds) / 1e6, sum(seconds) / len(seconds))
+            )
+        if len(found) < 2:
+            raise ValueError("bench/measured/compare.json has no changed day of the product at two sizes.")
+        small, large = (
+            (median(millions for millions, _ in found[size]), median(seconds for _, seconds in found[size]))
+            for size in (min(found), max(found))
+        )
+        return cls(Line.through(small, large), min(map(len, found.values())))
+
+
+@dataclass(frozen=True)
 class Figures:
     """What was measured: lines of seconds and of peak MB by run (first, second) and task; bench.scale's figures; of
-    bench.compare the largest size.
+    bench.compare the largest size, and the look at what is shown.
     """
 
     seconds: Mapping[tuple[str, str], Line]
@@ -100,6 +141,7 @@ class Figures:
     measured_rows: int
     scale: Mapping[str, Any]
     compared: Compared
+    looked: Looked
 
 
 def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any]) -> Figures:
@@ -136,7 +178,9 @@ def measured(document: str, scale: Mapping[str, Any], compared: Mapping[str, Any
         if run == "first":
             eligible, large_rows = rows["load"][4] / extracted[4], int(extracted[4])
             copy = next(found[4] / found[5] for name, found in rows.items() if name.startswith("the query"))
-    return Figures(seconds, peaks, eligible, copy, large_rows, scale, Compared.of(compared))
+    return Figures(
+        seconds, peaks, eligible, copy, large_rows, scale, compared=Compared.of(compared), looked=Looked.of(compared)
+    )
 
 
 def _number(cell: str) -> float:
@@ -183,7 +227,8 @@ def render(figures: Figures, looked: Measured) -> str:
     overhead = _overhead(scale)
     work = {
         "first": _work(figures, plan, "first", TASKS),
-        "unchanged": _work(figures, plan, "second", TASKS),
+        # On a first run nothing is shown yet.
+        "unchanged": _work(figures, plan, "second", TASKS) + plan.shards * figures.looked.seconds.at(plan.millions),
     }
     work["changed"] = work["unchanged"] + CHANGED * _work(figures, plan, "first", ("load",))
     processes = len(_processes(scale))
@@ -266,6 +311,12 @@ def render(figures: Figures, looked: Measured) -> str:
             f" | {figures.seconds['first', task].per_million:.1f} | {figures.seconds['second', task].per_million:.1f} |"
             for task in TASKS
         ),
+        f"| `withdraw_revoked` | {figures.looked.seconds.fixed:.1f} | – | {figures.looked.seconds.per_million:.1f} |",
+        "",
+        "`withdraw_revoked` compares every record that is shown with Medlock as it is now; on a first run nothing is"
+        f" shown. Its seconds (m) are those of `python -m bench.compare`, on the day with changes, the median of"
+        f" {figures.looked.repeats} repeats: by the clock, in a whole Airflow, two at a time on two cores that Postgres"
+        " and everything else have to share. So take them as an upper bound above all.",
         "",
         f"| run | task hours | requests | hours at {RATE}/s | "
         + " | ".join(f"{slots} slots" for slots in SLOTS)
@@ -282,9 +333,8 @@ def render(figures: Figures, looked: Measured) -> str:
             for run, title in titles.items()
         ),
         "",
-        "`(rate)`: Medflex's rate is what it waits for, and more slots bring nothing. Not in these hours:"
-        " `withdraw_revoked`, which compares every record that is shown with Medlock as it is now (not measured at this"
-        " size), and Medflex's own time to answer.",
+        "`(rate)`: Medflex's rate is what it waits for, and more slots bring nothing. Not in these hours: Medflex's own"
+        " time to answer.",
         "",
         f"The first run (d): {EXPECTED_ROWS / 1e6:.0f} million × {100 * figures.eligible_share:.0f} % eligible (m, the"
         f" generated Medlock) = {plan.eligible / 1e6:.0f} million records in {plan.first_requests:,} requests. At"
@@ -302,6 +352,7 @@ def render(figures: Figures, looked: Measured) -> str:
         f"Small clinics cost requests, not rows: a day on which each of {CLINICS:,} clinics has one change is"
         f" {CLINICS:,} requests, {CLINICS / RATE / 60:.0f} minutes at {RATE} a second, however few records it is.",
         "",
+        *_settings(),
         *_withdrawals(plan, looked),
         "## Memory of a worker",
         "",
@@ -389,13 +440,58 @@ def render(figures: Figures, looked: Measured) -> str:
         f"1. Medflex's rate for the first run (`rate_per_second` of the connection, as Medflex allows): {RATE} a second"
         f" are {plan.first_requests / RATE / 3600:.1f} hours, whatever else there is.",
         "2. `MEDFLEX_DAILY_DEADLINE_HOURS`, or the first run alerts after three hours.",
-        f"3. Worker slots: 16, with {16 * max(peaks.values()) / 1000:.0f} GB of memory in all.",
+        f"3. Worker slots: 16 instead of {DEPLOYED_SLOTS}, with {16 * max(peaks.values()) / 1000:.0f} GB of memory in"
+        " all, and [what has to move with them](#what-moves-with-the-slots).",
         "4. Autovacuum of `ledger.record`, before the first run; then disk for it.",
         "5. Cores of Medlock's server for the hour of the extracts, or fewer slots for `extract`.",
         "6. Not the number of shards: see above what it costs everybody else.",
         "",
     ]
     return "\n".join(lines)
+
+
+def connections(slots: int, of_a_worker: int) -> int:
+    """Connections to Postgres where a run may have so many tasks at a time, and a worker so many of all runs.
+
+    What is beside a run may send or withdraw as its loads do.
+    """
+    return LOAD_CONNECTIONS * (slots + BESIDE) + WORKERS * of_a_worker + OTHER_CONNECTIONS
+
+
+def _settings() -> list[str]:
+    """What has to be set for so many slots."""
+    rows = []
+    for slots in SLOTS:
+        of_a_worker = slots + BESIDE
+        values = (
+            of_a_worker,
+            max(PARALLELISM, WORKERS * of_a_worker),
+            max(DEPLOYED_CONNECTIONS, connections(slots, of_a_worker)),
+        )
+        rows.append(f"| {slots}{', as deployed' if slots == DEPLOYED_SLOTS else ''} | {' | '.join(map(str, values))} |")
+    return [
+        "### What moves with the slots",
+        "",
+        f"Both deployments allow a run {DEPLOYED_SLOTS} slots. More are there only when all of these are set:",
+        "",
+        "| `AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG`: slots of a run | `AIRFLOW__CELERY__WORKER_CONCURRENCY` of each of"
+        f" {WORKERS} workers | `AIRFLOW__CORE__PARALLELISM` | `max_connections` of Postgres |",
+        "| ---: | ---: | ---: | ---: |",
+        *rows,
+        "",
+        f"- A worker takes {BESIDE} more at a time than a run may have, so that a withdrawal and a search for deleted"
+        " rows find a place also while only one worker is left. Its memory grows with it.",
+        f"- In all, no more tasks begin than `AIRFLOW__CORE__PARALLELISM` says (for each scheduler; {PARALLELISM} by"
+        " default): as many as all workers take.",
+        f"- Connections (d): {LOAD_CONNECTIONS} × (slots + {BESIDE}) + {WORKERS} × concurrency + {OTHER_CONNECTIONS}. A"
+        f" load has up to {LOAD_CONNECTIONS}, every other task one, and Airflow's other parts and whoever looks at it"
+        f" {OTHER_CONNECTIONS}; on Kubernetes, where there are two of each, {2 * OTHER_CONNECTIONS}.",
+        "",
+        "With Docker Compose these are `AIRFLOW_MAX_ACTIVE_TASKS_PER_DAG`, `AIRFLOW_WORKER_CONCURRENCY`,"
+        " `AIRFLOW_PARALLELISM` and `POSTGRES_MAX_CONNECTIONS` in `.env`; on Kubernetes `env` and"
+        " `config.celery.worker_concurrency` in `deploy/helm/values.yaml`, and your Postgres.",
+        "",
+    ]
 
 
 def _withdrawals(plan: Plan, looks: Measured) -> list[str]:

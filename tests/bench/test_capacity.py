@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bench import capacity
-from bench.capacity import PAGE, RATE, TASKS, Line, main, measured, page, planned, render
+from bench.capacity import PAGE, RATE, TASKS, Compared, Line, Looked, connections, main, measured, page, planned, render
 from bench.document import DOCUMENT
 from bench.looks import Measured
 from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, shard_tasks
@@ -93,6 +95,66 @@ def test_the_figures_are_those_of_the_table(scale: dict[str, Any], compared: dic
     assert "processes per shard, 0.0 s each" not in text
     with pytest.raises(ValueError, match=r"no figures of withhold \(first run\)"):
         measured(table.replace("| `withhold` |", "| `other` |", 1), scale, compared)
+
+
+def changed_day(size: int, extracted: int, seconds: list[float]) -> dict[str, Any]:
+    tasks = [{"task": "withdraw_revoked", "seconds": one} for one in seconds]
+    measurement = {"size": size, "what": "product", "day": "changed", "extracted": extracted}
+    return {**measurement, "tasks": [*tasks, {"task": "extract", "seconds": 1e6}]}
+
+
+def test_the_look_at_what_is_shown_is_the_median_of_its_repeats_and_counted_behind_a_first_run(
+    scale: dict[str, Any], compared: dict[str, Any]
+) -> None:
+    days = [
+        *(changed_day(100_000, 100_000, [seconds]) for seconds in (3.0, 4.0, 90.0)),
+        *(changed_day(2_000_000, 2_200_000, [each, each + 2.0]) for each in (22.0, 23.0, 90.0)),
+    ]
+    # Of another day, of another way, of a size at which only the work by itself was measured.
+    others = [
+        {**days[0], "day": "unchanged", "tasks": [{"task": "withdraw_revoked", "seconds": 1e6}]},
+        {**days[0], "what": "latency"},
+        {"size": 1_000_000, "what": "work", "day": "first", "tasks": {}, "staged_bytes": {"extract": 1}},
+    ]
+    looked = Looked.of({"measurements": [*days, *others]})
+    assert looked.repeats == 3
+    assert looked.seconds.at(0.1) == pytest.approx(4.0)
+    assert looked.seconds.at(1.1) == pytest.approx(24.0)
+    with pytest.raises(ValueError, match="at two sizes"):
+        Looked.of({"measurements": [*days[:3], *others]})
+    figures = measured(DOCUMENT.read_text(encoding="utf-8"), scale, compared)
+    looks = Measured(
+        4_000_000, 2_000_000, 500_000, sweep=20.0, quick=[0.5], beside=[0.3, 0.4, 0.9], far=8.0, near=[0.5]
+    )
+    hours: dict[str, list[float]] = {}
+    shards = planned(figures).shards
+    for one in (replace(figures, looked=Looked(Line(seconds, 0.0), 3)) for seconds in (0.0, 3600.0)):
+        for title, spent in re.findall(
+            r"^\| (first|a day|nothing)[^|]* \| ([\d.]+) \|", render(one, looks), re.MULTILINE
+        ):
+            hours.setdefault(title, []).append(float(spent))
+    more = {title: spent[1] - spent[0] for title, spent in hours.items()}
+    assert more == {"first": 0, "a day": pytest.approx(shards), "nothing": pytest.approx(shards)}
+
+
+def test_a_size_at_which_only_the_work_was_measured_does_not_stand_for_the_whole(compared: dict[str, Any]) -> None:
+    work = {"size": 1_000_000, "what": "work", "day": "first", "repeat": 1, "staged_bytes": {"extract": 10**12}}
+    middle = {"sizes": {**compared["sizes"], "1000000": {"open_clinics": 1, "extracted": 1}}}
+    middle |= {"measurements": [*compared["measurements"], work]}
+    assert Compared.of(middle) == Compared.of(compared)
+    assert Looked.of(middle) == Looked.of(compared)
+
+
+def test_what_moves_with_the_slots_is_told_for_each_number_of_them() -> None:
+    text = page()
+    section = text.partition("### What moves with the slots\n")[2].partition("\n## ")[0]
+    rows = [list(map(int, re.findall(r"\d+", line))) for line in section.splitlines() if re.match(r"\| \d", line)]
+    assert [row[0] for row in rows] == list(capacity.SLOTS)
+    for slots, of_a_worker, parallelism, lets_in in rows:
+        assert f" {slots} slots |" in text
+        assert of_a_worker == slots + 2
+        assert parallelism >= 2 * of_a_worker
+        assert lets_in >= connections(slots, of_a_worker) == 10 * (slots + 2) + 2 * of_a_worker + 50
 
 
 def test_rate_and_batch_size_are_the_connections_defaults() -> None:

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import yaml
 
+from bench import capacity
 from medflex.ledger.migrate import migrate
 from sandbox.containers import fill
 from sandbox.medflex.process import MedflexProcess
@@ -326,7 +327,7 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
     assert float(stack["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"]) <= 30
     # What the stack sets and this file does not: places, sizes of a demo, and how LocalExecutor makes its processes.
     of_the_machine = {
-        "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "AIRFLOW__CORE__PARALLELISM",
+        "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT", "AIRFLOW__API__WORKERS",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL",
@@ -582,7 +583,11 @@ def test_the_runbooks_way_to_the_ledger_leads_there(tmp_path: Path) -> None:
     (command,) = re.findall(r"^docker compose exec postgres sh -c '(.*)'$", runbook, flags=re.MULTILINE)
     assert set(re.findall(r"\$(\w+)", command)) <= set(SERVICES["postgres"]["environment"])
     with ledger_with_backup(tmp_path) as (server, _, _):
-        environment = {"PATH": f"{binaries()}:/usr/bin:/bin", "PGPORT": str(server.port), "POSTGRES_LEDGER_PASSWORD": "l"}
+        environment = {
+            "PATH": f"{binaries()}:/usr/bin:/bin",
+            "PGPORT": str(server.port),
+            "POSTGRES_LEDGER_PASSWORD": "l",
+        }
         asked = b"SELECT current_user, count(*) FROM ledger.watch"
         done = subprocess.run(["sh", "-c", command], input=asked, env=environment, capture_output=True, check=True)
         assert b"ledger       |     2" in done.stdout
@@ -674,13 +679,19 @@ def test_each_image_is_built_by_one_service() -> None:
     assert services["demo-data"]["build"]["target"] == "demo"
 
 
-def test_postgres_lets_in_all_that_a_large_run_needs() -> None:
-    services = raw()["services"]
-    (setting,) = [word for word in services["postgres"]["command"] if word.startswith("max_connections=")]
+def test_a_large_run_has_the_slots_and_the_connections_that_the_plan_counts_on() -> None:
+    services = with_defaults()["services"]
     environment = services["airflow-worker-1"]["environment"]
-    loads, slots = (
-        int(re.search(r":-(\d+)", environment[name])[1])  # type: ignore[index]
-        for name in ("AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG", "AIRFLOW__CELERY__WORKER_CONCURRENCY")
+    loads, of_a_worker, parallelism = (
+        int(environment[f"AIRFLOW__{name}"])
+        for name in ("CORE__MAX_ACTIVE_TASKS_PER_DAG", "CELERY__WORKER_CONCURRENCY", "CORE__PARALLELISM")
     )
-    # Of a load: its threads for batches and for requests, the task itself, and a stream (docs/capacity.md).
-    assert int(setting.removeprefix("max_connections=")) >= 10 * (loads + 2) + 2 * slots + 50
+    assert len(WORKERS) == capacity.WORKERS
+    assert (loads, parallelism) == (capacity.DEPLOYED_SLOTS, capacity.PARALLELISM)
+    assert of_a_worker == loads + capacity.BESIDE
+    assert parallelism >= len(WORKERS) * of_a_worker
+    (setting,) = [word for word in services["postgres"]["command"] if word.startswith("max_connections=")]
+    assert setting == f"max_connections={capacity.DEPLOYED_CONNECTIONS}"
+    assert capacity.connections(loads, of_a_worker) <= capacity.DEPLOYED_CONNECTIONS
+    more = interpolated({**dict.fromkeys(SECRETS, "x"), "POSTGRES_MAX_CONNECTIONS": "900"})
+    assert "max_connections=900" in more["services"]["postgres"]["command"]
