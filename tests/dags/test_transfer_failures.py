@@ -105,8 +105,8 @@ FAILURES: dict[str, tuple[Callable[[World], None], str]] = {
     "no right to read": (_no_right, "may not read a table of Medlock: grant it SELECT"),
     "wrong token": (
         _wrong_token,
-        "Medflex refuses the token (HTTP 401): put a valid one into the password of the connection medflex_api: into the"
-        " variable AIRFLOW_CONN_MEDFLEX_API",
+        "Medflex refuses the token (HTTP 401): put a valid one into the password of the connection medflex_api: into"
+        " the variable AIRFLOW_CONN_MEDFLEX_API",
     ),
     "Medflex down": (_medflex_down, "Medflex could not be reached or kept failing (no connection)"),
     "malformed reply": (_malformed_reply, "Medflex could not be reached or kept failing (a reply that is no JSON)"),
