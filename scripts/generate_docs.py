@@ -205,8 +205,8 @@ def reasons_text() -> str:
     lines += _table(("code", "meaning"), [(f"`{reason.value}`", reason.description) for reason in ClosedReason])
     lines += ["", "### Why a record is dropped at the last look", ""]
     lines += [
-        "Any code by which a record is withheld (the first table), `phone_missing` and `name_missing` (erased since it was",
-        "read), or:",
+        "Any code by which a record is withheld (the first table), `phone_missing` and `name_missing` (erased since it",
+        "was read), or:",
         "",
     ]
     lines += _table(("code", "meaning"), [(f"`{reason.value}`", reason.description) for reason in Turned])
