@@ -17,8 +17,12 @@ from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 from medflex.airflow.assets import CONSENT, HELD, SWEEP
 from medflex.airflow.tasks import reconcile, release, transfer
 from medflex.airflow.tasks import withdraw as withdraw_tasks
+from medflex.airflow.tasks.parts import TransientFailure
 from medflex.airflow.tasks.withdraw import ATTEMPTS
 from medflex.airflow.withdrawing import Withdrawer
+from medflex.domain.access import AccessState
+from medflex.domain.funnel import Funnel
+from medflex.domain.packing import Shard
 from medflex.errors import MedflexUnavailableError
 from medflex.ledger import watches
 from sandbox.medflex.faults import Match
@@ -404,6 +408,54 @@ def test_it_is_noted_when_the_watch_has_last_started_a_look(shared: World, monke
     # The DAG was paused, or Medlock away: what was told meanwhile nobody knows.
     assert woken(ago=9 * hour, looked_ago=2 * hour)
     assert woken(ago=9 * hour, looked_ago=None)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "work", "mode"),
+    [(transfer, transfer.withdraw_revoked, "transfer"), (reconcile, reconcile.reconcile, "reconcile")],
+    ids=["transfer", "reconcile"],
+)
+def test_a_shard_tells_what_all_of_its_attempts_have_withdrawn(
+    shared: World, tasks: Any, work: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; of another shard of the run nothing is touched, and a run that is planned anew forgets."""
+    now, run = datetime.now(UTC), SimpleNamespace(dag_id=f"medflex_{mode}", run_id="tried twice")
+    monkeypatch.setattr(tasks, "get_current_context", lambda: {"dag_run": run, "outlet_events": _Outlets()})
+
+    def plan() -> int:
+        clinics = [{"clinic_id": clinic_id, "access_state": "open"} for clinic_id in (1, 2, 3)]
+        shards = [Shard("two", (1, 3), AccessState.OPEN), Shard("other", (2,), AccessState.OPEN)]
+        with shared.parts() as (_, ledger, _):
+            return ledger.start_run(
+                dag_id=run.dag_id, run_id=run.run_id, run_type="manual", mode=mode, anchor=now, clinic_ids=None,
+                started_at=now, clinics=clinics, shards=shards,
+            ).run_key  # fmt: skip
+
+    run_key = plan()
+    ids = {clinic_id: some(shared, 1, clinic_id) for clinic_id in (1, 2, 3)}
+    gone = {clinic_id: of_patients(shared, of_clinic_) for clinic_id, of_clinic_ in ids.items()}
+    for of_clinic_ in ids.values():
+        shared.edit(REFUSE.format("refused_personal_data", "true"), [of_clinic_])
+    work({"shard": 1, "label": "other"})
+    withdrawing = Match(path_prefix="/appointments/withdraw/", lpu_id=of_clinic(shared, 3))
+    shared.control.add_fault("status", match=withdrawing, status=503)
+    shared.connect_medflex(attempts=1)
+    with pytest.raises(TransientFailure):
+        work({"shard": 0, "label": "two"})
+    assert numbers(shared, run, ["withdrawn"]) == {"withdrawn": len(gone[1]) + len(gone[2])}
+    shared.control.clear_faults()
+    work({"shard": 0, "label": "two"})
+    everything = sum(map(len, gone.values()))
+    assert numbers(shared, run) == {"revoked": everything, "withdrawn": everything}
+    assert {(clinic_id, id_) for _, clinic_id, _, id_ in decisions(shared, run)} == {
+        (clinic_id, id_) for clinic_id, found in gone.items() for id_ in found
+    }
+    with shared.parts() as (_, ledger, _):
+        for _, of_shard in ledger.run_clinics(run_key).groupby("shard"):
+            assert Funnel.of(of_shard).withdrawal_violations() == []
+    assert plan() == run_key
+    work({"shard": 0, "label": "two"})
+    assert (numbers(shared, run), decisions(shared, run)) == ({}, set())
 
 
 def test_what_is_left_is_started_unless_it_is_under_way_or_medflex_is_away(

@@ -339,24 +339,33 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "stage", "decision", "reasons", "records"])
 
-    def withdrawals_so_far(self, dag_id: str, run_id: str) -> tuple[pd.DataFrame, list[Decision]]:
+    def withdrawals_so_far(
+        self, dag_id: str, run_id: str, clinic_ids: Sequence[int] | None = None
+    ) -> tuple[pd.DataFrame, list[Decision]]:
         """Return what earlier attempts of a run have written down of their withdrawals: ``clinic_id``, ``withdrawn``,
         ``permitted_again``, ``held`` (int64), and their decisions.
+
+        Args:
+            clinic_ids: of these clinics; ``None`` for all of the run.
         """
+        asked = {"dag_id": dag_id, "run_id": run_id, "clinic_ids": None if clinic_ids is None else list(clinic_ids)}
+        of_asked = (
+            " JOIN ledger.run USING (run_key) WHERE dag_id = %(dag_id)s AND run_id = %(run_id)s"
+            " AND (%(clinic_ids)s::bigint[] IS NULL OR clinic_id = ANY(%(clinic_ids)s::bigint[]))"
+        )
         columns = ["clinic_id", "withdrawn", "permitted_again", "held"]
         with self._statement() as cursor:
             cursor.execute(
                 "SELECT clinic_id, coalesce(withdrawn, 0) AS withdrawn,"
                 " coalesce(permitted_again, 0) AS permitted_again, coalesce(held, 0) AS held"
-                " FROM ledger.run_clinic JOIN ledger.run USING (run_key)"
-                " WHERE dag_id = %s AND run_id = %s",
-                (dag_id, run_id),
+                f" FROM ledger.run_clinic{of_asked}",
+                asked,
             )
             numbers = pd.DataFrame(cursor.fetchall(), columns=columns).astype("int64")
             cursor.execute(
-                "SELECT clinic_id, decision, reasons, appointment_ids FROM ledger.run_decision"
-                " JOIN ledger.run USING (run_key) WHERE dag_id = %s AND run_id = %s AND stage = 'revoke'",
-                (dag_id, run_id),
+                "SELECT clinic_id, decision, reasons, appointment_ids"
+                f" FROM ledger.run_decision{of_asked} AND stage = 'revoke'",
+                asked,
             )
             decisions = [
                 Decision(row["clinic_id"], row["decision"], tuple(row["reasons"]), row["appointment_ids"])

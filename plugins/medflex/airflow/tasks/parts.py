@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
@@ -230,6 +230,17 @@ def logged(counts: dict[str, int]) -> dict[str, int]:
     """Log a task's counts in one line and return them."""
     log.info("%s", ", ".join(f"{name}: {number}" for name, number in counts.items()) or "nothing")
     return counts
+
+
+def note_withdrawals(result: Any, ledger: Any, run: Any, clinic_ids: Sequence[int]) -> None:
+    """Write down what became of these clinics' withdrawals in a run, behind what its earlier attempts have withdrawn:
+    that is not found again.
+
+    A run that is planned anew begins with nothing.
+    """
+    numbers, decisions = result.behind(*ledger.withdrawals_so_far(run.dag_id, run.run_id, clinic_ids))
+    ledger.save_numbers(run.run_key, numbers)
+    ledger.save_decisions(run.run_key, "revoke", clinic_ids, decisions)
 
 
 def told(result: Any, context: Context, ledger: Any) -> dict[str, int]:

@@ -16,6 +16,7 @@ from medflex.airflow import connections
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks.parts import (
     clinic_ids_of,
+    note_withdrawals,
     open_ledger,
     open_medflex,
     open_medlock,
@@ -129,8 +130,7 @@ def reconcile(shard: Mapping[str, Any]) -> dict[str, int]:
                 log.warning("%s: %d. %s", drift.value, result.total(drift), drift.description)
         ledger.set_withdraw_stage(run.run_key, number, "withdrawn", " ".join(map(str, result.problems)) or None)
         if result.withdrawals is not None:
-            ledger.save_numbers(run.run_key, result.withdrawals.frame(clinic_ids))
-            ledger.save_decisions(run.run_key, "revoke", clinic_ids, result.withdrawals.decisions())
+            note_withdrawals(result.withdrawals, ledger, run, clinic_ids)
             # Its problems are among the reconciler's, too.
             told(result.withdrawals, context, ledger)
         if result.problems:

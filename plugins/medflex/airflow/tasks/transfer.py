@@ -25,6 +25,7 @@ from medflex.airflow.tasks.parts import (
     clinic_ids_of,
     data_docs_url,
     logged,
+    note_withdrawals,
     open_ledger,
     open_medflex,
     open_medlock,
@@ -204,12 +205,12 @@ def withdraw_revoked(shard: Mapping[str, Any]) -> dict[str, int]:
         )
         is_plan = run.mode == "plan"
         result = withdrawer.preview(clinic_ids) if is_plan else withdrawer.sweep(clinic_ids)
-        numbers = result.frame(clinic_ids)
         if is_plan:
             # What would become of them is not known before it is tried.
-            numbers = numbers[["clinic_id", "revoked", "held"]]
-        ledger.save_numbers(run.run_key, numbers)
-        ledger.save_decisions(run.run_key, "revoke", clinic_ids, result.decisions())
+            ledger.save_numbers(run.run_key, result.frame(clinic_ids)[["clinic_id", "revoked", "held"]])
+            ledger.save_decisions(run.run_key, "revoke", clinic_ids, result.decisions())
+        else:
+            note_withdrawals(result, ledger, run, clinic_ids)
         problem = " ".join(map(str, result.problems)) or None
         ledger.set_withdraw_stage(run.run_key, number, "found" if is_plan else "withdrawn", problem)
         return told(result, context, ledger)
