@@ -6,7 +6,8 @@ their withdrawal is held, and this DAG asks a person: are they really gone, or w
 explicit revocations are never held.
 
 **Schedule.** Whenever withdrawals were newly held (asset `medflex_held`). Each run asks about what was held since the
-last one; several runs may wait at the same time, for days.
+last one, 500 questions at most, and starts the next one where there are more; several runs may wait at the same time,
+for days.
 
 **Input and output.** Connections `medflex_ledger`, `medlock_db` (read), `medflex_api`. The question stands in Airflow
 under Required Actions and in the run's tab of that name: the clinic's id, how many records, for which reasons. The
@@ -72,4 +73,5 @@ with DAG(
             outlets=[HELD_ALIAS, *lineage.WITHDRAWN],
         )(release.carry_out)(hold_id, answer)
 
-    settle_hold.expand_kwargs(task(inlets=[lineage.HOLDS], outlets=[lineage.HOLDS])(release.list_holds)())
+    questions = task(inlets=[lineage.HOLDS], outlets=[HELD_ALIAS, lineage.HOLDS])(release.list_holds)()
+    settle_hold.expand_kwargs(questions)

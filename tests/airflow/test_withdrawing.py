@@ -295,9 +295,9 @@ def test_vanished_rows_beyond_the_threshold_are_held_and_refusals_beside_them_fl
     assert withdraw(sent, [1, 2, 3]).asked == 0
 
     with sent.parts() as (_, ledger, _):
-        (hold,) = ledger.claim_holds("run a")
-        assert ledger.claim_holds("run b") == []
-        assert [(item.hold_id, item.asked_in) for item in ledger.claim_holds("run a")] == [(hold.hold_id, "run a")]
+        (hold,) = ledger.claim_holds("run a", 500)
+        assert ledger.claim_holds("run b", 500) == []
+        assert [(item.hold_id, item.asked_in) for item in ledger.claim_holds("run a", 500)] == [(hold.hold_id, "run a")]
         assert ledger.decide_hold(hold.hold_id, "released", "somebody")
         assert not ledger.decide_hold(hold.hold_id, "kept", "somebody else")
     result = withdraw(sent, [1])
@@ -322,7 +322,7 @@ def test_what_a_person_wants_to_keep_stays_and_is_not_asked_about_again(sent: Wo
     sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
     withdraw(sent, [1])
     with sent.parts() as (_, ledger, _):
-        (hold,) = ledger.claim_holds("run")
+        (hold,) = ledger.claim_holds("run", 500)
         ledger.decide_hold(hold.hold_id, "kept", "somebody")
     result = withdraw(sent, [1])
     assert (result.total("held"), result.asked, result.total("withdrawn")) == (20, 0, 0)

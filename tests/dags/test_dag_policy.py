@@ -200,6 +200,7 @@ def test_each_asset_is_the_outlet_of_who_changes_it() -> None:
         ("medflex_withdraw", "start_what_is_left"): [GO_ON_ALIAS],
         ("medflex_sweep", "sweep"): [HELD_ALIAS],
         ("medflex_sweep", "start_what_is_left"): [GO_ON_ALIAS],
+        ("medflex_release", "list_holds"): [HELD_ALIAS],
         ("medflex_release", "hold.carry_out"): [HELD_ALIAS],
         ("medflex_reconcile", "reconcile"): [HELD_ALIAS],
     }

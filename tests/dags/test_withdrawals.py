@@ -7,14 +7,16 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import psycopg
 import pytest
+from airflow.configuration import conf as airflow_settings
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
 from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 
-from medflex.airflow.assets import CONSENT, HELD, SWEEP
+from medflex.airflow.assets import CONSENT, HELD, HELD_ALIAS, SWEEP
 from medflex.airflow.tasks import reconcile, release, transfer
 from medflex.airflow.tasks import withdraw as withdraw_tasks
 from medflex.airflow.tasks.parts import TransientFailure
@@ -577,6 +579,50 @@ def test_a_persons_answer_is_written_down_and_carried_out(shared: World, monkeyp
     assert decided == [(1, "released", "vera"), (2, "kept", "vera"), (3, "obsolete", None)]
     assert withdraw(shared, [1, 2, 3]).asked == 0
     assert context["outlet_events"] == {}
+
+
+def test_more_questions_than_one_run_can_ask_are_asked_by_the_next_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow maps tasks over a limited number of them: beyond it nobody would be asked anything."""
+    assert release.MOST_QUESTIONS < airflow_settings.getint("core", "max_map_length")
+    monkeypatch.setattr(release, "MOST_QUESTIONS", 3)
+
+    def asked(run_id: str) -> tuple[list[int], int]:
+        """Return the holds that a run asks about, in the order of their clinics, and how many events it adds."""
+        outlets = _Outlets()
+        run = SimpleNamespace(dag_id="medflex_release", run_id=run_id)
+        monkeypatch.setattr(release, "get_current_context", lambda: {"dag_run": run, "outlet_events": outlets})
+        found = [item["hold_id"] for item in release.list_holds()]
+        return found, len([asset for asset in outlets[HELD_ALIAS].added if asset == HELD])
+
+    with world.parts() as (_, ledger, _):
+        for clinic_id in (9, 8, 7, 6, 5, 4, 3):
+            records = pd.DataFrame(
+                {"clinic_id": [clinic_id], "appointment_id": [1], "lpu_id": [1], "reason": ["appointment_gone"]}
+            )
+            ledger.save_hold(records, live=1, found_at=datetime.now(UTC), run_key=None)
+        first = asked("first")
+        assert first == ([3, 2, 1], 1)
+        # A task that runs again asks the same, whoever else has asked meanwhile.
+        assert asked("second") == ([6, 5, 4], 1)
+        assert asked("first") == first
+        assert asked("third") == ([7], 0)
+        assert ledger.unasked_holds() == 0
+        # What has stood in a run for a week is asked anew, since that run may be gone; each run's own comes first.
+        a_week_later(world)
+        assert asked("second") == ([6, 5, 4], 1)
+        ledger.decide_hold(2, "obsolete", None)
+        assert asked("first") == ([7, 3, 1], 1)
+        a_week_later(world)
+        assert asked("fourth") == ([4, 3, 1], 1)
+        assert asked("fifth") == ([7, 6, 5], 1)
+        assert asked("sixth") == ([], 0)
+
+
+def a_week_later(world: World) -> None:
+    with psycopg.connect(world.ledger) as connection:
+        connection.execute("UPDATE ledger.hold SET asked_at = asked_at - interval '8 days'")
 
 
 def test_a_reconciliation_tells_repairs_and_lets_the_transfer_send_what_was_missing(

@@ -307,12 +307,15 @@ class Withdrawals(LedgerConnection):
             )
             return cursor.rowcount == 1
 
-    def claim_holds(self, asked_in: str) -> list[Hold]:
+    def claim_holds(self, asked_in: str, most: int) -> list[Hold]:
         """Take over the questions that nobody asks yet, or that have stood in another run for a week (it may have been
         deleted; only the newest question counts); return them with those taken before, by clinic.
+
+        Args:
+            most: so many in all at most, those taken before and then the oldest.
         """
         with self._statement() as cursor:
-            cursor.execute(query("ledger/claim_holds"), {"asked_in": asked_in, "now": self._present()})
+            cursor.execute(query("ledger/claim_holds"), {"asked_in": asked_in, "most": most, "now": self._present()})
             return sorted((Hold(**row) for row in cursor.fetchall()), key=lambda hold: hold.clinic_id)
 
     def unasked_holds(self) -> int:

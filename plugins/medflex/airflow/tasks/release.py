@@ -19,18 +19,28 @@ CLOCK = SystemClock()
 WITHDRAW, KEEP = "Withdraw", "Keep"
 OPTIONS = [WITHDRAW, KEEP]
 """The answers that a person can give."""
+MOST_QUESTIONS = 500
+"""So many questions are asked by one run. Airflow refuses to map tasks over more than 1,024 of them (its setting
+``max_map_length``), and then nobody is asked anything."""
 
 
 @speaking
 def list_holds() -> list[dict[str, Any]]:
     """Take up the holds that nobody has been asked about; return one question per hold.
 
+    Where there are more than one run can ask, the next run is started.
+
     Returns ``{"hold_id", "subject", "body"}`` each: ids, counts and reason codes, never a name.
     """
+    from medflex.airflow.assets import HELD, HELD_ALIAS
+
     context = get_current_context()
     with open_ledger() as ledger:
-        holds = ledger.claim_holds(context["dag_run"].run_id)
+        holds = ledger.claim_holds(context["dag_run"].run_id, MOST_QUESTIONS)
     log.info("%d questions.", len(holds))
+    if len(holds) == MOST_QUESTIONS:
+        log.info("There may be more than one run can ask: medflex_release is started once more.")
+        context["outlet_events"][HELD_ALIAS].add(HELD)
     return [{"hold_id": hold.hold_id, **question(hold.clinic_id, hold.reasons, hold.live)} for hold in holds]
 
 
