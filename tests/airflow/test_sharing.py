@@ -11,7 +11,7 @@ import pytest
 
 from medflex.airflow import sharing
 from medflex.airflow.sharing import ChangeSharer, Shared
-from medflex.clock import SystemClock
+from medflex.clock import Clock, SystemClock
 from medflex.errors import MedflexUnavailableError, ValidationFailedError
 from medflex.ledger.store import Ledger
 from sandbox.medflex.faults import Match
@@ -25,14 +25,14 @@ REFUSE = "UPDATE medlock.patient SET refused_marketing = true, updated_at = now(
 _runs = itertools.count()
 
 
-def share(world: World, most: int = sharing.MOST, **settings: Any) -> Shared:
+def share(world: World, most: int = sharing.MOST, clock: Clock | None = None, **settings: Any) -> Shared:
     """Share what partners changed, as one run of the task does."""
     with world.parts(**settings) as (medlock, ledger, client):
         return ChangeSharer(
             client=client,
             medlock=medlock,
             ledger=ledger,
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             digest_key=DIGEST_KEY.encode(),
             holder=f"run {next(_runs)}/share",
         ).share(most)
@@ -352,12 +352,36 @@ def test_a_run_takes_a_bounded_number_oldest_first_and_stops_before_it_holds_up_
     assert sent.control.records()[first]["status"] == "confirmed"
     monkeypatch.setattr(sharing, "CLINICS_AT_ONCE", 1)
     monkeypatch.setattr(sharing, "LONGEST", timedelta(0))
-    assert numbers(share(sent)) == {"changed": 2, "waiting": 2}
+    # Not so soon that nothing would ever leave.
+    assert numbers(share(sent)) == {"changed": 2, "sent": 1, "waiting": 1}
     monkeypatch.setattr(sharing, "LONGEST", timedelta(minutes=5))
-    assert numbers(share(sent)) == {"changed": 2, "sent": 2}
+    assert numbers(share(sent)) == {"changed": 1, "sent": 1}
     assert sent.shown() == sent.expected()
     # What is older than a day has gone out with a transfer.
     fourth = confirm(sent)
     monkeypatch.setattr(sharing, "WITHIN", timedelta(0))
     assert numbers(share(sent)) == {}
     assert unshared(sent) == {fourth[1]}
+
+
+def test_however_long_it_takes_to_prepare_the_time_to_send_is_what_it_is(
+    sent: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confirm(sent, 1), confirm(sent, 2)
+    late = timedelta(0)
+
+    class Late(SystemClock):
+        def now(self) -> datetime:
+            return super().now() + late
+
+    validate = sharing.require_valid
+
+    def slowly(*arguments: Any) -> int:
+        nonlocal late
+        late += 2 * sharing.LONGEST
+        return validate(*arguments)
+
+    monkeypatch.setattr(sharing, "require_valid", slowly)
+    monkeypatch.setattr(sharing, "CLINICS_AT_ONCE", 1)
+    assert numbers(share(sent, clock=Late())) == {"changed": 2, "sent": 2}

@@ -85,6 +85,30 @@ def test_batches_are_resolved_together_but_for_those_that_somebody_else_has_reso
     assert states(ledger) == {1: ("sent", 1, 11), 3: ("sent", 1, 11)}
 
 
+def test_what_is_known_of_some_records_is_the_same_as_of_all(ledger: Ledger) -> None:
+    """Settled, tried again, begun only, at two lpu_ids; the same ids of another clinic; one that is asked for twice."""
+    ledger.acquire([CLINIC], "task")
+    done = BatchOutcome("acknowledged", 200)
+    ledger.resolve(intent(ledger, [1, 2, 3], [1] * 3, [11, 12, 13]).batch_id, done)
+    ledger.resolve(intent(ledger, [3], [2], None, operation="withdraw").batch_id, done)
+    intent(ledger, [2, 4], [2, 1], [22, 14], extracted_at=NOW)
+    other = ledger.acquire([CLINIC + 1], "task")[CLINIC + 1]
+    for clinic_id, lpu_id, epoch in ((CLINIC, LPU + 1, 1), (CLINIC + 1, LPU + 1, other)):
+        written = ledger.record_intent(
+            run_key=None, clinic_id=clinic_id, lpu_id=lpu_id, operation="send", holder="task", epoch=epoch,
+            appointment_ids=[1, 4], versions=[1, 1], digests=[31, 34],
+        )  # fmt: skip
+    ledger.resolve(written.batch_id, done)
+    key = ["clinic_id", "appointment_id", "lpu_id"]
+    everything = ledger.known([CLINIC, CLINIC + 1]).sort_values(key, ignore_index=True)
+    assert len(everything) == 8
+    of_clinic = everything["clinic_id"] == CLINIC
+    for ids in ([1], [2, 3], [4, 1, 1, 99], []):
+        found = ledger.known([CLINIC] * len(ids), ids).sort_values(key, ignore_index=True)
+        asked = everything[of_clinic & everything["appointment_id"].isin(ids)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, asked)
+
+
 # -- migrations
 
 

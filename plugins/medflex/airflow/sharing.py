@@ -38,9 +38,10 @@ MOST = 2_000
 WITHIN = timedelta(hours=24)
 """What is older has gone out with a daily transfer."""
 LONGEST = timedelta(seconds=60)
-"""After so long no further clinics are begun: the next run, and with it the next answers, would wait."""
+"""After so long of sending no further clinics are begun: the next run, and with it the next answers, would wait. The
+first ones are begun in any case, or nothing would ever leave where preparing it takes long."""
 CLINICS_AT_ONCE = 50
-"""The ledger is asked for all records of so many clinics, and these are kept from other runs, at a time."""
+"""So many clinics are kept from other runs at a time."""
 SOURCE_WITNESSES = tuple(name for name in WITNESS_COLUMNS if name not in ("starts_from", "starts_before"))
 """What the suite *outgoing* wants to see of ROWS beside the records."""
 JUDGED_COLUMNS = ["state", "closed_reason", "opens_at"]
@@ -180,8 +181,7 @@ class ChangeSharer:
             MedlockUnavailableError, LedgerUnavailableError, …: nothing is lost.
         """
         result = Shared()
-        began = self._clock.now()
-        changed = self._ledger.unshared(began - WITHIN, most)
+        changed = self._ledger.unshared(self._clock.now() - WITHIN, most)
         if not changed:
             return result
         # Before the first look at Medlock, so that a copy that is read later is taken for the newer one.
@@ -209,7 +209,7 @@ class ChangeSharer:
                 shard="partner actions",
             )
             require_valid([valid], "no appointment that partners have changed is sent before the next transfer.")
-            self._send(changed, to_send, extracted_at, began, result)
+            self._send(changed, to_send, extracted_at, result)
         return result
 
     def _is_to_be_sent(self, records: pd.DataFrame, rows: pd.DataFrame, clinics: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -217,14 +217,9 @@ class ChangeSharer:
 
         rows: what the records were made of, in the same order.
         """
-        parts = [
-            known[known["appointment_id"].isin(records["id"])]
-            for clinic_ids in _groups(records)
-            if len(known := self._ledger.known(clinic_ids))
-        ]
-        if not parts:
-            return np.ones(len(records), dtype=bool)
-        known = at_present_lpu(pd.concat(parts, ignore_index=True), clinics)
+        # Not all that their clinics have: that is as much as a transfer compares.
+        known = self._ledger.known(records["clinic_id"].tolist(), records["id"].tolist())
+        known = at_present_lpu(known, clinics)
         changes = plan_changes(records, known, resync=False)
         read_at = records[["clinic_id", "id"]].merge(
             known[["clinic_id", "appointment_id", "extracted_at"]],
@@ -237,9 +232,7 @@ class ChangeSharer:
         is_read_behind = read_at.to_numpy("datetime64[us]") >= rows["updated_at"].to_numpy("datetime64[us]")
         return (changes["change"] != Change.UNCHANGED).to_numpy() | ~is_read_behind
 
-    def _send(
-        self, changed: list[Changed], to_send: pd.DataFrame, extracted_at: datetime, began: datetime, result: Shared
-    ) -> None:
+    def _send(self, changed: list[Changed], to_send: pd.DataFrame, extracted_at: datetime, result: Shared) -> None:
         loader = ChangeLoader(
             client=self._client,
             medlock=self._medlock,
@@ -249,8 +242,9 @@ class ChangeSharer:
             run_key=None,
             extracted_at=extracted_at,
         )
-        for clinic_ids in _groups(to_send):
-            if self._clock.now() - began > LONGEST:
+        began = self._clock.now()
+        for number, clinic_ids in enumerate(_groups(to_send)):
+            if number and self._clock.now() - began > LONGEST:
                 break
             records = to_send.loc[to_send["clinic_id"].isin(clinic_ids), list(LOAD_COLUMNS)]
             loaded = loader.load(clinic_ids, lambda records=records: [records])  # type: ignore[misc]

@@ -442,19 +442,21 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
 
     # -- records ----------------------------------------------------------------------------------------------------
 
-    def known(self, clinic_ids: Sequence[int]) -> pd.DataFrame:
+    def known(self, clinic_ids: Sequence[int], appointment_ids: Sequence[int] | None = None) -> pd.DataFrame:
         """Return what is known of these clinics' records.
 
         Columns: ``clinic_id``, ``appointment_id``, ``lpu_id``, ``version`` (int64), ``state`` (str), ``acked_digest``
         (Int64), ``extracted_at`` (datetime64[us, UTC]); one row per record and lpu_id. A record in an intent without
         outcome counts as ``sending``.
+
+        Args:
+            appointment_ids: only these, each of the clinic at the same place in ``clinic_ids``; ``None`` for all.
         """
+        name, settings = "ledger/known", {"medflex.clinic_ids": bigints(clinic_ids)}
+        if appointment_ids is not None:
+            name, settings["medflex.appointment_ids"] = "ledger/known_pairs", bigints(appointment_ids)
         with translated_ledger_errors():
-            frame = read_frame(
-                self._streams,
-                query("ledger/known"),
-                settings={"medflex.clinic_ids": bigints(clinic_ids)},
-            )
+            frame = read_frame(self._streams, query(name), settings=settings)
         return of_types(frame, dict.fromkeys(("clinic_id", "appointment_id", "lpu_id", "version"), "int64"))
 
     def clinics_with_records(self) -> list[int]:
