@@ -49,6 +49,10 @@ class LedgerConflictError(LedgerUnavailableError):
     """The ledger has something already that was to be new."""
 
 
+class LedgerDeadlockError(LedgerUnavailableError):
+    """A transaction of the ledger and another one waited for each other."""
+
+
 class LedgerRefusedError(ConfigurationError):
     """The ledger's database refuses the log-in."""
 

@@ -309,6 +309,17 @@ def test_vanished_rows_beyond_the_threshold_are_held_and_refusals_beside_them_fl
     assert withdraw(sent, [1]).total("withdrawn") == 10
 
 
+def test_records_are_withdrawn_in_the_order_in_which_every_lane_locks_them(sent: World) -> None:
+    """One whose row is gone is found behind all that are there."""
+    gone, *refused = some(sent, 4)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = %s", [gone])
+    sent.edit(REFUSE.format("refused_marketing", "true"), [refused])
+    withdraw(sent, [1])
+    ((ids,),) = sent.read_ledger("SELECT appointment_ids FROM ledger.batch WHERE operation = 'withdraw'")
+    assert {gone, *refused} <= set(ids)
+    assert ids == sorted(ids)
+
+
 def test_what_vanishes_bit_by_bit_is_held_like_what_vanishes_at_once(sent: World) -> None:
     ids = some(sent, 12)
     for start in (0, 4, 8):

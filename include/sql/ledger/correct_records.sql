@@ -39,6 +39,8 @@ corrected AS (
             %(acked_digests)s::bigint[],
             %(patient_ids)s::bigint[]
         ) AS item (appointment_id, version, state, acked_version, acked_digest, patient_id)
+    -- In this order every lane locks records.
+    ORDER BY item.appointment_id
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = greatest(record.version, excluded.version),

@@ -144,15 +144,30 @@ displaced AS (
     RETURNING 1
 ),
 
+to_close AS (
+    SELECT
+        revocation.clinic_id,
+        revocation.appointment_id,
+        revocation.lpu_id
+    FROM item
+    INNER JOIN ledger.revocation AS revocation
+        ON
+            item.clinic_id = revocation.clinic_id
+            AND item.appointment_id = revocation.appointment_id
+            AND item.lpu_id = revocation.lpu_id
+    WHERE (SELECT batch.operation FROM batch) = 'withdraw' AND item.state = 'withdrawn'
+    -- In this order every lane locks revocations, so that no two wait for each other.
+    ORDER BY revocation.clinic_id, revocation.appointment_id, revocation.lpu_id
+    FOR UPDATE OF revocation
+),
+
 closed AS (
     DELETE FROM ledger.revocation AS revocation
-    USING item
+    USING to_close
     WHERE
-        (SELECT batch.operation FROM batch) = 'withdraw'
-        AND item.state = 'withdrawn'
-        AND revocation.clinic_id = item.clinic_id
-        AND revocation.appointment_id = item.appointment_id
-        AND revocation.lpu_id = item.lpu_id
+        revocation.clinic_id = to_close.clinic_id
+        AND revocation.appointment_id = to_close.appointment_id
+        AND revocation.lpu_id = to_close.lpu_id
     RETURNING 1
 )
 

@@ -14,6 +14,8 @@ FROM
         AS clinic (
             clinic_id bigint, lpu_id bigint, is_open boolean, partner_ids bigint[], changed_at timestamptz
         )
+-- Several looks write at once.
+ORDER BY clinic.clinic_id
 ON CONFLICT (clinic_id) DO UPDATE
     SET
         lpu_id = excluded.lpu_id,

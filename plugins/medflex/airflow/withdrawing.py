@@ -650,6 +650,7 @@ class Withdrawer(Writer):
         Args:
             last: clinics of which Medflex may take none: they come behind the others.
         """
+        due = due.sort_values(list(KEY), ignore_index=True)  # In this order every lane locks rows of the ledger.
         # Some clinics at a time: for one that is held, another lane's refusals wait. Those with few records first: a
         # patient's no does not wait for a clinic's.
         counts = due["clinic_id"].value_counts().sort_index().sort_values(kind="stable")

@@ -5,16 +5,18 @@ asks a few numbers need not load pandas.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
 
 from medflex.errors import (
     LedgerConflictError,
+    LedgerDeadlockError,
     LedgerOutdatedError,
     LedgerRefusedError,
     LedgerUnavailableError,
@@ -27,12 +29,31 @@ from medflex.sql import query
 if TYPE_CHECKING:
     from medflex.arrow import Streams
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 STATEMENT_SECONDS = 120
 """So long may one statement take."""
 IDLE_SECONDS = 60
 """How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
 locked, such as the shared rate, would hold up all others until TCP gives up, which takes two hours.
 """
+
+
+def again_after_deadlock(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a transaction once more where Postgres has ended it because it and another one waited for each other.
+
+    For methods that lock many rows. The other one has gone on by then: as an outage it would end a whole look.
+    """
+
+    @wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except LedgerDeadlockError:
+            return method(*args, **kwargs)
+
+    return wrapper
 
 
 class LedgerConnection:
@@ -82,6 +103,7 @@ class LedgerConnection:
         with translated_ledger_errors(), self._connections.get().cursor() as cursor:
             yield cursor
 
+    @again_after_deadlock
     def _for_each(self, name: str, parameters: Sequence[Mapping[str, Any]], *, by: str) -> list[dict[str, Any] | None]:
         """Run a query once for each of these, all in one transaction and one round trip; return the first row of each.
 
@@ -151,17 +173,7 @@ def translated_ledger_errors() -> Iterator[None]:
             "The ledger's tables are missing or old: run python -m medflex.ledger.migrate."
         ) from None
     except psycopg.OperationalError as error:
-        if refused_login(error):
-            raise LedgerRefusedError(
-                "The ledger's database refuses the log-in: check user, password and database of the connection"
-                " medflex_ledger."
-            ) from None
-        if has_no_room(error):
-            raise _no_room() from None
-        raise LedgerUnavailableError(
-            "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
-            " reachable from the workers."
-        ) from None
+        raise _operational(error) from None
     except psycopg.errors.UniqueViolation:
         raise LedgerConflictError(
             "The ledger has a row already that was to be new: another task has written for the same clinic. The next"
@@ -182,6 +194,25 @@ def translated_ledger_errors() -> Iterator[None]:
             "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
             " is up and reachable from the workers."
         ) from None
+
+
+def _operational(error: psycopg.OperationalError) -> MedflexPipelineError:
+    if isinstance(error, psycopg.errors.DeadlockDetected):
+        return LedgerDeadlockError(
+            "A transaction of the ledger and another one waited for each other, so that Postgres has ended it: the next"
+            " attempt begins with what is there now."
+        )
+    if refused_login(error):
+        return LedgerRefusedError(
+            "The ledger's database refuses the log-in: check user, password and database of the connection"
+            " medflex_ledger."
+        )
+    if has_no_room(error):
+        return _no_room()
+    return LedgerUnavailableError(
+        "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
+        " reachable from the workers."
+    )
 
 
 def _no_room() -> LedgerUnavailableError:

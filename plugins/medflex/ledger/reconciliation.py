@@ -8,7 +8,7 @@ from datetime import datetime
 import pandas as pd
 
 from medflex.errors import LeaseLostError
-from medflex.ledger.connection import LedgerConnection
+from medflex.ledger.connection import LedgerConnection, again_after_deadlock
 from medflex.sql import query
 
 
@@ -43,6 +43,7 @@ class Reconciliation(LedgerConnection):
             row = cursor.fetchone()
         return row["at"] if row else None
 
+    @again_after_deadlock
     def correct_records(
         self,
         corrections: pd.DataFrame,

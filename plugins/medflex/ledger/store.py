@@ -22,7 +22,7 @@ from medflex.domain.packing import Shard
 from medflex.errors import LeaseLostError, LedgerConflictError, RunIncompleteError
 from medflex.ledger.actions import PartnerActions
 from medflex.ledger.alerts import Alerts
-from medflex.ledger.connection import translated_ledger_errors
+from medflex.ledger.connection import again_after_deadlock, translated_ledger_errors
 from medflex.ledger.gauges import Gauges
 from medflex.ledger.messages import Messages
 from medflex.ledger.reconciliation import Reconciliation
@@ -545,6 +545,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             return cursor.rowcount
 
+    @again_after_deadlock
     def fold_open_batches(self, clinic_ids: Sequence[int]) -> int:
         """Mark what an interrupted task may have sent as ``sending``; return the number of such batches.
 
@@ -630,6 +631,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             "now": self._present(),
         }
 
+    @again_after_deadlock
     def raise_versions(
         self, clinic_id: int, lpu_id: int, versions: Mapping[int, int], hidden: Sequence[int] = ()
     ) -> None:

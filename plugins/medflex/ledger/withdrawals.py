@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from medflex.arrow import of_types, read_frame
 from medflex.domain.revocations import ABSENCE
 from medflex.errors import BadParameterError
-from medflex.ledger.connection import LedgerConnection, translated_ledger_errors
+from medflex.ledger.connection import LedgerConnection, again_after_deadlock, translated_ledger_errors
 from medflex.sql import bigints, query
 
 KEY = ("clinic_id", "appointment_id", "lpu_id")
@@ -99,6 +99,7 @@ class Withdrawals(LedgerConnection):
         """
         return self._counts("ledger/live_counts", {"clinic_ids": _list(clinic_ids), "in_window": in_window})
 
+    @again_after_deadlock
     def age_out(self, records: pd.DataFrame) -> None:
         """Mark records (``KEY``) as having left the window by the passing of time."""
         with self._statement() as cursor:
@@ -159,6 +160,7 @@ class Withdrawals(LedgerConnection):
             cursor.execute(sql.encode(), parameters)
             return of_types(pd.DataFrame(cursor.fetchall(), columns=columns), dict.fromkeys(KEY, "int64"))
 
+    @again_after_deadlock
     def save_revocations(
         self,
         revocations: pd.DataFrame,
@@ -208,6 +210,7 @@ class Withdrawals(LedgerConnection):
                 )
         return new
 
+    @again_after_deadlock
     def close_revocations(self, records: pd.DataFrame) -> None:
         """Forget revocations (``KEY``) that hold no more."""
         records = records.sort_values(list(KEY))
