@@ -14,6 +14,7 @@ import pytest
 from urllib3.util import connection
 
 from medflex.airflow.columns import Columns
+from medflex.airflow.hooks.medflex import SEND_PATH, NotProcessedError
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.airflow.writing import Batch, Delivery
@@ -30,6 +31,7 @@ from medflex.errors import (
     MedflexUnavailableError,
 )
 from medflex.ledger.store import Ledger
+from sandbox.medflex.faults import Match
 from tests.airflow.world import DIGEST_KEY, World
 
 EXTRACTED_AT = datetime(2026, 11, 22, tzinfo=UTC)
@@ -643,8 +645,6 @@ def test_a_clinic_with_another_lpu_id_is_sent_there_anew(filled: World) -> None:
 
 
 def test_a_clinic_whose_requests_keep_failing_does_not_hold_up_the_others(filled: World) -> None:
-    from sandbox.medflex.faults import Match
-
     records = planned(filled)
     lpu_id = int(records["lpu_id"].iloc[0])
     filled.control.add_fault("status", match=Match(lpu_id=lpu_id), status=500)
@@ -659,8 +659,6 @@ def test_two_clinics_that_wait_for_another_attempt_keep_no_others_waiting(
     filled: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them is among eight batches that were prepared together, of which two such groups are under way."""
-    from sandbox.medflex.faults import Match
-
     monkeypatch.setattr(Loader, "together", 8)
     records = planned(filled)
     first, second, third = (of_one for _, of_one in records.groupby("clinic_id", sort=False))
@@ -835,6 +833,40 @@ def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) 
     assert first.problems[0].transient
     assert totals(load(filled, records, holder="b")) == only(accepted=len(records))
     assert {record["version"] for record in filled.control.records().values()} == {4}
+
+
+def test_a_loader_that_is_stopped_asks_medflex_nothing_more(filled: World) -> None:
+    """Medflex asks for a pause behind a batch of outdated versions: what it shows would be read in that pause."""
+    records = planned(filled)
+    load(filled, records)
+    load(filled, records, resync=True)
+    load(filled, records, resync=True)
+    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:
+        cursor.execute("UPDATE ledger.record SET version = 1, acked_version = 1, acked_digest = 0")
+    filled.control.forget_request_log()
+    pause = filled.control.add_fault("rate_limited", match=Match(path_prefix=SEND_PATH), skip=1, retry_after=3600)
+    result = load(filled, records, clock=FakeClock(), parallel=1, batch_size=50, holder="a")
+    assert totals(result) == only(to_retry=len(records))
+    assert [type(problem) for problem in result.problems] == [MedflexUnavailableError]
+    assert [item["method"] for item in filled.control.request_log()] == ["POST", "POST"]
+    # Nor are versions guessed; the next attempts meet the same verdicts, and number on.
+    assert filled.read_ledger("SELECT max(version) FROM ledger.record") == [(2,)]
+    filled.control.remove_fault(pause)
+    assert totals(load(filled, records, holder="b"))["to_retry"] > 0
+    assert totals(load(filled, records, holder="c")) == only(accepted=len(records))
+
+
+def test_what_is_read_ends_where_all_work_has_stopped(filled: World) -> None:
+    with filled.parts() as (medlock, ledger, client):
+        loader = Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=SystemClock(), holder="h", run_key=None,
+            extracted_at=EXTRACTED_AT,
+        )  # fmt: skip
+        loader._halted = True
+        # Not as if that were all that is shown.
+        with pytest.raises(NotProcessedError):
+            list(loader._visible(int(planned(filled)["lpu_id"].iloc[0])))
+    assert filled.control.request_log() == []
 
 
 def test_requests_are_compressed_and_keep_to_the_contract(filled: World) -> None:

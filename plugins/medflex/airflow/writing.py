@@ -330,8 +330,17 @@ class LeaseHolder(Paced, ABC):
             self._written.numbers[clinic_id].update(numbers)
 
     def _visible(self, lpu_id: int) -> Iterator[dict[str, Any]]:
-        """What partners of a clinic can see now, at the rate that all workers share."""
-        return self._client.visible(lpu_id, self._wait_for_slot)
+        """What partners of a clinic can see now, at the rate that all workers share.
+
+        Raises:
+            NotProcessedError: all work has stopped; what was read so far is not all there is.
+        """
+
+        def pace() -> None:
+            if not self._wait_for_slot():
+                raise NotProcessedError(None)
+
+        return self._client.visible(lpu_id, pace)
 
 
 class Writer(LeaseHolder):
@@ -605,18 +614,22 @@ class Writer(LeaseHolder):
     def _catch_up(self) -> dict[int, int]:
         """Number on from what Medflex shows, where it holds newer versions than the ledger knew of.
 
+        Where all writing has stopped nothing is asked: the next attempt meets the same verdicts.
+
         Returns:
             Clinic → number of such records.
         """
         caught_up: dict[int, int] = {}
         for (clinic_id, lpu_id), ids in self._outdated.items():
+            if self._halted:
+                break
             with self._contained():
                 try:
                     shown = {item["id"]: item["version"] for item in self._visible(lpu_id) if item["id"] in ids}
                 except (NotProcessedError, UnknownOutcomeError):
                     shown = {}
                 self._ledger.raise_versions(clinic_id, lpu_id, shown, sorted(ids - shown.keys()))
-            caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
+                caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
         self._outdated.clear()
         return caught_up
 
