@@ -268,6 +268,25 @@ def test_what_a_patient_says_holds_though_no_appointment_leads_to_them(
     assert reasons(there) == []
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_where_clinics_have_patients_of_one_id_any_ones_no_counts(order: list[int]) -> None:
+    """The record tells an id only; and such a clinic must not keep all others' refusals from being found."""
+    judged = judge_access(clinics({}), NOW)
+    windows = clinic_windows(judged, NOW, NOW, cut_to_today=False)
+    namesakes = patients(
+        {"updated_at": CHANGED - timedelta(days=9), "refused_marketing": True},
+        {"updated_at": pd.NaT, "refused_notifications": None},
+        {},
+    ).iloc[order]
+    shown = live({}, {"appointment_id": 200, "patient_id": 8})
+    found = find_revocations(
+        shown, present(), judged, windows, patients=pd.concat([namesakes, patients({"patient_id": 8})])
+    )
+    assert reasons(found) == [Reason.REFUSED_NOTIFICATIONS, Turned.APPOINTMENT_GONE]
+    assert found["by_absence"].tolist() == [False, True]
+    assert found["revoked_at"].iloc[0] == CHANGED
+
+
 def test_an_appointment_without_a_patient_is_a_broken_reference_and_no_other_persons() -> None:
     now = present({"patient_id": None, "patient_found": False})
     assert reasons(find(live({}), now)) == [Reason.REFERENCE_BROKEN]

@@ -232,18 +232,21 @@ def _rows_of(live: pd.DataFrame, present: pd.DataFrame, at: Places) -> pd.DataFr
 def _said(live: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
     """What the patients whose data is shown say, by ``PATIENTS``: a column per reason, and ``updated_at``.
 
-    In the order of ``live``; of a patient who is not in ``patients`` nobody knows a no.
+    In the order of ``live``; of a patient who is not in ``patients`` nobody knows a no. Where clinics have patients of
+    one id, any one's no counts, with the latest stamp: whose data is shown, the record does not tell.
     """
     if patients is None:
         nobody = pd.DataFrame(False, index=range(len(live)), columns=sorted(_OF_PATIENT))
         return nobody.assign(updated_at=pd.Series(pd.NaT, index=range(len(live)), dtype="datetime64[us, UTC]"))
     ids = live["patient_id"].astype("Int64").fillna(-1).astype("int64")
-    place = pd.Index(patients["patient_id"]).get_indexer(ids)
     # Only a flag that is exactly false permits (R16).
-    noes = {reason: ~patients[str(reason)].eq(False).fillna(False).to_numpy(dtype=bool) for reason in _OF_PATIENT}
+    noes = {reason: ~patients[str(reason)].eq(False).fillna(False).astype("bool") for reason in sorted(_OF_PATIENT)}
+    each = pd.DataFrame(noes).groupby(patients["patient_id"]).any()
+    stamps = patients.groupby("patient_id")["updated_at"].max()
+    place = each.index.get_indexer(pd.Index(ids))
     # Position −1, patient not there, is the appended one.
-    said = {reason: np.append(noes[reason], False)[place] for reason in sorted(_OF_PATIENT)}
-    return pd.DataFrame(said).assign(updated_at=patients["updated_at"].array.take(place, allow_fill=True))
+    said = {reason: np.append(each[reason].to_numpy(dtype=bool), False)[place] for reason in noes}
+    return pd.DataFrame(said).assign(updated_at=stamps.array.take(place, allow_fill=True))
 
 
 def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
