@@ -5,6 +5,7 @@ asks a few numbers need not load pandas.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,6 +40,9 @@ IDLE_SECONDS = 60
 locked, such as the shared rate, would hold up all others until TCP gives up, which takes two hours.
 """
 
+DEADLOCK_SECONDS = 0.5
+"""So long after a deadlock the transaction that was ended is run once more."""
+
 
 def again_after_deadlock(method: Callable[P, T]) -> Callable[P, T]:
     """Run a transaction once more where Postgres has ended it because it and another one waited for each other.
@@ -51,6 +55,8 @@ def again_after_deadlock(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **kwargs)
         except LedgerDeadlockError:
+            # At once it could be back at the first row before the other one, which waits there, has woken up.
+            time.sleep(DEADLOCK_SECONDS)
             return method(*args, **kwargs)
 
     return wrapper
