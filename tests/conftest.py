@@ -282,10 +282,14 @@ def filled_world(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Any]:
     """A world whose Medlock has 600 appointments of three open clinics, which Medflex knows."""
+    from tests.airflow.world import see_to_midnights
+
     name = f"medlock_{next(_numbers)}"
     postgres.create_database(name, "medlock_owner", template=_filled_template)
     _allow_product(postgres, name)
     owner, app, actions = (postgres.uri(name, role) for role in ("medlock_owner", "medlock_app", "medlock_actions"))
+    # The template may be older than the hour before this midnight.
+    see_to_midnights(owner)
     for made in _world((owner, app, actions, ledger_db), _medflex_process, tmp_path, monkeypatch):
         made.introduce_clinics()
         yield made

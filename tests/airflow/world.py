@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -18,10 +19,12 @@ from medflex.airflow.hooks.medlock import Medlock
 from medflex.ledger.store import Ledger
 from sandbox.medflex.control import Control
 from sandbox.medflex.process import MedflexProcess
-from sandbox.medlock.generate import clinic_offsets, generate
+from sandbox.medlock.generate import DAYS_AHEAD, DAYS_BACK, ZONES, clinic_offsets, generate
 from tests.domain.oracles.loop import expected_records
 
 DIGEST_KEY = "a digest key for tests only"
+LONGEST_TEST = timedelta(hours=1)
+"""No test takes longer; so far ahead a midnight is seen to."""
 
 
 def fill(uri: str, **size: Any) -> None:
@@ -32,6 +35,35 @@ def fill(uri: str, **size: Any) -> None:
             "UPDATE medlock.medflex_access SET changed_at = now() - interval '2 days'"
             " WHERE enabled AND changed_at BETWEEN now() - interval '24 hours' AND now()"
         )
+    see_to_midnights(uri)
+
+
+def see_to_midnights(uri: str, now: datetime | None = None) -> None:
+    """Let no clinic's midnight that comes during a test change what lies in the window (R6).
+
+    Else the test fails that is sending before and looks after it. At midnight the window's first day leaves it, and the
+    day behind its last one enters. What begins on those days is moved a day on, to where it is inside or outside
+    before midnight as after it. Clinics whose midnight is far away keep the edges that they were generated with.
+    """
+    now = now or datetime.now(UTC)
+    with psycopg.connect(uri) as connection:
+        clinics = connection.execute(
+            "SELECT id, timezone FROM medlock.clinic WHERE timezone = ANY(%s)", [list(ZONES)]
+        ).fetchall()
+        for clinic_id, name in clinics:
+            zone = ZoneInfo(name)
+            today = now.astimezone(zone).date()
+            if (now + LONGEST_TEST).astimezone(zone).date() == today:
+                continue
+            for days in (-DAYS_BACK, DAYS_AHEAD + 1):
+                begin, end = (
+                    datetime.combine(today + timedelta(days=number), time(), zone) for number in (days, days + 1)
+                )
+                connection.execute(
+                    "UPDATE medlock.appointment SET starts_at = starts_at + interval '1 day',"
+                    " ends_at = ends_at + interval '1 day' WHERE clinic_id = %s AND starts_at >= %s AND starts_at < %s",
+                    [clinic_id, begin, end],
+                )
 
 
 @dataclass
