@@ -7,8 +7,8 @@ and it trusts whoever reaches its socket. Here:
 * as root, which Postgres refuses to run as, it runs as the existing user ``nobody`` and keeps the one capability that
   lets it pass folders closed to others (``CAP_DAC_OVERRIDE``), so that a clone below a 0700 home works and neither
   users nor permissions outside the data folder change;
-* it listens on 127.0.0.1 only, on a port chosen when the cluster is first used, without any Unix socket (whose path
-  may not be longer than 107 bytes), and asks every role for its password.
+* it listens on 127.0.0.1 only, on a port chosen when the cluster is first used and kept from others until it runs,
+  without any Unix socket (whose path may not be longer than 107 bytes), and asks every role for its password.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Cluster:
         self.durable = durable
         self.pgdata = self.data_dir / "pgdata"
         self.log = self.data_dir / "postgres.log"
+        self._held: socket.socket | None = None
 
     # Settings that outlive the process
 
@@ -80,7 +81,9 @@ class Cluster:
         file = self.data_dir / "port"
         if not file.exists():
             self._make_data_dir()
-            file.write_text(str(free_port()))
+            self._let_go_of_port()
+            self._held = _bound(0)
+            file.write_text(str(self._held.getsockname()[1]))
         return int(file.read_text())
 
     def password(self, role: str) -> str:
@@ -117,9 +120,11 @@ class Cluster:
             )  # fmt: skip
             if started.returncode != 0:
                 raise PostgresError(f"The embedded Postgres did not start: see its log {self.log}.")
+            self._let_go_of_port()
 
     def stop(self) -> None:
         """Stops the server and waits for its end; does nothing when it is not running. Raises ``PostgresError``."""
+        self._let_go_of_port()
         if not self.data_dir.exists():
             return
         with self._lock():
@@ -198,6 +203,11 @@ class Cluster:
 
     def _make_data_dir(self) -> None:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _let_go_of_port(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _initialise(self) -> None:
         shutil.rmtree(self.pgdata, ignore_errors=True)  # what an interrupted initdb left
@@ -288,14 +298,28 @@ class Cluster:
         _write_private(self.data_dir / "passwords.json", json.dumps(self._passwords() | {role: password}, indent=1))
 
 
+def _bound(port: int) -> socket.socket:
+    """A socket that has ``port`` but does not listen there (0: any free one). Raises ``OSError`` when it is taken.
+
+    As long as it is open the system gives the port to nobody who asks for any. Postgres, which asks for this one and
+    lets its address be used again as this socket does, may listen there all the same.
+    """
+    made = socket.socket()
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((HOST, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-        return False
+    try:
+        _bound(port).close()
+    except OSError:
+        return True
+    return False
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -102,6 +102,20 @@ def test_takes_another_port_when_its_own_is_taken(cluster: Cluster) -> None:
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_a_port_that_was_told_before_the_start_is_not_taken_by_others_meanwhile(tmp_path: Path) -> None:
+    """Its address may stand in somebody's settings long before it runs."""
+    cluster = Cluster(tmp_path / "later", durable=False)
+    address = cluster.uri("postgres")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((HOST, cluster.port))
+    try:
+        cluster.start()
+        with psycopg.connect(address) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        cluster.remove()
+
+
 def test_comes_back_after_a_crash(cluster: Cluster) -> None:
     with cluster.connect() as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
