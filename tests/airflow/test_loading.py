@@ -248,7 +248,8 @@ def test_intents_are_durable_before_the_first_byte_and_resolved_after(filled: Wo
 def test_a_passing_fault_costs_nothing(filled: World, fault: str, settings: dict[str, Any]) -> None:
     records = planned(filled)
     filled.control.add_fault(fault, times=2, **settings)
-    result = load(filled, records, timeout=0.5, attempts=6)
+    # Only what has to run into it gets so little time: on a busy machine a reply takes its time, too.
+    result = load(filled, records, timeout=0.5 if fault.startswith("timeout") else 5.0, attempts=6)
     assert totals(result) == only(accepted=len(records)), result.problems
     # Under the same key, so the effect happened once: no record has got a second version.
     assert {record["version"] for record in filled.control.records().values()} == {1}
@@ -268,7 +269,7 @@ def test_a_lasting_fault_loses_nothing_and_the_next_attempt_heals_it(
 ) -> None:
     records = planned(filled)
     fault_id = filled.control.add_fault(fault, **settings)
-    result = load(filled, records, timeout=0.3, attempts=2, batch_size=50)
+    result = load(filled, records, timeout=0.3 if fault.startswith("timeout") else 5.0, attempts=2, batch_size=50)
     assert [type(problem) for problem in result.problems] == [MedflexUnavailableError]
     assert sum(totals(result).values()) == len(records)
     assert totals(result)[number] > 0

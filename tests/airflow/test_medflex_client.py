@@ -304,11 +304,12 @@ def test_a_status_that_leaves_the_effect_open_is_unknown(status: int) -> None:
 def test_trouble_after_the_body_has_left_is_unknown_and_the_same_key_heals_it(
     medflex: MedflexProcess, fault: str, settings: dict[str, Any], what: str
 ) -> None:
-    to = of(medflex, timeout=0.3)
+    # Only what has to run into it gets so little time: on a busy machine a reply takes its time, too.
+    to = of(medflex, timeout=0.3) if fault.startswith("timeout") else of(medflex)
     medflex.control.add_fault(fault, times=1, **settings)
     with pytest.raises(UnknownOutcomeError, match=f"^{what}$"):
         send(to, [record(1)])
-    # With another client: the one above is impatient.
+    # With another client: the one above may be impatient.
     assert send(of(medflex), [record(1)]).accepted == {1}
     assert len(medflex.control.applied()) == 1
 

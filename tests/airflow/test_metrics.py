@@ -179,7 +179,9 @@ def test_requests_are_counted_by_how_they_ended(
     if fault:
         medflex.control.add_fault(fault, times=1, **settings)
     url = medflex.url if fault else f"http://127.0.0.1:{free_port()}"
-    client = MedflexClient(MedflexSettings(url, medflex.token, timeout=0.5), metrics.RequestMetrics())
+    # On a busy machine what is no time-out must not become one.
+    timeout = 0.5 if status == "timeout" else 10.0
+    client = MedflexClient(MedflexSettings(url, medflex.token, timeout=timeout), metrics.RequestMetrics())
     with statsd() as server, airflow_sends_to(server.port, monkeypatch):
         with pytest.raises(error):
             client.actions(None)
@@ -188,7 +190,7 @@ def test_requests_are_counted_by_how_they_ended(
         ("c", 1)
     ]
     ((_, milliseconds),) = server.values["medflex.request.time", frozenset({("operation", "read_actions")})]
-    assert (milliseconds >= 500) == (status == "timeout")
+    assert milliseconds >= 500 if status == "timeout" else milliseconds < 10_000
 
 
 # -- what is open ----------------------------------------------------------------------------------------------------
