@@ -152,6 +152,16 @@ def test_consent_is_read_as_committed_now_and_a_deleted_appointment_has_no_row(m
     assert medlock.consent_now([1], []).empty
 
 
+def test_the_last_look_reads_starts_to_the_microsecond_and_a_far_off_one_as_none(medlock: Medlock, small: str) -> None:
+    starts = datetime(2099, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    appointment(small, 101, starts_at=starts)
+    appointment(small, 102)
+    run(small, "UPDATE medlock.appointment SET starts_at = 'infinity' WHERE id = 102")
+    now = medlock.consent_now([1], [101, 102]).sort_values("appointment_id")
+    micros = (starts - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    assert now["starts"].tolist() == [micros, pd.NA]
+
+
 def test_windows_are_cut_to_the_microsecond(medlock: Medlock, small: str) -> None:
     begin = datetime(2026, 11, 22, 20, 59, 59, 999_999, tzinfo=UTC)
     tick = timedelta(microseconds=1)

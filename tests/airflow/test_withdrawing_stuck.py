@@ -10,13 +10,25 @@ from typing import Any
 
 import pytest
 
+from medflex.airflow import withdrawing, writing
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.ledger import watches
-from tests.airflow.test_loading import load, planned
+from sandbox.medflex.faults import Match
+from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import of_clinic
 from tests.airflow.test_sweeping import OneClinicAtATime, in_minutes, sweep, write_ledger
-from tests.airflow.test_withdrawing import REFUSE, SWITCHES, numbers, of_patients, quick, shown_ids, some, withdraw
+from tests.airflow.test_withdrawing import (
+    REFUSE,
+    SWITCHES,
+    numbers,
+    of_patients,
+    quick,
+    shown_ids,
+    some,
+    withdraw,
+    withdrawer,
+)
 from tests.airflow.world import World
 
 
@@ -195,3 +207,83 @@ def test_a_sweep_that_was_asked_for_while_one_was_under_way_follows_it(sent: Wor
     clock.sleep(1)
     assert sweep(sent, clock=clock).total("withdrawn") == 1
     assert not quick(sent, clock=in_minutes(200)).sweep_is_due
+
+
+def test_clinics_with_few_records_that_medflex_takes_again_are_all_brought_over_at_once(
+    many: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of them are tried in one look."""
+    monkeypatch.setattr(withdrawing, "_PROBES", 2)
+    clinic_ids = _clinics(many)
+    faults = [
+        many.control.add_fault("status", match={"lpu_id": of_clinic(many, clinic_id)}, status=404)
+        for clinic_id in clinic_ids
+    ]
+    many.edit("UPDATE medlock.medflex_access SET enabled = false")
+    quick(many)
+    assert len(_stuck(many)) == len(clinic_ids) > 4
+    for fault in faults:
+        many.control.remove_fault(fault)
+    looks = 1
+    while quick(many, clock=in_minutes(10 + looks)).is_cut_short:
+        looks += 1
+        assert looks < 20
+    assert _shown(many) == set()
+    assert looks == -(-len(clinic_ids) // 2)
+    assert _stuck(many) == []
+
+
+def test_batches_that_fail_for_long_end_a_look_also_where_others_are_answered_in_between(
+    many: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_FAILING_SECONDS", 90.0)
+    path = Match(path_prefix="/appointments/withdraw/")
+    many.control.add_fault("status", match=path, status=500, every=2)
+    many.edit("UPDATE medlock.medflex_access SET enabled = false")
+
+    class Waiting(FakeClock):
+        def now(self) -> datetime:
+            return self.time
+
+    clock = Waiting()
+    before = len(many.control.request_log())
+    with withdrawer(many, clock=clock, attempts=1, parallel=1) as writer:
+        post = writer._client.post_batch
+
+        def slowly(*arguments: Any) -> Any:
+            clock.sleep(60.0)
+            return post(*arguments)
+
+        writer._client.post_batch = slowly  # type: ignore[assignment]
+        writer.quick()
+    # One that is answered, one that fails, another that is answered, and the second one that fails.
+    assert len([item for item in many.control.request_log()[before:] if item["method"] == "POST"]) == 4
+
+
+def test_a_sweep_that_was_asked_for_is_due_when_the_last_one_allows_it(sent: World) -> None:
+    class Few(Withdrawer):
+        most_edits = 20
+
+    write_ledger(
+        sent,
+        "UPDATE ledger.watch SET value = value || '{\"seconds\": 60.0}', looked_at = %s WHERE name = %s",
+        [in_minutes(0).now(), watches.SWEEP],
+    )
+    sent.edit("UPDATE medlock.appointment SET updated_at = now()")
+    assert not quick(sent, Few, clock=in_minutes(1)).sweep_is_due
+    assert quick(sent, clock=in_minutes(11)).sweep_is_due
+
+
+def test_appointments_with_several_causes_count_once_towards_too_many_edits(sent: World) -> None:
+    class Few(Withdrawer):
+        most_edits = 20
+
+    ids = [row[0] for row in sent.read("SELECT id FROM medlock.appointment ORDER BY id LIMIT 21")]
+    # As ever long ago but for these, which are found as edited and as anonymous.
+    for table in ("appointment", "patient", "doctor"):
+        sent.edit(f"UPDATE medlock.{table} SET updated_at = now() - interval '3 days'")
+    for number, is_due in ((20, False), (21, True)):
+        sent.edit(
+            "UPDATE medlock.appointment SET updated_at = now(), is_anonymous = true WHERE id = ANY(%s)", [ids[:number]]
+        )
+        assert quick(sent, Few, clock=in_minutes(0.1)).sweep_is_due is is_due

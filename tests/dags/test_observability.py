@@ -141,7 +141,7 @@ def test_withdrawals_actions_and_reconciliation_tell_theirs(
     """The task functions themselves, without a scheduler."""
     assert not load(filled_world, planned(filled_world), extracted_at=datetime.now(UTC)).problems
     run = SimpleNamespace(dag_id="medflex_test", run_id="r", run_type="manual", conf={})
-    context = {"dag_run": run, "params": {}, "outlet_events": defaultdict(MagicMock)}
+    context = {"dag_run": run, "params": {}, "outlet_events": defaultdict(MagicMock), "triggering_asset_events": {}}
     for module in (actions, reconcile, withdraw):
         monkeypatch.setattr(module, "get_current_context", lambda: context)
     withdraw.withdraw_revoked_now()

@@ -1,6 +1,6 @@
 -- Purpose:    the appointments for which something may have been revoked since an instant: their own row changed, or
 --             their patient's or doctor's did and says no now. Rows that are gone leave no stamp: deleted_rows.sql.
--- Grain:      one row per appointment and cause, the newest change first.
+-- Grain:      one row per appointment, the newest change first.
 -- Parameters: since timestamptz, of what says no now; edited_since timestamptz, of other changes of the own row; most
 --             bigint, no more rows than that
 -- Personal:   none.
@@ -57,5 +57,6 @@ FROM (
     INNER JOIN medlock.appointment AS appointment ON doctor.id = appointment.doctor_id
     WHERE doctor.updated_at >= %(since)s AND doctor.medflex_banned IS NOT FALSE
 ) AS found
-ORDER BY found.changed_at DESC
+GROUP BY found.clinic_id, found.appointment_id
+ORDER BY max(found.changed_at) DESC
 LIMIT %(most)s

@@ -11,8 +11,10 @@ WITH found AS MATERIALIZED (
         appointment.id,
         appointment.patient_id,
         appointment.doctor_id,
-        -- In floats, which are exact here and cheap.
-        (date_part('epoch', appointment.starts_at) * 1000000)::bigint AS starts,
+        -- In floats, which are cheap, and exact until 2106. One that is not to begin ever ('infinity') is in no window.
+        CASE
+            WHEN isfinite(appointment.starts_at) THEN (date_part('epoch', appointment.starts_at) * 1000000)::bigint
+        END AS starts,
         appointment.is_anonymous
     FROM medlock.appointment AS appointment
     WHERE

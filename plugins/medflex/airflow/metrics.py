@@ -25,7 +25,7 @@ from medflex.airflow.hooks.medflex import AnswerTaken, NoReply, Operation
 from medflex.domain.access import AccessState
 from medflex.domain.drift import Drift
 from medflex.domain.funnel import NUMBERS
-from medflex.domain.last_look import Turned
+from medflex.domain.last_look import ERASED, Turned
 from medflex.domain.partner_actions import ActionType, Ruling
 from medflex.domain.reasons import REASONS, WITHHOLDING
 from medflex.domain.revocations import Revoked
@@ -58,7 +58,7 @@ def _codes(*enums: Iterable[Any]) -> tuple[str, ...]:
 
 REASONS_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "withhold": _codes(REASONS),
-    "last_look": _codes(WITHHOLDING, Turned),
+    "last_look": _codes(WITHHOLDING, ERASED, Turned),
     "revoke": _codes(REASONS, Turned, Revoked),
 }
 """Stage → the reasons that can be given there."""

@@ -150,6 +150,18 @@ class WithdrawResult(WriteResult):
         ]
 
 
+@dataclass(frozen=True)
+class _Stuck:
+    """Of which clinics (with ``lpu_id``) Medflex has not taken withdrawals in earlier looks.
+
+    known: as it was noted. waiting: those of which something still waits, and whether that is more than is tried in
+    this look; ``None``: none of it is tried.
+    """
+
+    known: set[tuple[int, int]]
+    waiting: dict[tuple[int, int], bool | None]
+
+
 class Withdrawer(Writer):
     """Takes back what may no longer be shared. It takes clinics over from any other work (see the lease).
 
@@ -315,22 +327,25 @@ class Withdrawer(Writer):
                 if key not in not_swept
             },
         )
-        self._withdraw(due, last={clinic_id for clinic_id, _ in stuck})
+        self._withdraw(due, last={clinic_id for clinic_id, _ in stuck.waiting})
         self._note_stuck(stuck, now, watch[watches.CONSENT])
         return self._result
 
-    def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool, dict[tuple[int, int], bool]]:
+    def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool, _Stuck]:
         """Choose what of earlier looks this one brings over, no more than it has time for.
 
         What Medflex has not taken last time keeps nothing else from its turn: of some of it one request is tried.
 
         Returns:
-            REVOCATIONS_KEPT; whether there is more than that; the clinics (with ``lpu_id``) of which Medflex has not
-            taken it, and whether more of them waits than is tried now (``False``: none is tried).
+            REVOCATIONS_KEPT; whether there is more than that; of which clinics Medflex has not taken it.
         """
-        at, _ = self._ledger.watch(watches.SWEEP) or (None, {})
-        besides = at if at is not None and at <= now < at + _PIECE else None
-        waiting = self._ledger.revocations_waiting(besides=besides)
+        while True:
+            at, _ = self._ledger.watch(watches.SWEEP) or (None, {})
+            besides = at if at is not None and at <= now < at + _PIECE else None
+            waiting = self._ledger.revocations_waiting(besides=besides)
+            # What a piece of a sweep has saved in between is not among them.
+            if (self._ledger.watch(watches.SWEEP) or (None, {}))[0] == at:
+                break
         _, noted = self._ledger.watch(watches.STUCK) or (None, {})
         known = {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
         pairs = list(zip(waiting["clinic_id"].tolist(), waiting["lpu_id"].tolist(), strict=True))
@@ -342,27 +357,32 @@ class Withdrawer(Writer):
         probed = waiting[is_stuck].iloc[np.argsort([self._jitter() for _ in range(is_stuck.sum())])[:_PROBES]]
         tried = probed.assign(records=probed["records"].clip(upper=self._settings.batch_size))
         left = self._ledger.some_revocations(pd.concat([wanted[wanted["records"] > 0], tried]), besides=besides)
-        stuck = dict.fromkeys((pair for pair, holds in zip(pairs, is_stuck, strict=True) if holds), False)
+        stuck: dict[tuple[int, int], bool | None] = dict.fromkeys(
+            (pair for pair, holds in zip(pairs, is_stuck, strict=True) if holds), None
+        )
         has_more = (probed["records"] > tried["records"]).tolist()
         stuck |= dict(
             zip(zip(probed["clinic_id"].tolist(), probed["lpu_id"].tolist(), strict=True), has_more, strict=True)
         )
-        return left, bool(free["records"].sum() > self.narrowed_rows), stuck
+        return left, bool(free["records"].sum() > self.narrowed_rows), _Stuck(known, stuck)
 
-    def _note_stuck(self, stuck: Mapping[tuple[int, int], bool], now: datetime, noted: Mapping[str, Any]) -> None:
-        """Keep in the ledger of which clinics Medflex takes no withdrawals; of one that it takes again, go on at once.
+    def _note_stuck(self, stuck: _Stuck, now: datetime, noted: Mapping[str, Any]) -> None:
+        """Keep in the ledger of which clinics Medflex takes no withdrawals; where it takes some again, go on at once.
 
         Args:
-            stuck: what ``_left_over`` has returned.
             noted: what this look has noted.
         """
-        tried = {pair for pair, has_more in stuck.items() if has_more and pair[0] not in self._lost}
-        freed = set() if self._halted else tried - self._hopeless
+        freed = {
+            pair
+            for pair, has_more in stuck.waiting.items()
+            if has_more is not None and not self._halted and pair not in self._hopeless and pair[0] not in self._lost
+        }
         # Where nobody gets through, that says nothing of those whose turn it was.
-        still = (set(stuck) - freed) | (set() if self._unreachable else self._hopeless)
-        if still or stuck:
+        still = (stuck.waiting.keys() - freed) | (set() if self._unreachable else self._hopeless)
+        if still != stuck.known:
             self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still)})
-        if freed and not self._result.is_cut_short:
+        is_more = any(stuck.waiting[pair] for pair in freed) or None in stuck.waiting.values()
+        if freed and is_more and not self._result.is_cut_short:
             self._result.is_cut_short = True
             self._ledger.note_watch(watches.CONSENT, now, {"cut_short_since": now.isoformat(), **noted})
 
@@ -494,9 +514,10 @@ class Withdrawer(Writer):
         return min(at, last_look) - OVERLAP
 
     def _let_sweep(self, now: datetime) -> None:
-        """Make a sweep due, though no rows were deleted."""
+        """Ask for a sweep, though no rows were deleted; when it may be made, the last one tells."""
         self._ledger.note_watch(watches.SWEEP_ASKED, now, {})
-        self._result.sweep_is_due = True
+        last = self._ledger.watch(watches.SWEEP)
+        self._result.sweep_is_due |= _sweep_is_due(last, self._medlock.deleted_rows(), now, (now, {}))
 
     def _judge(self, live: pd.DataFrame, now: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""

@@ -52,8 +52,9 @@ LOOK_SECONDS = 1.0
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
 """So many clinics one after the other whose requests keep failing mean that Medflex itself is failing."""
-_MOST_FAILING = 30
-"""So many of them do so also where others are answered in between: each may wait for time-outs."""
+_FAILING_SECONDS = 600.0
+"""So long in all may batches that fail keep others waiting, also where these are answered in between: each time-out
+takes a minute."""
 _MOST_ROUNDS = 20
 """How often a clinic may be taken over by withdrawals before its records are left for the next attempt."""
 
@@ -196,7 +197,7 @@ class LeaseHolder(Paced, ABC):
         self._hopeless: set[tuple[int, int]] = set()
         self._taken_over: set[int] = set()
         self._failing: set[int] = set()
-        self._failing_in_a_row: set[int] = set()
+        self._failing_seconds = 0.0
         self._unreachable = False
         self._renewed = clock.now()
         self._outdated: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -313,8 +314,7 @@ class LeaseHolder(Paced, ABC):
         if isinstance(error, MedflexUnavailableError):
             with self._lock:
                 self._failing.add(clinic_id)
-                self._failing_in_a_row.add(clinic_id)
-                self._halted |= len(self._failing_in_a_row) >= _FAILING_CLINICS or len(self._failing) >= _MOST_FAILING
+                self._halted |= len(self._failing) >= _FAILING_CLINICS
         elif not isinstance(error, MedflexContractError):
             self._halted = True
 
@@ -493,6 +493,7 @@ class Writer(LeaseHolder):
             answered: takes it up when it is; what is in there is written down before any longer wait.
         """
         failure, everywhere, turned_away = "", False, False
+        begun = self._clock.now()
         for number in range(self._settings.attempts):
             if number:
                 self._settle(answered)
@@ -533,7 +534,9 @@ class Writer(LeaseHolder):
                 return
             if delivery.retry_after:
                 self._pause(delivery.retry_after)
-        self._halted |= everywhere
+        with self._lock:
+            self._failing_seconds += (self._clock.now() - begun).total_seconds()
+            self._halted |= everywhere or self._failing_seconds > _FAILING_SECONDS
         self._unreachable |= everywhere
         raise unavailable(failure)
 
@@ -568,7 +571,7 @@ class Writer(LeaseHolder):
         assert reply is not None  # noqa: S101 - for the type checker: only what is answered comes here
         with self._lock:
             # It answers others.
-            self._failing_in_a_row.clear()
+            self._failing.clear()
             if reply.outdated:
                 self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
         self._acknowledged(delivery, reply)

@@ -15,6 +15,8 @@ from medflex.domain.reasons import Reason
 from medflex.domain.window import utc_instants
 
 PERMITTED = ""
+ERASED = (Reason.PHONE_MISSING, Reason.NAME_MISSING)
+"""Of the reasons for quarantine those that are asked for again: what was read before must not leave when it is gone."""
 
 
 class Turned(StrEnum):
@@ -88,9 +90,10 @@ def last_look(prepared: pd.DataFrame, present: pd.DataFrame, clinics: pd.DataFra
         (Turned.PARTNER_GONE, unknown_partner(prepared["clinic_id"], prepared["partners"], clinics)),
         (Turned.LPU_CHANGED, lpu_now != _ids(prepared["lpu_id"], -2)),
         (Turned.MOVED_OUT_OF_WINDOW, ~_starts_before(present, windows)[at]),
-        # Erased since: what was read before must not leave for that.
-        (Reason.PHONE_MISSING, ~flags(present["has_phone"])[0][at]),
-        (Reason.NAME_MISSING, ~flags(present["has_name"])[0][at]),
+        *(
+            (reason, ~flags(present[name])[0][at])
+            for reason, name in zip(ERASED, ("has_phone", "has_name"), strict=True)
+        ),
     ]
     for reason, holds in turned:
         if holds.any():

@@ -206,10 +206,10 @@ class Medlock:
         Args:
             since: of what says no now: the appointment itself, its patient, its doctor.
             edited_since: of other changes of the appointment.
-            most: rows, of which an appointment may have several.
+            most: so many of them.
         """
         parameters = {"since": since, "edited_since": edited_since, "most": most}
-        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64").drop_duplicates()
+        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64")
 
     def changed_patients(self, since: datetime, *, most: int) -> list[int]:
         """Return the ids of the patients whose row changed since then and says no now, ``most`` of those that changed
