@@ -385,9 +385,9 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
     if facts.sweep_stands_since is not None and facts.as_of - facts.sweep_stands_since > limits.sweep:
         found[AlertKind.SWEEP_STOPPED] = _Condition(
             facts.sweep_stands_since,
-            f"Rows were deleted in Medlock, or all that partners see was never looked at, and since"
-            f" {_at(facts.sweep_stands_since)} nobody has come further with that: see whether medflex_sweep is paused"
-            " or why its task fails.",
+            "Rows were deleted in Medlock, or more were edited at once than a look goes over, or all that partners see"
+            f" was never looked at, and since {_at(facts.sweep_stands_since)} nobody has come further with that: see"
+            " whether medflex_sweep is paused or why its task fails.",
             {"minutes": int((facts.as_of - facts.sweep_stands_since).total_seconds() // 60)},
         )
     if facts.critical_clinics and facts.critical_since is not None:
