@@ -17,10 +17,12 @@ from psycopg.types.json import Jsonb
 from medflex.domain.access import AccessState
 from medflex.domain.alerts import CALM, AlertKind, Clear, Failure, Limits, Raise, RaiseAnew, judge
 from medflex.domain.packing import Shard
+from medflex.ledger import alerts as ledger_alerts
 from medflex.ledger import watches
 from medflex.ledger.alerts import AlertLedger
 from medflex.ledger.retention import LedgerRetention
 from medflex.ledger.store import BatchOutcome, Ledger, Run
+from medflex.sql import query
 from tests.ledger.times import NOW, Time
 
 DAG = "medflex_transfer"
@@ -518,6 +520,46 @@ def test_what_medflex_rejects_is_told_by_the_fields_it_names(scene: Scene) -> No
     assert alert.facts == {"rejected": 150, "judged": 155}
     assert "rejected 150 of 155 records of the transfer" in alert.sentence
     assert "most of all for client.mobile_phone, times; partners" in alert.sentence
+
+
+def test_the_fields_are_looked_up_once_and_in_a_sample(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(name: str) -> Any:
+        asked.append(name)
+        return query(name)
+
+    monkeypatch.setattr(ledger_alerts, "query", noted)
+    # Only the record with the id 0 was rejected for its times.
+    rejecting(scene, rejected=150)
+    scene.sql("UPDATE ledger.batch SET rejected_ids = rejected_ids[2:] || 0::bigint WHERE rejected_ids <> '{}'")
+    assert scene.round() == [("records_rejected", "raised")]
+    assert "most of all for client.mobile_phone; partners" in scene.ledger.alerts()[0].sentence
+    assert scene.round() == []
+    assert asked.count("ledger/alerts/rejected_fields") == 1
+    # It may be over, and is so not yet.
+    next_daily(scene)
+    assert scene.round() == []
+    assert asked.count("ledger/alerts/rejected_fields") == 1
+
+
+def test_the_fields_are_looked_up_in_some_batches_only(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_alerts, "_BATCHES", 1)
+    rejecting(scene, rejected=150)
+    # The same batch of another clinic, whose record is rejected for another field.
+    scene.sql(
+        "INSERT INTO ledger.batch (run_key, clinic_id, lpu_id, operation, epoch, appointment_ids, versions, looked_at,"
+        " created_at, resolved_at, outcome, rejected_ids) SELECT run_key, 1, 7001, operation, epoch, '{1}', '{1}',"
+        " looked_at, created_at, resolved_at, outcome, '{1}' FROM ledger.batch WHERE rejected_ids <> '{}'"
+    )
+    scene.sql(
+        "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, rejected_fields, batch_id,"
+        " changed_at) SELECT 1, 1, 7001, 1, 'rejected', '{doctor}', batch_id, created_at FROM ledger.batch"
+        " WHERE clinic_id = 1"
+    )
+    scene.round()
+    sentence = scene.ledger.alerts()[0].sentence
+    assert ("client.mobile_phone" in sentence) is not ("doctor" in sentence)
 
 
 def test_a_run_in_which_medflex_was_not_asked_does_not_end_what_it_rejects(scene: Scene) -> None:

@@ -19,6 +19,8 @@ Judge = Callable[[Facts, Mapping[AlertKind, Open], "datetime | None", Limits], S
 _TOLD = {"raised": "raise", "cleared": "clear"}
 _FIELDS = 5
 """So many fields are named where records are rejected."""
+_BATCHES, _IDS = 200, 50
+"""So many batches are looked into for that, and so many records of each."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class Alerts(LedgerConnection):
             }
             cursor.execute("SELECT max(cleared_at) AS at FROM ledger.alert WHERE kind = ANY(%s)", (list(CAUSES),))
             cause_over_at = cursor.fetchone()["at"]  # type: ignore[index]
+            # Only for an alert that may be raised now: of one that stands the sentence stays as it was.
+            if AlertKind.RECORDS_REJECTED not in standing and facts.are_many_rejected(limits):
+                facts = replace(facts, rejected_fields=self._rejected_fields(cursor, facts.rejecting_run))
             changes = judge(facts, standing, cause_over_at, limits)
             for change in changes:
                 self._write(cursor, change, facts.as_of)
@@ -99,12 +104,15 @@ class Alerts(LedgerConnection):
                 "now": self._present(),
             },
         )
-        facts = Facts(**cursor.fetchone())  # type: ignore[arg-type]
-        if not facts.are_many_rejected(limits):
-            return facts
-        # Only then: it goes over all batches of the run.
-        cursor.execute(query("ledger/alerts/rejected_fields"), {"run_key": facts.rejecting_run, "size": _FIELDS})
-        return replace(facts, rejected_fields=tuple(row["name"] for row in cursor.fetchall()))
+        return Facts(**cursor.fetchone())  # type: ignore[arg-type]
+
+    @staticmethod
+    def _rejected_fields(cursor: psycopg.Cursor[Any], run_key: int | None) -> tuple[str, ...]:
+        cursor.execute(
+            query("ledger/alerts/rejected_fields"),
+            {"run_key": run_key, "size": _FIELDS, "batches": _BATCHES, "ids": _IDS},
+        )
+        return tuple(row["name"] for row in cursor.fetchall())
 
     @staticmethod
     def _write(cursor: psycopg.Cursor[Any], change: Change, now: datetime) -> None:
