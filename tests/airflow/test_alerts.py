@@ -18,7 +18,7 @@ import pytest
 from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowFailException
 
-from medflex.airflow import alerting, contacts
+from medflex.airflow import alerting, contacts, schedule
 from medflex.airflow.acting import ActionReader, Actor, Answerer
 from medflex.airflow.alerting import DEFAULT_BODY, VARIABLE, AlertText, channels, tell
 from medflex.airflow.contacts import ContactNotes, failure_of
@@ -626,6 +626,12 @@ def test_only_the_daily_run_has_a_deadline(ledger_db: str, monkeypatch: pytest.M
         alerts.note_missed_deadline(context)
         (change,) = ledger.turn_alerts(judge, Limits())
     assert change.kind is AlertKind.DAILY_RUN_MISSED
+
+
+def test_reading_may_wait_for_its_next_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert alerts.limits().reading == timedelta(minutes=32)
+    monkeypatch.setattr(schedule, "ACTIONS_CRON", "0 * * * *")
+    assert alerts.limits().reading == timedelta(minutes=90)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "25", "soon"])

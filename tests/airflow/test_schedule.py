@@ -13,6 +13,7 @@ from airflow.timetables.base import DagRunInfo, TimeRestriction
 from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow.timetables.trigger import CronPartitionTimetable, CronTriggerTimetable
 
+from medflex.airflow import schedule
 from medflex.airflow.schedule import CRON, TIMEZONE, is_of_today, next_slot, resolve_anchor
 from medflex.domain.window import clinic_windows
 from medflex.errors import BadParameterError
@@ -125,6 +126,28 @@ def test_the_next_slot_is_strictly_later() -> None:
     at_three = datetime(2026, 11, 22, 0, tzinfo=UTC)
     assert next_slot(at_three - timedelta(seconds=1)) == at_three
     assert next_slot(at_three) == at_three + timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("cron", "longest"),
+    [
+        ("*/2 * * * *", timedelta(minutes=2)),
+        ("0 * * * *", timedelta(hours=1)),
+        ("*/2 9-17 * * *", timedelta(hours=15, minutes=2)),
+        ("0 9 * * 1-5", timedelta(days=3)),
+        ("0 9 * * 1", timedelta(days=7)),
+        ("0 9 1 * *", timedelta(days=30)),
+        # The DAG cannot be read either, and other alerts have to be told all the same.
+        ("every hour", timedelta(0)),
+        ("0 0 30 2 *", timedelta(0)),
+    ],
+)
+@pytest.mark.parametrize("now", [NOW + timedelta(hours=5 * part) for part in range(5)])
+def test_the_longest_wait_for_actions_is_that_of_the_schedule_at_any_time(
+    monkeypatch: pytest.MonkeyPatch, cron: str, longest: timedelta, now: datetime
+) -> None:
+    monkeypatch.setattr(schedule, "ACTIONS_CRON", cron)
+    assert schedule.longest_wait_for_actions(now) == longest
 
 
 def test_a_run_is_of_today_until_the_next_slot() -> None:

@@ -54,14 +54,14 @@ class Book:
         self.told: list[tuple[float, AlertKind, str]] = []
         self.sentences: list[str] = []
 
-    def round(self, minute: float, **facts: Any) -> list[tuple[AlertKind, str]]:
+    def round(self, minute: float, limits: Limits = LIMITS, **facts: Any) -> list[tuple[AlertKind, str]]:
         """Judge once; return what is to be told."""
         now = at(minute)
         given = {**HEALTHY, "looked_at": now, "good_since": START, **facts}
         if given.get("failing_since") is not None:
             given = {"failed_at": now, "failure": Failure.AWAY, **given, "good_since": None}
         told = []
-        for change in judge(Facts(as_of=now, **given), self.standing, self.cause_over_at, LIMITS):
+        for change in judge(Facts(as_of=now, **given), self.standing, self.cause_over_at, limits):
             if isinstance(change, Raise):
                 assert change.kind not in self.standing
                 self.standing[change.kind] = Open(
@@ -229,6 +229,19 @@ def test_what_still_holds_some_time_after_its_cause_is_told_in_its_own_right() -
         (over, AlertKind.MEDFLEX_AWAY, "cleared"),
         (over + grace + 1, AlertKind.LATE_WITHDRAWALS, "raised"),
         (over + 180, AlertKind.DAILY_RUN_MISSED, "raised"),
+    ]
+
+
+def test_what_partners_ask_for_may_be_read_behind_an_outage_in_the_next_slot() -> None:
+    hourly = Limits(reading=timedelta(minutes=90))
+    book = Book()
+    book.round(0, hourly, failing_since=at(-30), actions_read_at=at(-89))
+    for minute in range(2, 200, 2):
+        book.round(minute, hourly, good_since=at(1), actions_read_at=at(-89))
+    assert book.told == [
+        (0, AlertKind.MEDFLEX_AWAY, "raised"),
+        (6, AlertKind.MEDFLEX_AWAY, "cleared"),
+        (6 + 76, AlertKind.ACTIONS_UNREAD, "raised"),
     ]
 
 

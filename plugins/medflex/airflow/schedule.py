@@ -30,6 +30,26 @@ def next_slot(after: datetime) -> datetime:
     return croniter(CRON, local).get_next(datetime).astimezone(UTC)
 
 
+def longest_wait_for_actions(now: datetime) -> timedelta:
+    """Return the longest time between two slots at which partner actions are read, of those around the last week.
+
+    A cron expression that cannot be read counts as no time: nothing reads by it.
+    """
+    from croniter import croniter
+
+    since = (now - timedelta(days=7)).astimezone(ZoneInfo(TIMEZONE))
+    try:
+        slots = croniter(ACTIONS_CRON, since)
+        # From the slot before that week to the one after it, however seldom they are.
+        before, longest = slots.get_prev(float), 0.0
+        while before <= now.timestamp():
+            slot = slots.get_next(float)
+            before, longest = slot, max(longest, slot - before)
+    except ValueError:
+        return timedelta(0)
+    return timedelta(seconds=longest)
+
+
 def daily_deadline() -> timedelta:
     """Return how long the daily run may take (``MEDFLEX_DAILY_DEADLINE_HOURS``, default 3 hours)."""
     return timedelta(hours=number("MEDFLEX_DAILY_DEADLINE_HOURS", DAILY_DEADLINE_HOURS, most=24, unit="hours"))

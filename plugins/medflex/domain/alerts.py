@@ -33,6 +33,9 @@ class AlertKind(StrEnum):
     STAGING_LEFT = "staging_left"
 
 
+READING = timedelta(minutes=30)
+"""So long may reading what partners ask for take, from the moment at which it was due."""
+
 TITLES = {
     AlertKind.MEDFLEX_AWAY: "Medflex does not answer",
     AlertKind.TOKEN_REFUSED: "Medflex refuses us",
@@ -70,9 +73,10 @@ class Limits:
     the watch, which starts one every hour at least. sweep: the search for deleted rows, from when it is due or has last
     come further; the daily run finds them, too. away: Medflex, while something is known to wait for it. silent:
     Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action. reading: what
-    partners ask for, until it is read. daily: a daily run after its start. staging: what runs have left in staging,
-    until it is looked for; that is done once a day. rejected, rejected_share: so many records of a daily run, and such
-    a part of those that Medflex has judged in it, may be rejected: single ones are a matter of their data.
+    partners ask for, until it is read: ``READING`` and the longest time between two slots of its schedule. daily: a
+    daily run after its start. staging: what runs have left in staging, until it is looked for; that is done once a day.
+    rejected, rejected_share: so many records of a daily run, and such a part of those that Medflex has judged in it,
+    may be rejected: single ones are a matter of their data.
     """
 
     withdraw: timedelta = timedelta(minutes=15)
@@ -81,7 +85,7 @@ class Limits:
     away: timedelta = timedelta(minutes=10)
     silent: timedelta = timedelta(minutes=30)
     actions: timedelta = timedelta(minutes=30)
-    reading: timedelta = timedelta(minutes=30)
+    reading: timedelta = READING
     daily: timedelta = timedelta(hours=3)
     staging: timedelta = timedelta(hours=36)
     rejected: int = 100
@@ -89,6 +93,9 @@ class Limits:
 
     def grace(self, kind: AlertKind) -> timedelta:
         """For how long a consequence may still hold after its cause is over."""
+        if kind is AlertKind.ACTIONS_UNREAD:
+            # Its next slot may be that far away.
+            return self.reading - READING + GRACE
         return self.daily if kind is AlertKind.DAILY_RUN_MISSED else GRACE
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import get_current_context
 
 from medflex.airflow import connections
-from medflex.airflow.schedule import daily_deadline
+from medflex.airflow.schedule import daily_deadline, longest_wait_for_actions
 from medflex.airflow.tasks.parts import parameters_of, speaking
 from medflex.airflow.tasks.withdraw import deadline_seconds
 from medflex.errors import BadParameterError
@@ -65,9 +65,13 @@ def tell_alerts() -> dict[str, int]:
 
 def limits() -> Limits:
     """Return for how long what may wait, as the environment says."""
-    from medflex.domain.alerts import Limits
+    from medflex.domain.alerts import READING, Limits
 
-    return Limits(withdraw=timedelta(seconds=deadline_seconds()), daily=daily_deadline())
+    return Limits(
+        withdraw=timedelta(seconds=deadline_seconds()),
+        reading=longest_wait_for_actions(datetime.now(UTC)) + READING,
+        daily=daily_deadline(),
+    )
 
 
 @speaking
