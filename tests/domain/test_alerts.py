@@ -148,6 +148,16 @@ def test_each_kind_is_raised_once_and_cleared_once(kind: AlertKind) -> None:
         (AlertKind.STAGING_LEFT, {"staging_removed_at": START - timedelta(hours=36)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 100, "judged": 100, "rejecting_at": at(-70)}),
         (AlertKind.RECORDS_REJECTED, {"rejected": 200, "judged": 2000, "rejecting_at": at(-70)}),
+        # What is rejected day by day; so many more; such a part more.
+        (
+            AlertKind.RECORDS_REJECTED,
+            {"rejected": 150, "rejected_before": 150, "judged": 1150, "rejecting_at": at(-70)},
+        ),
+        (AlertKind.RECORDS_REJECTED, {"rejected": 250, "rejected_before": 150, "judged": 350, "rejecting_at": at(-9)}),
+        (
+            AlertKind.RECORDS_REJECTED,
+            {"rejected": 270, "rejected_before": 150, "judged": 1350, "rejecting_at": at(-70)},
+        ),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": START - timedelta(hours=27)}),
         (AlertKind.DAILY_RUN_MISSED, {"complete_at": None, "first_run_at": START - timedelta(hours=3)}),
     ],
@@ -434,8 +444,29 @@ def test_what_is_rejected_is_told_by_numbers_and_fields(fields: tuple[str, ...])
     book = Book()
     book.round(0, rejected=101, judged=1000, rejecting_at=at(-70), rejected_fields=fields)
     named = ", most of all for client.mobile_phone, times" if fields else ""
-    said = f"Medflex has rejected 101 of 1000 records of the transfer of 2026-11-22 23:50 UTC{named}; partners do not"
+    said = (
+        f"Medflex has rejected 101 of 1000 records of the transfer of 2026-11-22 23:50 UTC, 0 in the one before{named};"
+    )
     assert book.sentences[0].startswith(said)
+
+
+def test_what_is_rejected_newly_is_told_and_is_over_when_it_is_mended_not_when_nothing_more_comes() -> None:
+    book = Book()
+    days = [
+        # What is rejected day by day, then what a new rule rejects; nothing is mended, whatever else has changed.
+        {"rejected": 150, "rejected_before": 150, "judged": 1150},
+        {"rejected": 400, "rejected_before": 150, "judged": 1400},
+        {"rejected": 400, "rejected_before": 400, "judged": 1400},
+        {"rejected": 400, "rejected_before": 400, "judged": 90000},
+        {"rejected": 251, "rejected_before": 400, "judged": 1400},
+        {"rejected": 250, "rejected_before": 251, "judged": 1400},
+        {"rejected": 250, "rejected_before": 250, "judged": 1400},
+    ]
+    for number, day in enumerate(days):
+        for minute in range(0, 20, 2):
+            book.round(100 * number + minute, **day, rejecting_at=at(100 * number - 1))
+    kind = AlertKind.RECORDS_REJECTED
+    assert book.told == [(100, kind, "raised"), (506, kind, "cleared")]
 
 
 MOMENTS = st.sampled_from([None, -2000.0, -100.0, -31.0, -16.0, -6.0, -1.0])

@@ -514,12 +514,56 @@ def test_what_medflex_rejects_is_told_by_the_fields_it_names(scene: Scene) -> No
     assert scene.round() == []
     rejecting(scene, rejected=101, accepted=2000, run_id="a small part")
     assert scene.round() == []
-    rejecting(scene, rejected=150)
+    rejecting(scene, rejected=202)
     assert scene.round() == [("records_rejected", "raised")]
     (alert,) = scene.ledger.alerts()
-    assert alert.facts == {"rejected": 150, "judged": 155}
-    assert "rejected 150 of 155 records of the transfer" in alert.sentence
+    assert alert.facts == {"rejected": 202, "judged": 207, "before": 101}
+    assert "rejected 202 of 207 records of the transfer" in alert.sentence
     assert "most of all for client.mobile_phone, times; partners" in alert.sentence
+
+
+def test_what_is_rejected_day_by_day_is_told_once_and_only_if_it_is_many_at_a_time(scene: Scene) -> None:
+    def day(number: int, rejected: int, accepted: int = 5) -> list[tuple[str, str]]:
+        rejecting(scene, rejected, accepted, run_id=f"day {number}")
+        scene.looked()
+        told = scene.round()
+        scene.looked()
+        return told + scene.round(minutes=6)
+
+    assert [day(number, 50 * number) for number in range(1, 5)] == [[]] * 4
+    assert day(5, 400) == [("records_rejected", "raised")]
+    # Nothing more comes, and nothing is mended.
+    assert [day(number, 400) for number in range(6, 9)] == [[]] * 3
+    assert day(9, 300) == [("records_rejected", "cleared")]
+    assert [day(number, 300) for number in range(10, 12)] == [[]] * 2
+
+
+def test_what_was_rejected_before_is_that_of_the_clinics_which_medflex_has_judged(scene: Scene) -> None:
+    def day(run_id: str, *numbers: tuple[int | None, int | None, int | None]) -> tuple[int, int]:
+        scene.time.now += timedelta(seconds=1)
+        made = scene.run(run_id, *["loaded"] * len(numbers))
+        for clinic_id, (accepted, rejected, to_retry) in enumerate(numbers):
+            scene.sql(
+                "UPDATE ledger.run_clinic SET accepted = %s, rejected = %s, to_retry = %s, unknown = 0"
+                " WHERE run_key = %s AND clinic_id = %s",
+                accepted,
+                rejected,
+                to_retry,
+                made.run_key,
+                clinic_id,
+            )
+        scene.ledger.settle_run(made.run_key, [])
+        facts = scene.ledger.alert_facts(LIMITS)
+        return facts.rejected, facts.rejected_before
+
+    assert day("both", (9, 70, 0), (9, 80, 0)) == (150, 0)
+    # An outage: of the second clinic nothing was said, neither that day nor, for it was closed, the next one.
+    assert day("half", (9, 75, 0), (0, 0, 90)) == (75, 70)
+    assert day("closed", (9, 75, 0), (None, None, None)) == (75, 75)
+    assert day("both again", (9, 75, 0), (9, 85, 0)) == (160, 155)
+    # Nothing was to be sent, so nothing was rejected.
+    assert day("mended", (9, 75, 0), (0, 0, 0)) == (75, 75)
+    assert day("after that", (9, 75, 0), (9, 7, 0)) == (82, 75)
 
 
 def test_the_fields_are_looked_up_once_and_in_a_sample(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,8 @@ class Limits:
     Medflex, while nothing is; what partners want cannot be read then. actions: a partner's action. reading: what
     partners ask for, until it is read: ``READING`` and the longest time between two slots of its schedule. daily: a
     daily run after its start. staging: what runs have left in staging, until it is looked for; that is done once a day.
-    rejected, rejected_share: so many records of a daily run, and such a part of those that Medflex has judged in it,
-    may be rejected: single ones are a matter of their data.
+    rejected, rejected_share: so many records of a daily run, and such a part of them and the accepted ones, may be
+    rejected newly: single ones are a matter of their data, and are tried again by each run.
     """
 
     withdraw: timedelta = timedelta(minutes=15)
@@ -127,7 +127,8 @@ class Facts:
     reading what partners ask for last came to its end. staging_removed_at: when removing what runs have left in staging
     did. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex has
     judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
-    rejected. rejected_fields: for which fields, most frequent first, where they are many.
+    rejected. rejected_before: what was rejected already of the clinics of that run, by the one before. rejected_fields:
+    for which fields, most frequent first, where they are many.
     """
 
     as_of: datetime
@@ -169,11 +170,18 @@ class Facts:
     rejecting_at: datetime | None = None
     judged: int = 0
     rejected: int = 0
+    rejected_before: int = 0
     rejected_fields: Sequence[str] = ()
 
     def are_many_rejected(self, limits: Limits) -> bool:
-        """Tell whether so much was rejected that it is no matter of single records."""
-        return self.rejected > limits.rejected and self.rejected > limits.rejected_share * self.judged
+        """Tell whether so much is rejected newly that it is no matter of single records.
+
+        What was rejected is planned again by each run, and what was accepted only where it has changed: over time, what
+        is rejected for its data alone would be a large part of the day's.
+        """
+        new = max(0, self.rejected - self.rejected_before)
+        accepted = self.judged - self.rejected
+        return new > limits.rejected and new > limits.rejected_share * (accepted + new)
 
 
 @dataclass(frozen=True)
@@ -279,7 +287,8 @@ def judge(
             and facts.as_of - facts.told_run_at <= DAY + limits.daily
         )
 
-    others = _others(facts, limits, is_slow=facts.failing_since is not None or is_excused(AlertKind.LATE_WITHDRAWALS))
+    is_slow = facts.failing_since is not None or is_excused(AlertKind.LATE_WITHDRAWALS)
+    others = _others(facts, standing, limits, is_slow=is_slow)
     conditions = late | others
     for kind in AlertKind:
         if kind in CAUSES:
@@ -365,7 +374,38 @@ def _consequences(facts: Facts, limits: Limits) -> dict[AlertKind, _Condition]:
     return found
 
 
-def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _Condition]:
+_BEFORE = "before"
+"""The number that was rejected before such an alert began; it is kept with the alert."""
+
+
+def _rejected(facts: Facts, alert: Open | None, limits: Limits) -> _Condition | None:
+    """It begins with what is rejected newly, and stands as long as many more are rejected than before it began.
+
+    Compared with the run before, it would be over a day later, though nothing was mended. The share does not count
+    then: it would end on a day on which much else has changed.
+    """
+    before = facts.rejected_before
+    if alert is not None and _BEFORE in alert.facts:
+        before = alert.facts[_BEFORE]
+        holds = facts.rejected - before > limits.rejected
+    else:
+        holds = facts.are_many_rejected(limits)
+    if not holds or facts.rejecting_at is None:
+        return None
+    fields = f", most of all for {', '.join(facts.rejected_fields)}" if facts.rejected_fields else ""
+    return _Condition(
+        facts.rejecting_at,
+        f"Medflex has rejected {facts.rejected} of {facts.judged} records of the transfer of"
+        f" {_at(facts.rejecting_at)}, {before} in the one before{fields}; partners do not see them, or see an earlier"
+        " version. Ask whoever runs Medflex whether a rule has changed, else mend the data in Medlock; they are sent"
+        " again by each transfer.",
+        {"rejected": facts.rejected, "judged": facts.judged, _BEFORE: before},
+    )
+
+
+def _others(
+    facts: Facts, standing: Mapping[AlertKind, Open], limits: Limits, *, is_slow: bool
+) -> dict[AlertKind, _Condition]:
     """Return what holds whether Medflex answers or not.
 
     Args:
@@ -419,15 +459,8 @@ def _others(facts: Facts, limits: Limits, *, is_slow: bool) -> dict[AlertKind, _
             " a fault of the program. Keep the run and its logs, tell the developers, and reconcile its clinics.",
             {"runs": facts.broken_runs},
         )
-    if facts.are_many_rejected(limits) and facts.rejecting_at is not None:
-        fields = f", most of all for {', '.join(facts.rejected_fields)}" if facts.rejected_fields else ""
-        found[AlertKind.RECORDS_REJECTED] = _Condition(
-            facts.rejecting_at,
-            f"Medflex has rejected {facts.rejected} of {facts.judged} records of the transfer of"
-            f" {_at(facts.rejecting_at)}{fields}; partners do not see them, or see an earlier version. Ask whoever runs"
-            " Medflex whether a rule has changed, else mend the data in Medlock; they are sent again by each transfer.",
-            {"rejected": facts.rejected, "judged": facts.judged},
-        )
+    if (rejected := _rejected(facts, standing.get(AlertKind.RECORDS_REJECTED), limits)) is not None:
+        found[AlertKind.RECORDS_REJECTED] = rejected
     if facts.staging_removed_at is not None and facts.as_of - facts.staging_removed_at > limits.staging:
         found[AlertKind.STAGING_LEFT] = _Condition(
             facts.staging_removed_at,

@@ -104,6 +104,27 @@ judged AS (
     LIMIT 1
 ),
 
+-- What it had rejected before of the clinics for which it has said something in that run: each by the last daily run in
+-- which it has done so for that clinic, since an outage may have stopped some of them only.
+rejected_before AS (
+    SELECT coalesce(sum(earlier.rejected), 0)::bigint AS rejected
+    FROM judged
+    INNER JOIN ledger.run_clinic AS clinic ON judged.run_key = clinic.run_key
+    CROSS JOIN
+        LATERAL (
+            SELECT before.rejected
+            FROM daily
+            INNER JOIN ledger.run_clinic AS before ON daily.run_key = before.run_key
+            WHERE
+                before.clinic_id = clinic.clinic_id
+                AND daily.started_at < judged.started_at
+                AND (before.accepted + before.rejected > 0 OR before.to_retry + before.unknown = 0)
+            ORDER BY daily.started_at DESC
+            LIMIT 1
+        ) AS earlier
+    WHERE clinic.accepted + clinic.rejected > 0
+),
+
 -- The daily run of which the end of the last cause has told that it was held up.
 told AS (
     SELECT max(run.started_at) AS started_at
@@ -300,7 +321,8 @@ SELECT
     judged.run_key AS rejecting_run,
     judged.started_at AS rejecting_at,
     coalesce(judged.judged, 0) AS judged,
-    coalesce(judged.rejected, 0) AS rejected
+    coalesce(judged.rejected, 0) AS rejected,
+    rejected_before.rejected AS rejected_before
 FROM present
 CROSS JOIN total
 CROSS JOIN failed
@@ -315,5 +337,6 @@ CROSS JOIN held
 CROSS JOIN undecided
 CROSS JOIN unanswered
 CROSS JOIN watched
+CROSS JOIN rejected_before
 LEFT JOIN judged ON TRUE
 LEFT JOIN ledger.contact AS contact ON contact.name = 'medflex'
