@@ -389,6 +389,7 @@ def _json(**fields: Any) -> str:
         (_json(host=f"ftp://chat.example/{SECRET}"), False),
         (_json(host="chat.example", schema=SECRET), False),
         (_json(host=f"https://chat.example/{SECRET}"), True),
+        (_json(host=f"https://chat.example/{SECRET}?to=mailto://someone"), True),
         (_json(host=f"chat.example/{SECRET}", schema="https"), True),
         (_json(host=f"chat.example/{SECRET}"), True),
         ("http://relay:8080", True),

@@ -157,7 +157,9 @@ def _misread(found: Connection) -> ConfigurationError | None:
     in front; without a path it is called without TLS.
     """
     host, schema = found.host or "", found.schema or ""
-    begin, _, rest = host.rpartition("://")
+    begin, separator, rest = host.partition("://")
+    if not separator:
+        begin, rest = "", host
     used = begin or schema or "http"
     is_whole = rest and {used, schema or used} <= {"http", "https"}
     if is_whole and not (found.conn_type == "https" and used == "http"):
