@@ -5,12 +5,13 @@ Against a real ledger, a real Medlock and the real sandbox Medflex.
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from medflex.airflow import withdrawing, writing
+from medflex.airflow import withdrawing
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.ledger import watches
@@ -233,10 +234,10 @@ def test_clinics_with_few_records_that_medflex_takes_again_are_all_brought_over_
     assert _stuck(many) == []
 
 
-def test_batches_that_fail_for_long_end_a_look_also_where_others_are_answered_in_between(
-    many: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writing, "_FAILING_SECONDS", 90.0)
+def test_batches_that_fail_for_long_end_a_look_also_where_others_are_answered_in_between(many: World) -> None:
+    class Impatient(Withdrawer):
+        failing_seconds = 90.0
+
     path = Match(path_prefix="/appointments/withdraw/")
     many.control.add_fault("status", match=path, status=500, every=2)
     many.edit("UPDATE medlock.medflex_access SET enabled = false")
@@ -247,7 +248,7 @@ def test_batches_that_fail_for_long_end_a_look_also_where_others_are_answered_in
 
     clock = Waiting()
     before = len(many.control.request_log())
-    with withdrawer(many, clock=clock, attempts=1, parallel=1) as writer:
+    with withdrawer(many, Impatient, clock=clock, attempts=1, parallel=1) as writer:
         post = writer._client.post_batch
 
         def slowly(*arguments: Any) -> Any:
@@ -279,6 +280,8 @@ def test_appointments_with_several_causes_count_once_towards_too_many_edits(sent
         most_edits = 20
 
     ids = [row[0] for row in sent.read("SELECT id FROM medlock.appointment ORDER BY id LIMIT 21")]
+    # One of them has no clinic any more.
+    sent.edit("UPDATE medlock.appointment SET clinic_id = NULL WHERE id = %s", [ids[0]])
     # As ever long ago but for these, which are found as edited and as anonymous.
     for table in ("appointment", "patient", "doctor"):
         sent.edit(f"UPDATE medlock.{table} SET updated_at = now() - interval '3 days'")
@@ -287,3 +290,43 @@ def test_appointments_with_several_causes_count_once_towards_too_many_edits(sent
             "UPDATE medlock.appointment SET updated_at = now(), is_anonymous = true WHERE id = ANY(%s)", [ids[:number]]
         )
         assert quick(sent, Few, clock=in_minutes(0.1)).sweep_is_due is is_due
+
+
+def test_a_clinic_that_medflex_takes_again_is_gone_on_with_also_where_a_look_ends_early_for_others(many: World) -> None:
+    class ByChance(Withdrawer):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more)
+            self._jitter = dice.random
+
+    dice = random.Random(1)
+    well, *sick = _clinics(many)[:5]
+    for clinic_id in sick:
+        many.control.add_fault("status", match={"lpu_id": of_clinic(many, clinic_id)}, status=500)
+    lpu_id = of_clinic(many, well)
+    fault = many.control.add_fault("status", match={"lpu_id": lpu_id}, status=404)
+    many.edit("UPDATE medlock.medflex_access SET enabled = false WHERE clinic_id = ANY(%s)", [[well, *sick]])
+    for minutes in (0, 1, 2):
+        quick(many, ByChance, attempts=1, parallel=1, batch_size=2, clock=in_minutes(minutes))
+    assert len(_stuck(many)) == 5
+    many.control.remove_fault(fault)
+    before = len([id_ for lpu, id_ in many.control.records() if lpu == lpu_id])
+    assert before > 4
+    looks = 0
+    while len([id_ for lpu, id_ in many.control.records() if lpu == lpu_id]) == before:
+        assert quick(many, ByChance, attempts=1, parallel=1, batch_size=2, clock=in_minutes(15 + looks)).problems
+        looks += 1
+        assert looks < 30
+    assert [well, lpu_id] not in _stuck(many)
+    assert len(_stuck(many)) == 4
+
+
+def test_clinics_of_which_medflex_rejects_each_withdrawal_keep_no_others_from_their_turn(sent: World) -> None:
+    sent.control.add_fault("reject_records", match={"lpu_id": of_clinic(sent, 1)}, fraction=1.0)
+    for clinic_id in (1, 2):
+        sent.edit(SWITCHES["switched off"].replace("= 2", f"= {clinic_id}"))
+    looks = 0
+    while quick(sent, Little).is_cut_short:
+        looks += 1
+        assert looks < 10
+    assert _stuck(sent) == [[1, of_clinic(sent, 1)]]
+    assert of_clinic(sent, 2) not in _shown(sent)

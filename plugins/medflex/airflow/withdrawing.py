@@ -189,12 +189,16 @@ class Withdrawer(Writer):
     refusals wait meanwhile. The next look goes on with the rest, which is not remembered as looked at."""
 
     most_edits = _MOST_EDITS
+    failing_seconds = 120.0
 
     def __init__(self, *, begin_run: Callable[[Sequence[int]], int] | None = None, **writer: Any) -> None:
         super().__init__(**writer)
         self._begin_run = begin_run
         self._live_rows = self.live_rows
         self._result = WithdrawResult()
+        # Of which clinics Medflex has answered withdrawals, and of which it has taken some.
+        self._answered: set[tuple[int, int]] = set()
+        self._taken: set[tuple[int, int]] = set()
         self._due = empty_revocations()
         self._found_at = self._clock.now()
 
@@ -269,7 +273,7 @@ class Withdrawer(Writer):
         due = self._decide(found, swept)
         # Not the permissions: those of the first clinics are minutes old, and quick looks keep them.
         self._ledger.save_revocations(due, now, watch=watch, takes_from=last[0] if is_due and last else None)
-        self._withdraw(due)
+        self._withdraw(due, last={clinic_id for clinic_id, _ in self._known_stuck()})
         return self._result
 
     def quick(self) -> WithdrawResult:
@@ -346,8 +350,7 @@ class Withdrawer(Writer):
             # What a piece of a sweep has saved in between is not among them.
             if (self._ledger.watch(watches.SWEEP) or (None, {}))[0] == at:
                 break
-        _, noted = self._ledger.watch(watches.STUCK) or (None, {})
-        known = {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
+        known = self._known_stuck()
         pairs = list(zip(waiting["clinic_id"].tolist(), waiting["lpu_id"].tolist(), strict=True))
         is_stuck = np.array([pair in known for pair in pairs], dtype=bool)
         # Of clinics with few of them first, as they are withdrawn; among the stuck ones it is chance whose turn it is.
@@ -366,6 +369,10 @@ class Withdrawer(Writer):
         )
         return left, bool(free["records"].sum() > self.narrowed_rows), _Stuck(known, stuck)
 
+    def _known_stuck(self) -> set[tuple[int, int]]:
+        _, noted = self._ledger.watch(watches.STUCK) or (None, {})
+        return {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
+
     def _note_stuck(self, stuck: _Stuck, now: datetime, noted: Mapping[str, Any]) -> None:
         """Keep in the ledger of which clinics Medflex takes no withdrawals; where it takes some again, go on at once.
 
@@ -375,10 +382,11 @@ class Withdrawer(Writer):
         freed = {
             pair
             for pair, has_more in stuck.waiting.items()
-            if has_more is not None and not self._halted and pair not in self._hopeless and pair[0] not in self._lost
+            if has_more is not None and pair in self._taken and pair not in self._hopeless
         }
         # Where nobody gets through, that says nothing of those whose turn it was.
-        still = (stuck.waiting.keys() - freed) | (set() if self._unreachable else self._hopeless)
+        failed = set() if self._unreachable else self._hopeless
+        still = (stuck.waiting.keys() - freed) | failed | (self._answered - self._taken)
         if still != stuck.known:
             self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still)})
         is_more = any(stuck.waiting[pair] for pair in freed) or None in stuck.waiting.values()
@@ -490,7 +498,7 @@ class Withdrawer(Writer):
         # Whatever clinic the appointment is in now, and whether or not it is there.
         touched = self._ledger.touched(changed["appointment_id"].tolist(), patients[: self.most_edits])
         # Those that are left come first, so that they are not among the rest.
-        pairs = pd.concat([left, changed, touched]).drop_duplicates().iloc[len(left) :]
+        pairs = pd.concat([left, changed.dropna().astype("int64"), touched]).drop_duplicates().iloc[len(left) :]
         found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
         seconds = (self._clock.now() - begun).total_seconds()
         return found, {watches.FAR: {"seconds": seconds}} if far_back else {}
@@ -669,18 +677,21 @@ class Withdrawer(Writer):
         """Bring these revocations to their end; each counts in exactly one number.
 
         Args:
-            last: clinics of which Medflex may take none: they come behind the others.
+            last: clinics of which Medflex may take none: they come behind the others, one by one and by chance, so that
+                those that fail do not always come before those that would not.
         """
         due = due.sort_values(list(KEY), ignore_index=True)  # In this order every lane locks rows of the ledger.
         # Some clinics at a time: for one that is held, another lane's refusals wait. Those with few records first: a
         # patient's no does not wait for a clinic's.
         counts = due["clinic_id"].value_counts().sort_index().sort_values(kind="stable")
         is_last = counts.index.isin(list(last))
-        counts, is_last = counts.iloc[np.argsort(is_last, kind="stable")], np.sort(is_last)
+        behind = [[clinic_id] for clinic_id in counts.index[is_last]]
+        behind = [behind[place] for place in np.argsort([self._jitter() for _ in behind], kind="stable")]
+        counts = counts[~is_last]
         requests = -(-counts // self._settings.batch_size)
-        turns = counts.groupby([is_last, (requests.cumsum() - requests) // _LEASED_REQUESTS])
+        turns = counts.groupby((requests.cumsum() - requests) // _LEASED_REQUESTS)
         deadline = self._clock.now() + timedelta(seconds=self.patience_seconds)
-        for clinic_ids in [turn.index.tolist() for _, turn in turns] or [[]]:
+        for clinic_ids in [*(turn.index.tolist() for _, turn in turns), *behind] or [[]]:
             self._due = due[due["clinic_id"].isin(clinic_ids)]
             # Also where nothing is due: what an attempt that was killed behind its last request still holds is let go.
             self._under_leases(clinic_ids, deadline)
@@ -767,6 +778,10 @@ class Withdrawer(Writer):
             withdraw_to_retry=len(reply.outdated) + len(reply.rejected),
             withdraw_unknown=len(reply.unknown),
         )
+        with self._lock:
+            self._answered.add((delivery.clinic_id, delivery.lpu_id))
+            if reply.accepted or reply.outdated:
+                self._taken.add((delivery.clinic_id, delivery.lpu_id))
         gone = delivery.records.keep(np.isin(delivery.records["id"], list(reply.accepted)))
         changes = {
             (bool(by_absence), instant or self._found_at)

@@ -52,9 +52,6 @@ LOOK_SECONDS = 1.0
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
 """So many clinics one after the other whose requests keep failing mean that Medflex itself is failing."""
-_FAILING_SECONDS = 600.0
-"""So long in all may batches that fail keep others waiting, also where these are answered in between: each time-out
-takes a minute."""
 _MOST_ROUNDS = 20
 """How often a clinic may be taken over by withdrawals before its records are left for the next attempt."""
 
@@ -314,7 +311,8 @@ class LeaseHolder(Paced, ABC):
         if isinstance(error, MedflexUnavailableError):
             with self._lock:
                 self._failing.add(clinic_id)
-                self._halted |= len(self._failing) >= _FAILING_CLINICS
+                if len(self._failing) >= _FAILING_CLINICS:
+                    self._halted = True
         elif not isinstance(error, MedflexContractError):
             self._halted = True
 
@@ -353,6 +351,9 @@ class Writer(LeaseHolder):
 
     # -- what a writer writes ---------------------------------------------------------------------------------------
 
+    failing_seconds = 600.0
+    """So long in all may requests of clinics that fail keep others waiting, also where these are answered in between:
+    each time-out takes a minute."""
     together: int = 1
     """So many batches at most are written down, looked at and resolved in one go: each of these costs a fixed part."""
 
@@ -493,7 +494,7 @@ class Writer(LeaseHolder):
             answered: takes it up when it is; what is in there is written down before any longer wait.
         """
         failure, everywhere, turned_away = "", False, False
-        begun = self._clock.now()
+        seconds = 0.0
         for number in range(self._settings.attempts):
             if number:
                 self._settle(answered)
@@ -505,6 +506,7 @@ class Writer(LeaseHolder):
                 return
             self._keep_leases()
             delivery.retry_after = None
+            begun = self._clock.now()
             try:
                 # Before the look's age is asked for: to connect can take seconds.
                 self._client.connect(self.path)
@@ -532,13 +534,22 @@ class Writer(LeaseHolder):
                 delivery.reply = reply
                 answered.append(delivery)
                 return
+            # Not the waiting for a place in the rate, or for Medflex's pause: others wait for these as well.
+            seconds += (self._clock.now() - begun).total_seconds()
             if delivery.retry_after:
                 self._pause(delivery.retry_after)
-        with self._lock:
-            self._failing_seconds += (self._clock.now() - begun).total_seconds()
-            self._halted |= everywhere or self._failing_seconds > _FAILING_SECONDS
-        self._unreachable |= everywhere
+        self._in_vain(delivery, seconds, everywhere)
         raise unavailable(failure)
+
+    def _in_vain(self, delivery: Delivery, seconds: float, everywhere: bool) -> None:
+        """Stop all sending if nobody gets through, or if requests that fail have kept others waiting for too long."""
+        with self._lock:
+            # The other batches of such a clinic, which fail beside this one, are ended by the first one that does.
+            if (delivery.clinic_id, delivery.lpu_id) not in self._hopeless:
+                self._failing_seconds += seconds / self._settings.parallel
+            self._unreachable |= everywhere
+            if everywhere or self._failing_seconds > self.failing_seconds:
+                self._halted = True
 
     def _write_down(self, deliveries: Sequence[Delivery]) -> None:
         """Write down those that are not yet; one whose clinic has been taken over stays without an intent."""

@@ -126,9 +126,9 @@ class Facts:
     held_records: what a person is asked about. unanswered: decided, and Medflex was not told. actions_read_at: when
     reading what partners ask for last came to its end. staging_removed_at: when removing what runs have left in staging
     did. rejecting_run, rejecting_at: key and start of the last daily run that should be done and in which Medflex has
-    judged anything, or had nothing to; judged, rejected: its records that Medflex has taken or rejected, and those
-    rejected. rejected_before: what was rejected already of the clinics of that run, by the one before. rejected_fields:
-    for which fields, most frequent first, where they are many.
+    judged anything, or had nothing to, and whether it brought everything over; judged, rejected: its records that
+    Medflex has taken or rejected, and those rejected. rejected_before: what was rejected already of the clinics of that
+    run, by the one before. rejected_fields: for which fields, most frequent first, where they are many.
     """
 
     as_of: datetime
@@ -168,6 +168,7 @@ class Facts:
     staging_removed_at: datetime | None = None
     rejecting_run: int | None = None
     rejecting_at: datetime | None = None
+    is_rejecting_run_complete: bool = True
     judged: int = 0
     rejected: int = 0
     rejected_before: int = 0
@@ -387,7 +388,8 @@ def _rejected(facts: Facts, alert: Open | None, limits: Limits) -> _Condition | 
     before = facts.rejected_before
     if alert is not None and _BEFORE in alert.facts:
         before = alert.facts[_BEFORE]
-        holds = facts.rejected - before > limits.rejected
+        # Of the clinics that a run has left out it does not tell that anything was mended.
+        holds = facts.rejected - before > limits.rejected or not facts.is_rejecting_run_complete
     else:
         holds = facts.are_many_rejected(limits)
     if not holds or facts.rejecting_at is None:

@@ -194,10 +194,18 @@ class Alerts(LedgerConnection):
         with self._statement() as cursor:
             cursor.execute(query("ledger/alerts/note_contact"), {"failure": failure, "now": self._present()})
 
-    def is_failing(self) -> bool:
-        """Tell whether the last requests to Medflex have failed."""
+    def is_failing(self, since: datetime | None = None) -> bool:
+        """Tell whether the last requests to Medflex have failed.
+
+        Args:
+            since: and all others since then.
+        """
         with self._statement() as cursor:
-            cursor.execute("SELECT 1 FROM ledger.contact WHERE name = 'medflex' AND failing_since IS NOT NULL")
+            cursor.execute(
+                "SELECT 1 FROM ledger.contact WHERE name = 'medflex'"
+                " AND failing_since <= coalesce(%s::timestamptz, failing_since)",
+                (since,),
+            )
             return cursor.fetchone() is not None
 
     def note_missed_deadline(self, dag_id: str, run_id: str) -> bool:

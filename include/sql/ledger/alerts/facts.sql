@@ -85,6 +85,7 @@ judged AS (
     SELECT
         daily.run_key,
         daily.started_at,
+        daily.is_complete,
         numbers.judged,
         numbers.rejected
     FROM daily
@@ -320,6 +321,7 @@ SELECT
     watched.staging_removed_at,
     judged.run_key AS rejecting_run,
     judged.started_at AS rejecting_at,
+    coalesce(judged.is_complete, TRUE) AS is_rejecting_run_complete,
     coalesce(judged.judged, 0) AS judged,
     coalesce(judged.rejected, 0) AS rejected,
     rejected_before.rejected AS rejected_before

@@ -200,8 +200,8 @@ class Medlock:
             yield tables(batches, rows, reader.schema)
 
     def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
-        """Return the appointments for which something may have been revoked: ``clinic_id``, ``appointment_id`` (int64),
-        those that changed last first.
+        """Return the appointments for which something may have been revoked: ``clinic_id`` (Int64, missing where it has
+        none any more), ``appointment_id`` (int64), those that changed last first.
 
         Args:
             since: of what says no now: the appointment itself, its patient, its doctor.
@@ -209,7 +209,8 @@ class Medlock:
             most: so many of them.
         """
         parameters = {"since": since, "edited_since": edited_since, "most": most}
-        return self._frame("medlock/changed_appointments", parameters).dropna().astype("int64")
+        types = {"clinic_id": "Int64", "appointment_id": "int64"}
+        return self._frame("medlock/changed_appointments", parameters, types)
 
     def changed_patients(self, since: datetime, *, most: int) -> list[int]:
         """Return the ids of the patients whose row changed since then and says no now, ``most`` of those that changed
