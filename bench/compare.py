@@ -228,9 +228,9 @@ def _same_query() -> str:
     rows = f"{text[:begin]} bench.clinic_window AS clinic_window {text[end:]}"
     return (
         "CREATE OR REPLACE VIEW bench.appointments AS SELECT clinic_window.lpu_id, clinic_window.partners, read.*,"
-        " unreadable_phone.phone IS NULL AS phone_is_readable"
+        # No join: with a cursor, as dlt reads, Postgres would look through the list anew for each row.
+        " coalesce(read.phone NOT IN (SELECT phone FROM bench.unreadable_phone), FALSE) AS phone_is_readable"
         f" FROM ({rows}) AS read INNER JOIN bench.clinic_window AS clinic_window USING (clinic_id)"
-        " LEFT JOIN bench.unreadable_phone AS unreadable_phone ON read.phone = unreadable_phone.phone"
     )
 
 
