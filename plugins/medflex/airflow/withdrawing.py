@@ -154,12 +154,14 @@ class WithdrawResult(WriteResult):
 class _Stuck:
     """Of which clinics (with ``lpu_id``) Medflex has not taken withdrawals in earlier looks.
 
-    known: as it was noted. waiting: those of which something still waits, and whether that is more than is tried in
-    this look; ``None``: none of it is tried.
+    known: as it was noted. waiting: those of which something still waits. tried: those of which this look tries some;
+    in_part: of these, those of which more waits than is tried.
     """
 
     known: set[tuple[int, int]]
-    waiting: dict[tuple[int, int], bool | None]
+    waiting: set[tuple[int, int]]
+    tried: set[tuple[int, int]]
+    in_part: set[tuple[int, int]]
 
 
 class Withdrawer(Writer):
@@ -351,8 +353,7 @@ class Withdrawer(Writer):
             if (self._ledger.watch(watches.SWEEP) or (None, {}))[0] == at:
                 break
         known = self._known_stuck()
-        pairs = list(zip(waiting["clinic_id"].tolist(), waiting["lpu_id"].tolist(), strict=True))
-        is_stuck = np.array([pair in known for pair in pairs], dtype=bool)
+        is_stuck = np.array([pair in known for pair in _pairs(waiting)], dtype=bool)
         # Of clinics with few of them first, as they are withdrawn; among the stuck ones it is chance whose turn it is.
         free = waiting[~is_stuck].sort_values("records", kind="stable")
         before = free["records"].cumsum() - free["records"]
@@ -360,14 +361,13 @@ class Withdrawer(Writer):
         probed = waiting[is_stuck].iloc[np.argsort([self._jitter() for _ in range(is_stuck.sum())])[:_PROBES]]
         tried = probed.assign(records=probed["records"].clip(upper=self._settings.batch_size))
         left = self._ledger.some_revocations(pd.concat([wanted[wanted["records"] > 0], tried]), besides=besides)
-        stuck: dict[tuple[int, int], bool | None] = dict.fromkeys(
-            (pair for pair, holds in zip(pairs, is_stuck, strict=True) if holds), None
+        stuck = _Stuck(
+            known=known,
+            waiting=set(_pairs(waiting[is_stuck])),
+            tried=set(_pairs(tried)),
+            in_part=set(_pairs(probed[probed["records"] > tried["records"]])),
         )
-        has_more = (probed["records"] > tried["records"]).tolist()
-        stuck |= dict(
-            zip(zip(probed["clinic_id"].tolist(), probed["lpu_id"].tolist(), strict=True), has_more, strict=True)
-        )
-        return left, bool(free["records"].sum() > self.narrowed_rows), _Stuck(known, stuck)
+        return left, bool(free["records"].sum() > self.narrowed_rows), stuck
 
     def _known_stuck(self) -> set[tuple[int, int]]:
         _, noted = self._ledger.watch(watches.STUCK) or (None, {})
@@ -379,17 +379,13 @@ class Withdrawer(Writer):
         Args:
             noted: what this look has noted.
         """
-        freed = {
-            pair
-            for pair, has_more in stuck.waiting.items()
-            if has_more is not None and pair in self._taken and pair not in self._hopeless
-        }
+        freed = (stuck.tried & self._taken) - self._hopeless
         # Where nobody gets through, that says nothing of those whose turn it was.
         failed = set() if self._unreachable else self._hopeless
-        still = (stuck.waiting.keys() - freed) | failed | (self._answered - self._taken)
+        still = (stuck.waiting - freed) | failed | (self._answered - self._taken)
         if still != stuck.known:
             self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still)})
-        is_more = any(stuck.waiting[pair] for pair in freed) or None in stuck.waiting.values()
+        is_more = bool(freed & stuck.in_part or stuck.waiting - stuck.tried)
         if freed and is_more and not self._result.is_cut_short:
             self._result.is_cut_short = True
             self._ledger.note_watch(watches.CONSENT, now, {"cut_short_since": now.isoformat(), **noted})
@@ -812,6 +808,11 @@ class Withdrawer(Writer):
     def _count_each(self, records: pd.DataFrame, name: str) -> None:
         for key, number in records["clinic_id"].value_counts().items():
             self._count(cast("int", key), **{name: int(number)})
+
+
+def _pairs(records: pd.DataFrame) -> list[tuple[int, int]]:
+    """The clinics and lpu_ids of these rows."""
+    return list(zip(records["clinic_id"].tolist(), records["lpu_id"].tolist(), strict=True))
 
 
 def _joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -23,6 +23,8 @@ _NOTE_WATCH = (
     "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, %s, %s) ON CONFLICT (name)"
     " DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value"
 )
+_KEPT_COLUMNS = (*KEY, "reason", "by_absence", "revoked_at", "found_at")
+_KEPT = f"SELECT {', '.join(_KEPT_COLUMNS)} FROM ledger.revocation "
 _PART_ROWS = 50_000
 """So many revocations are written by one statement."""
 
@@ -111,11 +113,12 @@ class Withdrawals(LedgerConnection):
         """Return what is to be withdrawn of these clinics and not acknowledged: REVOCATIONS_KEPT: ``KEY``, ``reason``,
         ``by_absence``, ``revoked_at``, ``found_at``.
         """
-        return self._revocations("WHERE clinic_id = ANY(%s::bigint[])", (_list(clinic_ids),))
+        return self._revocations(_KEPT + "WHERE clinic_id = ANY(%s::bigint[])", (_list(clinic_ids),))
 
     def found_revocations(self, found_at: datetime, *, most: int) -> pd.DataFrame:
         """Return REVOCATIONS_KEPT that were found exactly then, so many at most."""
-        return self._revocations("WHERE found_at = %s ORDER BY clinic_id, appointment_id LIMIT %s", (found_at, most))
+        sql = _KEPT + "WHERE found_at = %s ORDER BY clinic_id, appointment_id LIMIT %s"
+        return self._revocations(sql, (found_at, most))
 
     def some_revocations(self, wanted: pd.DataFrame, *, besides: datetime | None = None) -> pd.DataFrame:
         """Return REVOCATIONS_KEPT, of each clinic under each lpu_id so many.
@@ -124,12 +127,13 @@ class Withdrawals(LedgerConnection):
             wanted: ``clinic_id``, ``lpu_id``, ``records`` (how many at most), int64.
             besides: without those that were found exactly then.
         """
-        return self._revocations(
-            "WHERE found_at IS DISTINCT FROM %s AND clinic_id = wanted.clinic_id AND lpu_id = wanted.lpu_id"
-            " ORDER BY appointment_id LIMIT wanted.records",
-            (besides,),
-            wanted,
-        )
+        parameters = {
+            "clinic_ids": wanted["clinic_id"].tolist(),
+            "lpu_ids": wanted["lpu_id"].tolist(),
+            "most": wanted["records"].tolist(),
+            "besides": besides,
+        }
+        return self._revocations(query("ledger/some_revocations"), parameters)
 
     def revocations_waiting(self, *, besides: datetime | None = None) -> pd.DataFrame:
         """Return how many revocations are open: ``clinic_id``, ``lpu_id``, ``records`` (int64).
@@ -146,19 +150,10 @@ class Withdrawals(LedgerConnection):
             )
             return pd.DataFrame(cursor.fetchall(), columns=columns).astype("int64")
 
-    def _revocations(self, where: str, parameters: tuple[Any, ...], wanted: pd.DataFrame | None = None) -> pd.DataFrame:
-        columns = [*KEY, "reason", "by_absence", "revoked_at", "found_at"]
-        sql = f"SELECT {', '.join(columns)} FROM ledger.revocation {where}"
-        if wanted is not None:
-            sql = (
-                "SELECT found.* FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS wanted"
-                f" (clinic_id, lpu_id, records) CROSS JOIN LATERAL ({sql}) AS found"
-            )
-            lists = (wanted[name].tolist() for name in ("clinic_id", "lpu_id", "records"))
-            parameters = (*lists, *parameters)
+    def _revocations(self, sql: str, parameters: Any) -> pd.DataFrame:
         with self._statement() as cursor:
             cursor.execute(sql.encode(), parameters)
-            return of_types(pd.DataFrame(cursor.fetchall(), columns=columns), dict.fromkeys(KEY, "int64"))
+            return of_types(pd.DataFrame(cursor.fetchall(), columns=list(_KEPT_COLUMNS)), dict.fromkeys(KEY, "int64"))
 
     @again_after_deadlock
     def save_revocations(
