@@ -821,13 +821,19 @@ def test_an_intent_left_open_by_a_crash_counts_as_maybe_sent_and_is_renewed(fill
     assert {record["version"] for record in filled.control.records().values()} == {2}
 
 
-def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) -> None:
-    records = planned(filled)
-    load(filled, records)
-    load(filled, records, resync=True)
-    load(filled, records, resync=True)
-    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:
+def sent_before_a_restore(world: World) -> pd.DataFrame:
+    """Send all records three times, let the ledger forget all but the first, and return them."""
+    records = planned(world)
+    load(world, records)
+    load(world, records, resync=True)
+    load(world, records, resync=True)
+    with world.parts() as (_, ledger, _), ledger._transaction() as cursor:
         cursor.execute("UPDATE ledger.record SET version = 1, acked_version = 1, acked_digest = 0")
+    return records
+
+
+def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) -> None:
+    records = sent_before_a_restore(filled)
     first = load(filled, records, holder="a")
     assert totals(first) == only(to_retry=len(records))
     assert first.problems
@@ -838,12 +844,7 @@ def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) 
 
 def test_a_loader_that_is_stopped_asks_medflex_nothing_more(filled: World) -> None:
     """Medflex asks for a pause behind a batch of outdated versions: what it shows would be read in that pause."""
-    records = planned(filled)
-    load(filled, records)
-    load(filled, records, resync=True)
-    load(filled, records, resync=True)
-    with filled.parts() as (_, ledger, _), ledger._transaction() as cursor:
-        cursor.execute("UPDATE ledger.record SET version = 1, acked_version = 1, acked_digest = 0")
+    records = sent_before_a_restore(filled)
     filled.control.forget_request_log()
     pause = filled.control.add_fault("rate_limited", match=Match(path_prefix=SEND_PATH), skip=1, retry_after=3600)
     result = load(filled, records, clock=FakeClock(), parallel=1, batch_size=50, holder="a")
