@@ -24,7 +24,13 @@ WHERE
         array(
             SELECT 1
             FROM ledger.record AS record
-            WHERE record.clinic_id = known.clinic_id AND record.state <> 'withdrawn'
+            WHERE
+                -- Said as a range, so that the order below is one that only the index gives. Of the same clinic alone
+                -- any order will do: with statistics from when there were few clinics, all records were read in the
+                -- order in which they lie until one was of this clinic, 15 s for 1.4 million of 260 clinics.
+                record.clinic_id >= known.clinic_id
+                AND record.clinic_id <= known.clinic_id
+                AND record.state <> 'withdrawn'
             ORDER BY record.clinic_id
             LIMIT 1
         )
