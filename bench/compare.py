@@ -320,13 +320,14 @@ class Bench:
             "seconds_to_make": seconds,
         }  # fmt: skip
 
-    def permitted(self, by: str, *, inner: bool = False) -> dict[int, set[int]]:
-        """Return which appointments may be shared as the data are now: clinic_id or lpu_id → ids.
+    def permitted(self, by: str, *, inner: bool = False, view: str = "permitted") -> dict[int, set[int]]:
+        """Return which appointments may be shared as the data are now, or what another view has: clinic_id or lpu_id →
+        ids.
 
         inner: without the first day of each window. Once midnight has passed in a clinic a run does not send it any
         more, and what was sent of it stays.
         """
-        sql = f"SELECT {by}, array_agg(appointment_id) FROM bench.permitted {_INNER if inner else ''} GROUP BY 1"
+        sql = f"SELECT {by}, array_agg(appointment_id) FROM bench.{view} {_INNER if inner else ''} GROUP BY 1"
         return {key: set(ids) for key, ids in read(self.stack.medlock_owner(), sql)}
 
     def change(self, number: int) -> dict[str, tuple[int, int]]:
@@ -544,7 +545,8 @@ class Round:
             if part in parts:
                 self._plain(part)
         if "dlt" in parts:
-            self._dlt("dlt", "first", self.bench.folder / f"dlt-{self.size}-{self.number}")
+            for what in ("dlt", "dlt+unruled"):
+                self._dlt(what, "first", self.bench.folder / f"{what}-{self.size}-{self.number}")
         if "product" in parts or "dlt" in parts:
             self._days(parts)
         if "latency" in parts:
@@ -597,13 +599,17 @@ class Round:
         bench.settle()
         bench.receiver.reset()
         uri = bench.stack.cluster.uri("medlock", "medlock_app", driver="psycopg2")
-        asked = {"postgres": uri, "receiver": bench.receiver.url, "folder": str(folder), "incremental": what != "dlt"}
+        view = "unruled" if what == "dlt+unruled" else "permitted"
+        asked = {
+            "postgres": uri, "view": view, "receiver": bench.receiver.url, "folder": str(folder),
+            "incremental": what == "dlt+cursor",
+        }  # fmt: skip
         script = str(BENCH / "contenders" / "dlt_pipeline.py")
         begun = time.perf_counter()
         said = bench.process([str(VENV / "bin" / "python"), script, json.dumps(asked)])
         seconds = time.perf_counter() - begun
         if check:
-            self._same(what, bench.receiver.shown(), bench.permitted("clinic_id"))
+            self._same(what, bench.receiver.shown(), bench.permitted("clinic_id", view=view))
         bench.dlt_version = said["dlt"]
         counts = _requests(bench.receiver.counts())
         self._note(what, day, seconds=seconds, inside=said["seconds"], peak_mb=said["peak_mb"], **counts)

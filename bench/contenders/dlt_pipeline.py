@@ -1,8 +1,9 @@
 """The same transfer with dlt, in an environment of its own: ``python dlt_pipeline.py '{"postgres": …}'``.
 
-Reads bench.permitted through SQLAlchemy into Arrow tables and posts rows in batches of 500 from a custom destination.
-What is asked for: ``postgres`` (URL), ``receiver`` (URL), ``folder`` (dlt's state and files), ``incremental`` (whether
-rows are read from the newest ``updated_at`` on). The last line of standard output says what was done, as JSON.
+Reads a view of the schema bench through SQLAlchemy into Arrow tables and posts rows in batches of 500 from a custom
+destination. What is asked for: ``postgres`` (URL), ``view``, ``receiver`` (URL), ``folder`` (dlt's state and files),
+``incremental`` (whether rows are read from the newest ``updated_at`` on). The last line of standard output says what
+was done, as JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def receiver(items, table):  # type: ignore[no-untyped-def]
 
 rows = sql_table(
     credentials=asked["postgres"],
-    table="permitted",
+    table=asked["view"],
     schema="bench",
     backend="pyarrow",
     chunk_size=100_000,

@@ -30,5 +30,23 @@ WHERE
     AND phone_is_readable
     AND trim(first_name) <> '';
 
+-- The same columns of every row in the windows: for a contender that knows no rule.
+CREATE OR REPLACE VIEW bench.unruled AS
+SELECT
+    clinic_id,
+    lpu_id,
+    partners,
+    appointment_id,
+    doctor_id,
+    starts_at,
+    ends_at,
+    status,
+    entry,
+    first_name,
+    patronymic,
+    phone,
+    updated_at
+FROM bench.appointments;
+
 GRANT USAGE ON SCHEMA bench TO medlock_app;
 GRANT SELECT ON ALL TABLES IN SCHEMA bench TO medlock_app;
