@@ -16,6 +16,8 @@ createdb --owner="$database" "$restored"
 trap 'dropdb --if-exists --force "$restored"' EXIT
 statement "REVOKE ALL ON DATABASE $restored FROM PUBLIC"
 pg_restore --exit-on-error --single-transaction --dbname "$restored"
+# A backup has no statistics: until the server makes some by itself, it would read whole tables where an index serves.
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --dbname "$restored" --command ANALYZE
 # Whoever sits in the copy, a person who looks at it or the next backup, would keep it from getting its name.
 statement "ALTER DATABASE $restored ALLOW_CONNECTIONS false"
 statement "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '$restored'" > /dev/null
