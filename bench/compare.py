@@ -320,9 +320,9 @@ class Bench:
             "seconds_to_make": seconds,
         }  # fmt: skip
 
-    def permitted(self, by: str, *, inner: bool = False, view: str = "permitted") -> dict[int, set[int]]:
-        """Return which appointments may be shared as the data are now, or what another view has: clinic_id or lpu_id →
-        ids.
+    def rows_of(self, view: str, by: str, *, inner: bool = False) -> dict[int, set[int]]:
+        """Return which appointments a view has as the data are now: clinic_id or lpu_id → ids. ``permitted`` has those
+        that may be shared, ``unruled`` all in the windows.
 
         inner: without the first day of each window. Once midnight has passed in a clinic a run does not send it any
         more, and what was sent of it stays.
@@ -334,7 +334,7 @@ class Bench:
         """Change 1 % of the data: 0.5 % of the appointments, the phone of 0.3 % of the patients; 0.2 % refuse.
 
         Returns how many ``records`` have to be sent again and how many ``withdrawn`` for that, by SQL: at least (see
-        ``permitted``) and at most.
+        ``rows_of``) and at most.
         """
         with psycopg.connect(self.stack.medlock_owner()) as medlock:
             medlock.execute("DROP TABLE IF EXISTS bench.before")
@@ -591,7 +591,7 @@ class Round:
         run = bench.run_dag(dag_id, **({"limit": SLICE} if is_slice else {}))
         sent = bench.returned(dag_id, run["run_id"])
         if not is_slice:
-            self._same(what, bench.receiver.shown(), bench.permitted("clinic_id"))
+            self._same(what, bench.receiver.shown(), bench.rows_of("permitted", "clinic_id"))
         self._note(what, "first", **run, sending=sent["seconds"], is_slice=is_slice)
 
     def _dlt(self, what: str, day: str, folder: Path, *, check: bool = True) -> None:
@@ -609,7 +609,7 @@ class Round:
         said = bench.process([str(VENV / "bin" / "python"), script, json.dumps(asked)])
         seconds = time.perf_counter() - begun
         if check:
-            self._same(what, bench.receiver.shown(), bench.permitted("clinic_id", view=view))
+            self._same(what, bench.receiver.shown(), bench.rows_of(view, "clinic_id"))
         bench.dlt_version = said["dlt"]
         counts = _requests(bench.receiver.counts())
         self._note(what, day, seconds=seconds, inside=said["seconds"], peak_mb=said["peak_mb"], **counts)
@@ -653,8 +653,8 @@ class Round:
             )
             figures["ledger_bytes"] = {name: number for name, number in sizes if number >= 65_536}
         self._same(
-            f"The run {run['run_id']}", bench.receiver.shown(), bench.permitted("lpu_id"),
-            bench.permitted("lpu_id", inner=True),
+            f"The run {run['run_id']}", bench.receiver.shown(), bench.rows_of("permitted", "lpu_id"),
+            bench.rows_of("permitted", "lpu_id", inner=True),
         )  # fmt: skip
         for name, (least, most) in (changes or {}).items():
             if not least <= run[name] <= most:

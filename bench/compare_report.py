@@ -241,10 +241,10 @@ def _explained(sizes: Sequence[Figures]) -> list[str]:
         f"Appointments: {told}. All contenders read the same tables of the same Postgres and post the same records"
         " (but dlt without rules: all in the windows) to the same receiver (bench/receiver.py), which unpacks and"
         " parses each body and answers with a verdict for each record; what it shows after a whole first run of each"
-        " contender, and after each run of the product in"
-        " Airflow, has to be exactly what SQL says that it should (not checked: the slice record by record, dlt"
-        " with a cursor on later days, our own work alone), and on the day with changes the product has to send and to"
-        " withdraw as many records as SQL counts; where midnight passes in a clinic during a run of the product, its"
+        " contender, and after each run of the product in Airflow, has to be exactly what SQL says that it should"
+        " (not checked: the slice record by record, dlt with a cursor on later days, our own work alone), and on the"
+        " day with changes the product has to send and to withdraw as many records as SQL counts; where midnight"
+        " passes in a clinic during a run of the product, its"
         " first day may be missing. Of a size in the middle only our own work and its bodies are measured. Which phones"
         " cannot be read, and which clinics have no known zone, is told to the others: SQL cannot tell. Rows a second"
         " are appointments in the windows, whoever drops what may not be shared; of the floor that posts, records."
@@ -299,9 +299,8 @@ def _section(figures: Figures) -> list[str]:
     for what, day in (
         ("product", "first"), ("product", "changed"), ("product", "unchanged"), ("latency", "first"),
         ("plain", "first"), ("lean", "first"), ("records", "first"), ("dlt+unruled", "first"), ("dlt", "first"),
-        ("dlt+cursor", "first"),
-        ("dlt+cursor", "changed"), ("dlt+cursor", "unchanged"), ("work", "first"), ("pandas", "-"), ("copy", "-"),
-        ("post", "-"),
+        ("dlt+cursor", "first"), ("dlt+cursor", "changed"), ("dlt+cursor", "unchanged"), ("work", "first"),
+        ("pandas", "-"), ("copy", "-"), ("post", "-"),
     ):  # fmt: skip
         seconds = figures.median(what, day)
         if seconds is None:

@@ -31,22 +31,17 @@ WHERE
     AND trim(first_name) <> '';
 
 -- The same columns of every row in the windows: for a contender that knows no rule.
-CREATE OR REPLACE VIEW bench.unruled AS
-SELECT
-    clinic_id,
-    lpu_id,
-    partners,
-    appointment_id,
-    doctor_id,
-    starts_at,
-    ends_at,
-    status,
-    entry,
-    first_name,
-    patronymic,
-    phone,
-    updated_at
-FROM bench.appointments;
+DO $$ BEGIN
+    EXECUTE (
+        SELECT
+            format(
+                'CREATE OR REPLACE VIEW bench.unruled AS SELECT %s FROM bench.appointments',
+                string_agg(quote_ident(attname), ', ' ORDER BY attnum)
+            )
+        FROM pg_attribute
+        WHERE attrelid = 'bench.permitted'::regclass AND attnum > 0 AND NOT attisdropped
+    );
+END $$;
 
 GRANT USAGE ON SCHEMA bench TO medlock_app;
 GRANT SELECT ON ALL TABLES IN SCHEMA bench TO medlock_app;
