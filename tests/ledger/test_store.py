@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -23,6 +24,7 @@ from medflex.errors import (
 from medflex.ledger import migrate as migrations
 from medflex.ledger.report import funnel_text
 from medflex.ledger.store import BatchContent, BatchOutcome, Decision, Intent, Ledger, Resolution, Run
+from medflex.ledger.withdrawals import COUNTED_CLINICS
 from medflex.sql import bigints, query
 from sandbox.postgres import free_port
 from tests.ledger.times import NOW, Time
@@ -321,6 +323,27 @@ def test_clinics_with_records_are_those_of_which_anything_may_be_shown(ledger: L
     ledger.acquire([CLINIC], "task")
     intent(ledger, [1], [1], [11])
     assert sorted(ledger.clinics_with_records()) == sorted({4, 5, 9, 11, CLINIC})
+
+
+def test_records_are_counted_a_bounded_number_of_clinics_at_a_time(
+    ledger: Ledger, ledger_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all clinics, in one statement, take longer than a statement may."""
+    with psycopg.connect(ledger_db) as owner:
+        owner.execute(
+            "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, changed_at)"
+            " SELECT clinic_id, clinic_id, 1, 1, 'sent', now() FROM generate_series(1::bigint, 450) AS clinic_id"
+        )
+    asked: list[int] = []
+    count = ledger._counts
+
+    def watched(name: str, parameters: dict[str, Any]) -> dict[int, int]:
+        asked.append(len(parameters["clinic_ids"]))
+        return count(name, parameters)
+
+    monkeypatch.setattr(ledger, "_counts", watched)
+    assert ledger.live_counts(range(1, 451)) == dict.fromkeys(range(1, 451), 1)
+    assert asked == [COUNTED_CLINICS, COUNTED_CLINICS, 450 - 2 * COUNTED_CLINICS]
 
 
 def test_clinics_with_records_are_found_by_their_index_whatever_the_statistics_say(ledger_db: str) -> None:

@@ -37,7 +37,7 @@ from medflex.domain.window import clinic_windows
 from medflex.errors import MedflexContractError
 from medflex.ledger import watches
 from medflex.ledger.store import BatchContent, Decision
-from medflex.ledger.withdrawals import KEY, instants
+from medflex.ledger.withdrawals import COUNTED_CLINICS, KEY, instants
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ NUMBERS = ("revoked", "withdrawn", "withdraw_to_retry", "withdraw_unknown", "per
 
 _PRESENT_ROWS = 25_000
 """So many records are looked up in Medlock at a time; bounds the memory."""
-_COUNTED_CLINICS = 200
-"""Of so many clinics at a time the records are counted."""
 _FRESH = timedelta(seconds=60)
 """A finding older than this is judged anew before it is acted on."""
 _QUICK_PATIENCE = 15.0
@@ -443,8 +441,8 @@ class Withdrawer(Writer):
         group: list[int] = []
         rows = 0
         # Counted as they are needed: of all clinics' records together that alone takes minutes.
-        for start in range(0, len(clinic_ids), _COUNTED_CLINICS):
-            some = clinic_ids[start : start + _COUNTED_CLINICS]
+        for start in range(0, len(clinic_ids), COUNTED_CLINICS):
+            some = clinic_ids[start : start + COUNTED_CLINICS]
             counts = self._ledger.live_counts(some)
             for clinic_id in some:
                 if group and rows + counts.get(clinic_id, 0) > self._live_rows:

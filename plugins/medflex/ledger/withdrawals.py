@@ -25,6 +25,8 @@ _NOTE_WATCH = (
 )
 _KEPT_COLUMNS = (*KEY, "reason", "by_absence", "revoked_at", "found_at")
 _KEPT = f"SELECT {', '.join(_KEPT_COLUMNS)} FROM ledger.revocation "
+COUNTED_CLINICS = 200
+"""The records of so many clinics are counted by one statement."""
 _PART_ROWS = 50_000
 """So many revocations are written by one statement."""
 
@@ -99,7 +101,12 @@ class Withdrawals(LedgerConnection):
         Args:
             in_window: without those that have left the window by the passing of time.
         """
-        return self._counts("ledger/live_counts", {"clinic_ids": _list(clinic_ids), "in_window": in_window})
+        counts: dict[int, int] = {}
+        # Of all clinics' records in one statement that takes minutes, and longer than a statement may.
+        for start in range(0, len(clinic_ids), COUNTED_CLINICS):
+            some = _list(clinic_ids[start : start + COUNTED_CLINICS])
+            counts |= self._counts("ledger/live_counts", {"clinic_ids": some, "in_window": in_window})
+        return counts
 
     @again_after_deadlock
     def age_out(self, records: pd.DataFrame) -> None:
