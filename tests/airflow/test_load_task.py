@@ -56,7 +56,8 @@ def test_what_may_pass_is_tried_again_even_beside_what_will_not(planned: World) 
     """One clinic is unknown to Medflex, which no attempt heals; with another one Medflex fails for a while."""
     planned.control.remove_clinics([lpu_id(planned, 1)])
     fault = planned.control.add_fault("status", match=Match(lpu_id=lpu_id(planned, 2)), status=503)
-    with pytest.raises(TransientFailure):
+    # By its name, under which the runbook has it.
+    with pytest.raises(TransientFailure, match=r"^MedflexUnavailableError: "):
         transfer.load(SHARD)
     (problem,) = planned.read_ledger("SELECT problem FROM ledger.run_shard")[0]
     assert "does not know this clinic's lpu_id" in problem

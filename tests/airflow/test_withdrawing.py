@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +299,12 @@ def test_vanished_rows_beyond_the_threshold_are_held_and_refusals_beside_them_fl
         (hold,) = ledger.claim_holds("run a", 500)
         assert ledger.claim_holds("run b", 500) == []
         assert [(item.hold_id, item.asked_in) for item in ledger.claim_holds("run a", 500)] == [(hold.hold_id, "run a")]
+        # Its run is gone: what the runbook says lets another one ask it.
+        runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+        (statement,) = [line for line in runbook.splitlines() if line.startswith("UPDATE ledger.hold SET asked_in")]
+        with ledger._transaction() as cursor:
+            cursor.execute(statement.replace("4711", str(hold.hold_id)).encode())
+        assert [item.hold_id for item in ledger.claim_holds("run b", 500)] == [hold.hold_id]
         assert ledger.decide_hold(hold.hold_id, "released", "somebody")
         assert not ledger.decide_hold(hold.hold_id, "kept", "somebody else")
     result = withdraw(sent, [1])

@@ -41,7 +41,8 @@ def speaking(function: Callable[P, T]) -> Callable[P, T]:
         except AirflowException:
             raise
         except MedflexPipelineError as error:
-            text = str(error) if error.transient else f"{type(error).__name__}: {error}"
+            # By its type, under which the runbook has it.
+            text = f"{type(error).__name__}: {error}"
             failure: AirflowException = TransientFailure(text) if error.transient else AirflowFailException(text)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
