@@ -505,6 +505,9 @@ def test_a_backup_takes_the_place_of_what_a_newer_version_has_left(tmp_path: Pat
         with psycopg.connect(uri) as there:
             assert there.execute("SELECT name FROM ledger.watch").fetchall() == [("kept",)]
             assert there.execute("SELECT version_num FROM ledger.schema_version").fetchall() == [("0004",)]
+            # Without statistics whole tables are read where an index would serve.
+            sql = "SELECT attname FROM pg_stats WHERE schemaname = 'ledger' AND tablename = 'watch'"
+            assert ("name",) in there.execute(sql).fetchall()
         with pytest.raises(psycopg.OperationalError, match="permission denied"):
             psycopg.connect(server.uri("ledger", "airflow", "a"))
         migrate(uri)
