@@ -440,8 +440,9 @@ def render(figures: Figures, looked: Measured) -> str:
         f"1. Medflex's rate for the first run (`rate_per_second` of the connection, as Medflex allows): {RATE} a second"
         f" are {plan.first_requests / RATE / 3600:.1f} hours, whatever else there is.",
         "2. `MEDFLEX_DAILY_DEADLINE_HOURS`, or the first run alerts after three hours.",
-        f"3. Worker slots: 16 instead of {DEPLOYED_SLOTS}, with {16 * max(peaks.values()) / 1000:.0f} GB of memory in"
-        " all, and [what has to move with them](#what-moves-with-the-slots).",
+        f"3. Worker slots: 16 instead of {DEPLOYED_SLOTS}, with {(16 + BESIDE) * max(peaks.values()) / 1000:.1f} GB of"
+        f" memory for each worker (it takes {BESIDE} more at a time than a run may have), and"
+        " [what has to move with them](#what-moves-with-the-slots).",
         "4. Autovacuum of `ledger.record`, before the first run; then disk for it.",
         "5. Cores of Medlock's server for the hour of the extracts, or fewer slots for `extract`.",
         "6. Not the number of shards: see above what it costs everybody else.",
@@ -490,7 +491,8 @@ def _settings() -> list[str]:
         "",
         "With Docker Compose these are `AIRFLOW_MAX_ACTIVE_TASKS_PER_DAG`, `AIRFLOW_WORKER_CONCURRENCY`,"
         " `AIRFLOW_PARALLELISM` and `POSTGRES_MAX_CONNECTIONS` in `.env`; on Kubernetes `env` and"
-        " `config.celery.worker_concurrency` in `deploy/helm/values.yaml`, and your Postgres.",
+        " `config.celery.worker_concurrency` in `deploy/helm/values.yaml`, with them the memory of"
+        " `workers.celery.resources`, and your Postgres.",
         "",
     ]
 
