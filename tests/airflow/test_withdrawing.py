@@ -303,7 +303,7 @@ def test_vanished_rows_beyond_the_threshold_are_held_and_refusals_beside_them_fl
         runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
         (statement,) = [line for line in runbook.splitlines() if line.startswith("UPDATE ledger.hold SET asked_in")]
         with ledger._transaction() as cursor:
-            cursor.execute(statement.replace("4711", str(hold.hold_id)).encode())
+            cursor.execute(statement.replace("clinic_id = 17", f"clinic_id = {hold.clinic_id}").encode())
         assert [item.hold_id for item in ledger.claim_holds("run b", 500)] == [hold.hold_id]
         assert ledger.decide_hold(hold.hold_id, "released", "somebody")
         assert not ledger.decide_hold(hold.hold_id, "kept", "somebody else")
