@@ -33,6 +33,7 @@ LOCK_SECONDS = 120
 """So long may it wait for a table that somebody has locked."""
 _LIMITS = f"""SELECT
     set_config('transaction_read_only', 'on', true),
+    set_config('jit', 'off', true),
     set_config('statement_timeout', '{STREAM_SECONDS}s', true),
     set_config('lock_timeout', '{LOCK_SECONDS}s', true)"""
 

@@ -31,6 +31,10 @@ class MedlockUnavailableError(MedflexPipelineError):
     transient = True
 
 
+class MedlockSlowError(MedlockUnavailableError):
+    """Medlock's database answers, but a query took longer than it may."""
+
+
 class MedlockRefusedError(ConfigurationError):
     """Medlock's database refuses the log-in."""
 

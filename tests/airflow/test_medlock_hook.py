@@ -18,7 +18,13 @@ from medflex import arrow
 from medflex.airflow.hooks.medlock import APPOINTMENT_COLUMNS, Medlock, windows_json
 from medflex.arrow import to_pandas
 from medflex.domain.access import AccessState
-from medflex.errors import MedflexPipelineError, MedlockRefusedError, MedlockSchemaError, MedlockUnavailableError
+from medflex.errors import (
+    MedflexPipelineError,
+    MedlockRefusedError,
+    MedlockSchemaError,
+    MedlockSlowError,
+    MedlockUnavailableError,
+)
 from medflex.sql import query
 from sandbox.postgres import Cluster, free_port
 
@@ -478,7 +484,7 @@ def test_a_table_that_is_locked_for_long_is_told(
     with psycopg.connect(medlock_db) as other, Medlock(medlock_app, timeout_seconds=1) as medlock:
         other.execute("LOCK TABLE medlock.clinic, medlock.appointment IN ACCESS EXCLUSIVE MODE")
         error = told(medlock, read)
-    assert type(error) is MedlockUnavailableError
+    assert type(error) is MedlockSlowError
     assert "kept a query waiting for too long: look whether a table is locked there" in str(error)
 
 

@@ -17,8 +17,9 @@ from psycopg.types.json import Jsonb
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
 from medflex.clock import Clock
-from medflex.errors import MedlockUnavailableError
+from medflex.errors import MedlockSlowError, MedlockUnavailableError
 from medflex.ledger import watches
+from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import of_clinic
 from tests.airflow.test_withdrawing import (
@@ -274,6 +275,94 @@ def test_more_edits_than_a_look_has_time_for_are_left_to_a_sweep(sent: World) ->
     assert not quick(sent, clock=in_minutes(200)).sweep_is_due
 
 
+def test_where_medlock_takes_too_long_to_say_what_was_edited_refusals_are_found_and_a_sweep_does_the_rest(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each look would fail, and the next one begin where it did."""
+
+    class Few(Withdrawer):
+        most_edits = 100
+
+    withdraw(sent)
+    asked: list[int] = []
+    original = Medlock.changed_appointments
+
+    def slow(self: Medlock, since: datetime, *, most: int, **more: Any) -> Any:
+        asked.append(most)
+        if most > 20:
+            # A statement that really takes too long needs a database of hundreds of millions of rows.
+            raise MedlockSlowError("Medlock took too long.")
+        return original(self, since, most=most, **more)
+
+    monkeypatch.setattr(Medlock, "changed_appointments", slow)
+    moved, refusing, other = some(sent, 3)
+    refused = of_patients(sent, [refusing]) - {moved}
+    sent.edit("UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %s", [moved])
+    sent.edit("UPDATE medlock.appointment SET updated_at = now()")
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    result = quick(sent, Few, clock=in_minutes())
+    assert result.sweep_is_due
+    assert not refused & shown_ids(sent)
+    assert asked == [101, 10]
+    # A quarter of an hour long nobody waits for that again.
+    also = of_patients(sent, [other]) - {moved}
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(also)])
+    quick(sent, Few, clock=in_minutes(14))
+    assert not also & shown_ids(sent)
+    assert asked[2:] == [11, 10]
+    quick(sent, Few, clock=in_minutes(17))
+    assert asked[4:] == [101, 10]
+    assert sweep(sent, clock=in_minutes(17)).total("withdrawn") == (moved in shown_ids(sent)) + 1
+    assert moved not in shown_ids(sent)
+
+
+def test_what_has_changed_is_looked_at_in_parts_where_it_is_much(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    withdraw(sent)
+    refused = of_patients(sent, some(sent, 5))
+    assert len(refused) >= 5
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    asked: list[int] = []
+    original = Ledger.live
+
+    def live(self: Ledger, clinic_ids: Any, appointment_ids: Any = None) -> Any:
+        asked.append(len(clinic_ids))
+        return original(self, clinic_ids, appointment_ids)
+
+    monkeypatch.setattr(Ledger, "live", live)
+    monkeypatch.setattr("medflex.airflow.withdrawing._SLICE", 2)
+    assert numbers(quick(sent))["withdrawn"] == len(refused)
+    # Then what was found is judged once more.
+    assert len(refused) in asked
+    assert max(asked[: asked.index(len(refused))]) == 2
+    assert not refused & shown_ids(sent)
+
+
+def test_a_medlock_that_stays_too_slow_is_told(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object, **__: object) -> None:
+        raise MedlockSlowError("Medlock took too long.")
+
+    withdraw(sent)
+    monkeypatch.setattr(Medlock, "changed_appointments", slow)
+    with pytest.raises(MedlockSlowError):
+        quick(sent)
+
+
+def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(sent: World) -> None:
+    """Though few of them say no: somebody may do so behind all those who do not."""
+
+    class Few(Withdrawer):
+        most_edits = 3
+
+    withdraw(sent)
+    for table in ("appointment", "patient", "doctor"):
+        sent.edit(f"UPDATE medlock.{table} SET updated_at = now() - interval '3 days'")
+    permits = "NOT (refused_personal_data OR refused_notifications OR refused_marketing)"
+    ids = [row[0] for row in sent.read(f"SELECT id FROM medlock.patient WHERE {permits} LIMIT 31")]
+    for number, is_due in ((30, False), (31, True)):
+        sent.edit("UPDATE medlock.patient SET updated_at = now() WHERE id = ANY(%s)", [ids[:number]])
+        assert quick(sent, Few, clock=in_minutes(0.1)).sweep_is_due is is_due
+
+
 def test_a_large_rest_is_brought_over_in_parts_and_before_others_are_looked_for(sent: World) -> None:
     class Little(Withdrawer):
         live_rows = 1
@@ -363,11 +452,11 @@ def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_f
     asked: list[timedelta] = []
     original = Medlock.changed_appointments
 
-    def slow(self: Medlock, since: datetime, *, edited_since: datetime, most: int) -> Any:
+    def slow(self: Medlock, since: datetime, *, edited_since: datetime, **more: Any) -> Any:
         asked.append(datetime.now(UTC) - edited_since)
         if asked[-1] > timedelta(hours=1):
-            raise MedlockUnavailableError("Medlock took too long.")
-        return original(self, since, edited_since=edited_since, most=most)
+            raise MedlockUnavailableError("Medlock broke off.")
+        return original(self, since, edited_since=edited_since, **more)
 
     monkeypatch.setattr(Medlock, "changed_appointments", slow)
     with pytest.raises(MedlockUnavailableError):

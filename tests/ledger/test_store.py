@@ -346,6 +346,24 @@ def test_records_are_counted_a_bounded_number_of_clinics_at_a_time(
     assert asked == [COUNTED_CLINICS, COUNTED_CLINICS, 450 - 2 * COUNTED_CLINICS]
 
 
+def test_records_are_looked_up_by_a_bounded_number_of_ids_at_a_time(
+    ledger: Ledger, ledger_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By very many ids in one statement Postgres would rather read all records."""
+    with psycopg.connect(ledger_db) as owner:
+        owner.execute(
+            "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, patient_id, changed_at)"
+            " SELECT 1, id, 1, 1, 'sent', 100 + id, now() FROM generate_series(1::bigint, 12) AS id"
+        )
+    monkeypatch.setattr("medflex.ledger.withdrawals.TOUCHED_IDS", 2)
+    assert sorted(ledger.touched([1, 2, 3], [])["appointment_id"]) == [1, 2, 3]
+    # More of the one than of the other; the fifth and the sixth are found twice.
+    found = ledger.touched([1, 2, 3, 4, 5], [105, 106, 999])
+    assert sorted(found["appointment_id"]) == [1, 2, 3, 4, 5, 6]
+    assert sorted(ledger.touched([], [101, 103, 111])["appointment_id"]) == [1, 3, 11]
+    assert len(ledger.touched([], [])) == 0
+
+
 def test_clinics_with_records_are_found_by_their_index_whatever_the_statistics_say(ledger_db: str) -> None:
     """Statistics from when there were few clinics made each one a look through all records: 15 s for 1.4 million."""
     with psycopg.connect(ledger_db) as owner:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -34,7 +35,7 @@ from medflex.domain.revocations import (
     positions,
 )
 from medflex.domain.window import clinic_windows
-from medflex.errors import MedflexContractError
+from medflex.errors import MedflexContractError, MedlockSlowError
 from medflex.ledger import watches
 from medflex.ledger.store import BatchContent, Decision
 from medflex.ledger.withdrawals import COUNTED_CLINICS, KEY, instants
@@ -71,9 +72,9 @@ SHARE = 10
 same holds for looks that go over all edits of two hours, up to _FAR_MOST."""
 _FAR_MOST = timedelta(hours=1)
 """What lies between two of these is gone over as well: they must not grow without end."""
-_FAR_AGAIN = timedelta(minutes=15)
+_AGAIN = timedelta(minutes=15)
 """So long after one that did not come to its end no other is tried, and twice as long after each more: refusals are
-found without it."""
+found without it. So long, too, less is asked for where Medlock took too long to say what has changed."""
 _MOST_TRIES = 7
 _PIECE = timedelta(minutes=30)
 """For so long what a piece of a sweep has found is left to its DAG: as long as its task may take. The next run, minutes
@@ -81,6 +82,12 @@ later, brings over what a killed one had found."""
 _MOST_EDITS = 1_000_000
 """More edits than that are left to a sweep, which goes by pieces: refusals would wait, and memory has to hold them. Of
 what says no so many are looked for that changed last: all patients may have been touched."""
+_AMONG = 10
+"""For each of those so many rows that were edited are looked at, of each table."""
+_SLOW_PART = 10
+"""So many times less is asked for where Medlock took too long."""
+_SLICE = 100_000
+"""Of so many appointments at a time what Medflex shows of them is looked at: memory has to hold it."""
 _MOST_LEFT = 1_000_000
 """So much of what a piece of a sweep had found is brought over by the next one; if there is more, by quick looks."""
 _PROBES = 16
@@ -455,8 +462,12 @@ class Withdrawer(Writer):
 
     def _of(self, records: pd.DataFrame, now: datetime) -> pd.DataFrame:
         """Return REVOCATIONS among these records (``clinic_id``, ``appointment_id``)."""
-        live = self._ledger.live(records["clinic_id"].tolist(), records["appointment_id"].tolist())
-        return self._judge(live, now)[0]
+        found = []
+        for start in range(0, len(records), _SLICE):
+            part = records.iloc[start : start + _SLICE]
+            live = self._ledger.live(part["clinic_id"].tolist(), part["appointment_id"].tolist())
+            found.append(self._judge(live, now)[0])
+        return _joined(found)
 
     def _of_changed(
         self,
@@ -479,23 +490,47 @@ class Withdrawer(Writer):
         far_back = self._far_back(last_look, now)
         edited_since = far_back or last_look - EDITED_OVERLAP
         since = min(last_look - OVERLAP, edited_since)
-        changed = self._medlock.changed_appointments(since, edited_since=edited_since, most=self.most_edits + 1)
-        if len(changed) > self.most_edits:
-            log.warning("More than %d appointments were edited: medflex_sweep goes over them.", self.most_edits)
+        changed, most = self._changed_appointments(since, edited_since, now)
+        patients = self._medlock.changed_patients(since, most=most + 1, among=_AMONG * most)
+        if len(patients) > most:
+            log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", most)
             self._let_sweep(now)
-            # Also of these only the last ones: what is left out must not keep the next looks from theirs.
-            changed = self._medlock.changed_appointments(since, edited_since=_ALL_TIME, most=self.most_edits)
-        patients = self._medlock.changed_patients(since, most=self.most_edits + 1)
-        if len(patients) > self.most_edits:
-            log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", self.most_edits)
+        if self._medlock.changed_rows(since, most=_AMONG * most + 1) > _AMONG * most:
+            log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", _AMONG * most)
             self._let_sweep(now)
         # Whatever clinic the appointment is in now, and whether or not it is there.
-        touched = self._ledger.touched(changed["appointment_id"].tolist(), patients[: self.most_edits])
+        touched = self._ledger.touched(changed["appointment_id"].tolist(), patients[:most])
         # Those that are left come first, so that they are not among the rest.
         pairs = pd.concat([left, changed.dropna().astype("int64"), touched]).drop_duplicates().iloc[len(left) :]
         found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
         seconds = (self._clock.now() - begun).total_seconds()
         return found, {watches.FAR: {"seconds": seconds}} if far_back else {}
+
+    def _changed_appointments(self, since: datetime, edited_since: datetime, now: datetime) -> tuple[pd.DataFrame, int]:
+        """Return what :meth:`Medlock.changed_appointments` does, and how many it may be; what is more is left to a
+        sweep, and so is what Medlock takes too long to say: refusals must not wait for it, and the next look would
+        begin where this one did.
+        """
+        slow_at, _ = self._ledger.watch(watches.SLOW) or (None, {})
+        most = self.most_edits
+        if slow_at is not None and slow_at <= now < slow_at + _AGAIN:
+            most //= _SLOW_PART
+
+        ask = partial(self._medlock.changed_appointments, since)
+        try:
+            changed = ask(edited_since=edited_since, most=most + 1, among=_AMONG * most)
+            if len(changed) <= most:
+                return changed, most
+            log.warning("More than %d appointments were edited: medflex_sweep goes over them.", most)
+            self._let_sweep(now)
+            # Also of these only the last ones: what is left out must not keep the next looks from theirs.
+            return ask(edited_since=_ALL_TIME, most=most, among=_AMONG * most), most
+        except MedlockSlowError:
+            most = self.most_edits // _SLOW_PART
+            log.warning("Medlock takes too long to say what was edited: medflex_sweep goes over all but %d.", most)
+            self._ledger.note_watch(watches.SLOW, now, {})
+            self._let_sweep(now)
+            return ask(edited_since=_ALL_TIME, most=most, among=_AMONG * most), most
 
     def _far_back(self, last_look: datetime, now: datetime) -> datetime | None:
         """Return from when on this look goes over all edits, if it does: two hours behind the last look that did, so
@@ -506,7 +541,7 @@ class Withdrawer(Writer):
         at, noted = self._ledger.watch(watches.FAR) or (last_look, {})
         tries = noted.get("tries", 0)
         tried_at = datetime.fromisoformat(noted["tried_at"]) if tries else now
-        again = tried_at + _FAR_AGAIN * 2 ** (tries - 1) if tries else now
+        again = tried_at + _AGAIN * 2 ** (tries - 1) if tries else now
         pause = min(timedelta(seconds=SHARE * noted.get("seconds", 0.0)), _FAR_MOST)
         # A clock that was ahead tells nothing.
         if at <= now < at + pause or tried_at <= now < again:

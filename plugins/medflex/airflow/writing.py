@@ -77,12 +77,16 @@ class MedlockReader(Protocol):
         """Yield the same in tables of about so many rows, at least one."""
         ...
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
+    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int, among: int) -> pd.DataFrame:
         """Return ``clinic_id`` and ``appointment_id`` of what says no and has changed since then, or was edited."""
         ...
 
-    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
+    def changed_patients(self, since: datetime, *, most: int, among: int) -> list[int]:
         """Return the ids of patients whose row changed since then and says no now."""
+        ...
+
+    def changed_rows(self, since: datetime, *, most: int) -> int:
+        """Return how many rows of a table have changed since then, ``most`` of more."""
         ...
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:

@@ -132,6 +132,8 @@ class LedgerConnection:
         connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
         connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'".encode())
         connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
+        # Compiling these queries takes longer than running them.
+        connection.execute("SET jit = off")
         return connection
 
     @property

@@ -27,6 +27,8 @@ _KEPT_COLUMNS = (*KEY, "reason", "by_absence", "revoked_at", "found_at")
 _KEPT = f"SELECT {', '.join(_KEPT_COLUMNS)} FROM ledger.revocation "
 COUNTED_CLINICS = 200
 """The records of so many clinics are counted by one statement."""
+TOUCHED_IDS = 100_000
+"""By so many appointments and patients records are looked up by one statement."""
 _PART_ROWS = 50_000
 """So many revocations are written by one statement."""
 
@@ -88,12 +90,17 @@ class Withdrawals(LedgerConnection):
         """Return the records that may show these appointments or patients, under whichever clinic: ``clinic_id``,
         ``appointment_id`` (int64).
         """
-        with self._statement() as cursor:
-            cursor.execute(
-                query("ledger/touched"),
-                {"appointment_ids": _list(appointment_ids), "patient_ids": _list(patient_ids)},
-            )
-            return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "appointment_id"]).astype("int64")
+        found: list[dict[str, Any]] = []
+        # Of very many ids in one statement Postgres would rather read all records.
+        for start in range(0, max(len(appointment_ids), len(patient_ids)), TOUCHED_IDS):
+            some = slice(start, start + TOUCHED_IDS)
+            with self._statement() as cursor:
+                cursor.execute(
+                    query("ledger/touched"),
+                    {"appointment_ids": _list(appointment_ids[some]), "patient_ids": _list(patient_ids[some])},
+                )
+                found += cursor.fetchall()
+        return pd.DataFrame(found, columns=["clinic_id", "appointment_id"]).astype("int64").drop_duplicates()
 
     def live_counts(self, clinic_ids: Sequence[int], *, in_window: bool = False) -> dict[int, int]:
         """Return clinic → number of records that Medflex shows or may show of it.

@@ -25,6 +25,7 @@ from medflex.errors import (
     MedflexPipelineError,
     MedlockRefusedError,
     MedlockSchemaError,
+    MedlockSlowError,
     MedlockUnavailableError,
 )
 from medflex.postgres import ThreadConnections, has_no_room, refused_login
@@ -199,7 +200,7 @@ class Medlock:
         ):
             yield tables(batches, rows, reader.schema)
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int) -> pd.DataFrame:
+    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int, among: int) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked: ``clinic_id`` (Int64, missing where it has
         none any more), ``appointment_id`` (int64), those that changed last first.
 
@@ -207,17 +208,23 @@ class Medlock:
             since: of what says no now: the appointment itself, its patient, its doctor.
             edited_since: of other changes of the appointment.
             most: so many of them.
+            among: of each table's rows that changed since then, so many are looked at, those that changed last.
         """
-        parameters = {"since": since, "edited_since": edited_since, "most": most}
+        parameters = {"since": since, "edited_since": edited_since, "most": most, "among": among}
         types = {"clinic_id": "Int64", "appointment_id": "int64"}
         return self._frame("medlock/changed_appointments", parameters, types)
 
-    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
-        """Return the ids of the patients whose row changed since then and says no now, ``most`` of those that changed
-        last.
+    def changed_patients(self, since: datetime, *, most: int, among: int) -> list[int]:
+        """Return the ids of the patients whose row changed since then and says no now: of those ``among`` that changed
+        last ``most`` of those that changed last.
         """
-        found = self._frame("medlock/changed_patients", {"since": since, "most": most})
+        found = self._frame("medlock/changed_patients", {"since": since, "most": most, "among": among})
         return [int(item) for item in found["patient_id"]]
+
+    def changed_rows(self, since: datetime, *, most: int) -> int:
+        """Return how many rows have changed since then, of the table that has most of them; ``most`` of more."""
+        found = self._frame("medlock/changed_rows", {"since": since, "most": most})
+        return int(found["most_changed"].iloc[0])
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""
@@ -302,6 +309,8 @@ class Medlock:
         # psycopg's own read_only is for the transactions that it opens itself, and here it opens none.
         connection.execute("SET default_transaction_read_only = on")
         connection.execute(f"SET statement_timeout = '{self._timeout_seconds}s'".encode())
+        # Compiling these queries takes longer than running them.
+        connection.execute("SET jit = off")
         return connection
 
 
@@ -495,7 +504,7 @@ def translated_error(error: Exception, sqlstate: str | None, conn_id: str = "med
             " another type than the contract says, or a cast fails on some row (docs/data-contract.md)."
         )
     if state in ("55P03", "57014"):
-        return MedlockUnavailableError(
+        return MedlockSlowError(
             "Medlock's database kept a query waiting for too long: look whether a table is locked there, or the server"
             f" of the connection {conn_id} is overloaded."
         )

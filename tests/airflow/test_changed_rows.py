@@ -1,0 +1,124 @@
+"""What has changed in Medlock, where somebody has touched all rows: each step of each query reads a bounded number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from medflex.airflow.hooks.medlock import Medlock
+from medflex.arrow import Streams
+from medflex.ledger.store import Ledger
+from medflex.sql import query
+
+MOST, AMONG = 20, 100
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+NO_EDITS = datetime.max.replace(tzinfo=UTC)
+TOUCHED = datetime(2026, 11, 30, 9, tzinfo=UTC)
+FILL = f"""
+INSERT INTO medlock.doctor (id, clinic_id, medflex_banned, updated_at)
+SELECT id, 1, true, '{TOUCHED}'::timestamptz - id * interval '1 ms' FROM generate_series(1, 500) AS id;
+INSERT INTO medlock.patient (
+    id, clinic_id, refused_personal_data, refused_notifications, refused_marketing, updated_at
+)
+SELECT id, 1, false, false, true, '{TOUCHED}'::timestamptz - id * interval '1 ms' FROM generate_series(1, 10000) AS id;
+INSERT INTO medlock.appointment (id, clinic_id, patient_id, doctor_id, starts_at, is_anonymous, updated_at)
+SELECT
+    id, 1, 1 + id % 10000, 1 + id % 500, '{TOUCHED}'::timestamptz + id * interval '1 minute', true,
+    '{TOUCHED}'::timestamptz - id * interval '1 ms'
+FROM generate_series(1, 40000) AS id;
+ANALYZE medlock.doctor, medlock.patient, medlock.appointment
+"""
+
+
+@pytest.fixture
+def touched(medlock_db: str) -> str:
+    """A Medlock all of whose rows were touched and say no, those with the lowest ids last; the owner's URI."""
+    with psycopg.connect(medlock_db) as owner:
+        owner.execute(FILL.encode())
+    return medlock_db
+
+
+@pytest.fixture
+def medlock(medlock_app: str) -> Iterator[Medlock]:
+    with Medlock(medlock_app) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("changed_appointments", 3),
+        ("changed_patients", 1),
+        ("changed_rows", 1),
+        # Of an appointment the patient and the doctor as well.
+        ("change_stamp", 3),
+    ],
+)
+def test_no_more_rows_of_a_table_are_read_than_were_asked_for(touched: str, name: str, times: int) -> None:
+    parameters = {"since": LONG_AGO, "edited_since": LONG_AGO, "most": MOST, "among": AMONG}
+    with psycopg.connect(touched) as owner:
+        owner.execute("SET jit = off")
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {query(f'medlock/{name}')}"
+        ((plan,),) = owner.execute(explain.encode(), parameters).fetchall()
+    read = rows_read(plan[0]["Plan"])
+    assert {"appointment", "patient", "doctor"} & set(read)
+    assert max(read.values()) <= times * AMONG, read
+
+
+def rows_read(node: dict[str, Any]) -> dict[str, float]:
+    """Rows that a plan's scans have read, by table."""
+    read: dict[str, float] = {}
+    if "Relation Name" in node:
+        passed = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        read[node["Relation Name"]] = passed * node["Actual Loops"]
+    for child in node.get("Plans", []):
+        for table, rows in rows_read(child).items():
+            read[table] = read.get(table, 0) + rows
+    return read
+
+
+def test_the_newest_changes_are_found_and_of_a_doctor_the_latest_appointments(touched: str, medlock: Medlock) -> None:
+    everybody = range(1, 40_001)
+    of_doctor = sorted((id_ for id_ in everybody if id_ % 500 == 0), reverse=True)
+    for kind, expected in (
+        ("UPDATE medlock.appointment SET is_anonymous = true", set(range(1, MOST + 1))),
+        # Four appointments each.
+        ("UPDATE medlock.patient SET refused_marketing = true", {id_ for id_ in everybody if id_ % 10_000 < MOST // 4}),
+        ("UPDATE medlock.doctor SET medflex_banned = true", set(of_doctor[:MOST])),
+    ):
+        with psycopg.connect(touched) as owner:
+            owner.execute("UPDATE medlock.appointment SET is_anonymous = false")
+            owner.execute("UPDATE medlock.patient SET refused_marketing = false")
+            owner.execute("UPDATE medlock.doctor SET medflex_banned = false")
+            owner.execute(kind.encode())
+        found = medlock.changed_appointments(LONG_AGO, edited_since=NO_EDITS, most=MOST, among=AMONG)
+        assert set(found["appointment_id"]) == expected
+
+
+def test_rows_that_do_not_say_no_count_towards_what_is_looked_at(touched: str, medlock: Medlock) -> None:
+    """Millions of them must not be gone through for the few behind them; that there are so many is told."""
+    with psycopg.connect(touched) as owner:
+        owner.execute("UPDATE medlock.patient SET refused_marketing = id > %s", [AMONG - 2])
+    assert sorted(medlock.changed_patients(LONG_AGO, most=MOST, among=AMONG)) == [AMONG - 1, AMONG]
+    assert medlock.changed_rows(LONG_AGO, most=AMONG + 1) == AMONG + 1
+    assert medlock.changed_rows(TOUCHED - timedelta(milliseconds=5.5), most=AMONG + 1) == 5
+
+
+def test_no_session_has_queries_compiled(medlock_db: str, medlock_app: str, ledger_db: str) -> None:
+    """It takes longer than to run them, and a server as it comes does it to what seems to cost much."""
+    for uri in (medlock_db, ledger_db):
+        with psycopg.connect(uri) as owner:
+            owner.execute(f"ALTER DATABASE {uri.rsplit('/', 1)[1]} SET jit = on".encode())
+    asked = "SELECT current_setting('jit') AS jit"
+    with psycopg.connect(medlock_app) as plain:
+        assert plain.execute(asked).fetchone() == ("on",)
+    with Medlock(medlock_app) as medlock, Ledger(ledger_db) as ledger, closing(Streams(medlock_app)) as streams:
+        assert medlock._connections.get().execute(asked).fetchone() == ("off",)
+        with ledger._statement() as cursor:
+            assert cursor.execute(asked).fetchone() == {"jit": "off"}
+        assert streams.read(asked, settings={})["jit"].to_pylist() == ["off"]
