@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.arrow import Streams
 from medflex.ledger.store import Ledger
-from medflex.sql import query
+from tests.plans import plan_of, rows_read
 
 MOST, AMONG = 20, 100
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -62,24 +61,9 @@ def medlock(medlock_app: str) -> Iterator[Medlock]:
 def test_no_more_rows_of_a_table_are_read_than_were_asked_for(touched: str, name: str, times: int) -> None:
     parameters = {"since": LONG_AGO, "edited_since": LONG_AGO, "most": MOST, "among": AMONG}
     with psycopg.connect(touched) as owner:
-        owner.execute("SET jit = off")
-        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {query(f'medlock/{name}')}"
-        ((plan,),) = owner.execute(explain.encode(), parameters).fetchall()
-    read = rows_read(plan[0]["Plan"])
+        read = rows_read(plan_of(owner, f"medlock/{name}", parameters))
     assert {"appointment", "patient", "doctor"} & set(read)
     assert max(read.values()) <= times * AMONG, read
-
-
-def rows_read(node: dict[str, Any]) -> dict[str, float]:
-    """Rows that a plan's scans have read, by table."""
-    read: dict[str, float] = {}
-    if "Relation Name" in node:
-        passed = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-        read[node["Relation Name"]] = passed * node["Actual Loops"]
-    for child in node.get("Plans", []):
-        for table, rows in rows_read(child).items():
-            read[table] = read.get(table, 0) + rows
-    return read
 
 
 def test_the_newest_changes_are_found_and_of_a_doctor_the_latest_appointments(touched: str, medlock: Medlock) -> None:

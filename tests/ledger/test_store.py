@@ -28,6 +28,7 @@ from medflex.ledger.withdrawals import COUNTED_CLINICS
 from medflex.sql import bigints, query
 from sandbox.postgres import free_port
 from tests.ledger.times import NOW, Time
+from tests.plans import blocks, indexes, plan_of, rows_read
 
 CLINIC, LPU = 17, 40017
 
@@ -376,10 +377,65 @@ def test_clinics_with_records_are_found_by_their_index_whatever_the_statistics_s
         # In one transaction, so that the server's own ANALYZE sees nothing of what comes after.
         owner.execute("ANALYZE ledger.record")
         owner.execute(fill, [3, 40])
-        lines = owner.execute("EXPLAIN " + query("ledger/clinics_with_records")).fetchall()  # type: ignore[operator]
+        plan = plan_of(owner, "ledger/clinics_with_records", {})
         owner.rollback()
-    plan = "\n".join(line for (line,) in lines)
-    assert "Seq Scan on record" not in plan, plan
+    # Of each clinic one to find it, and one to see that it is not withdrawn.
+    assert rows_read(plan)["record"] <= 2 * 40, plan
+
+
+def test_of_clinics_that_were_switched_off_not_all_that_was_withdrawn_is_read(ledger: Ledger, ledger_db: str) -> None:
+    """A thousand of them, with fifteen thousand records each, took as long as a statement may."""
+    with psycopg.connect(ledger_db) as owner:
+        owner.execute(
+            "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, changed_at)"
+            " SELECT clinic_id, clinic_id * 1000 + number, 1, 1,"
+            # The last one of each clinic by whatever order, and of some clinics none.
+            " CASE WHEN number = 1000 AND clinic_id % 2 = 0 THEN state ELSE 'withdrawn' END, now()"
+            " FROM generate_series(1::bigint, 10) AS clinic_id CROSS JOIN generate_series(1, 1000) AS number"
+            " CROSS JOIN LATERAL"
+            " (SELECT ('{aged_out,rejected,sending,sent,withdrawing}'::text[])[clinic_id / 2] AS state) AS one"
+        )
+        owner.execute("ANALYZE ledger.record")
+        read = rows_read(plan_of(owner, "ledger/clinics_with_records", {}))
+    assert read["record"] <= 2 * 10, read
+    assert ledger.clinics_with_records() == [2, 4, 6, 8, 10]
+
+
+def test_a_batch_is_resolved_by_its_number_however_many_are_open_or_were_lately(ledger_db: str) -> None:
+    with psycopg.connect(ledger_db) as owner:
+        owner.execute(
+            "INSERT INTO ledger.batch (clinic_id, lpu_id, operation, epoch, appointment_ids, versions, looked_at,"
+            " created_at, outcome) SELECT 1, 1, 'send', 1, '{}', '{}', now(), now(), 'acknowledged'"
+            " FROM generate_series(1, 20000)"
+        )
+        # From when there were none without outcome: their index seems to be the shortest way.
+        owner.execute("ANALYZE ledger.batch")
+        parameters = {
+            "batch_id": 1, "outcome": "acknowledged", "http_status": 200, "rejected_ids": [], "rejected_fields": None,
+            "outdated_ids": [], "unknown_ids": [], "looked_at": None, "now": None, "is_way_clear": True,
+        }  # fmt: skip
+        used = indexes(plan_of(owner, "ledger/resolve_batch", parameters, is_run=False))
+    assert "batch_pkey" in used
+    assert "batch_open" not in used
+
+
+def test_of_a_runs_requests_only_those_are_unpacked_that_a_page_shows(ledger_db: str) -> None:
+    """A first run may have made hundreds of thousands."""
+    with psycopg.connect(ledger_db) as owner:
+        (run_key,) = owner.execute(
+            "INSERT INTO ledger.run (dag_id, run_id, run_type, mode, anchor, started_at)"
+            " VALUES ('medflex_transfer', 'one', 'manual', 'transfer', now(), now()) RETURNING run_key"
+        ).fetchone() or (None,)
+        owner.execute(
+            "INSERT INTO ledger.batch (run_key, clinic_id, lpu_id, operation, epoch, appointment_ids, versions,"
+            " looked_at, created_at) SELECT %s, 1, 1, 'send', 1, array_fill(1::bigint, ARRAY[500]), '{}', now(), now()"
+            " FROM generate_series(1, 1000)",
+            [run_key],
+        )
+        parameters = {"run_key": run_key, "clinic_ids": None, "size": 10, "skip": 0}
+        plan = plan_of(owner, "ledger/pages/batches", parameters)
+    assert plan["Actual Rows"] == 10
+    assert blocks(plan) < 500, plan
 
 
 # -- leases

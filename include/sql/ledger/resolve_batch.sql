@@ -16,7 +16,11 @@ WITH batch AS (
         unknown_ids = %(unknown_ids)s::bigint[],
         looked_at = coalesce(%(looked_at)s::timestamptz, looked_at),
         resolved_at = coalesce(%(now)s::timestamptz, clock_timestamp())
-    WHERE batch_id = %(batch_id)s AND outcome IS NULL
+    WHERE
+        batch_id = %(batch_id)s
+        -- Said so that the index of open batches is left alone: where Postgres believes that there are none, it would
+        -- look through all of them, and through all that were open lately, for this one.
+        AND coalesce(outcome, '') = ''
     RETURNING
         batch_id,
         clinic_id,

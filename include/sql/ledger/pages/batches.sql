@@ -4,27 +4,35 @@
 -- Personal:   none.
 WITH mine AS MATERIALIZED (
     -- Sorted behind the choice: in the order of ids, the index of all batches there are would be walked.
-    SELECT batch.*
+    SELECT batch.batch_id
     FROM ledger.batch AS batch
     WHERE
         batch.run_key = %(run_key)s
         AND (%(clinic_ids)s::bigint[] IS NULL OR batch.clinic_id = any(%(clinic_ids)s::bigint[]))
+),
+
+shown AS MATERIALIZED (
+    -- Their arrays are unpacked of these only: a first run may have made hundreds of thousands of batches.
+    SELECT mine.batch_id
+    FROM mine
+    ORDER BY mine.batch_id
+    LIMIT %(size)s OFFSET %(skip)s
 )
 
 SELECT
-    mine.batch_id,
-    mine.clinic_id,
-    mine.lpu_id,
-    mine.operation,
-    cardinality(mine.appointment_ids) AS records,
-    cardinality(mine.rejected_ids) AS rejected,
-    cardinality(mine.outdated_ids) AS outdated,
-    cardinality(mine.unknown_ids) AS unknown,
-    mine.outcome,
-    mine.http_status,
-    mine.created_at,
-    mine.looked_at,
-    mine.resolved_at
-FROM mine
-ORDER BY mine.batch_id
-LIMIT %(size)s OFFSET %(skip)s
+    batch.batch_id,
+    batch.clinic_id,
+    batch.lpu_id,
+    batch.operation,
+    cardinality(batch.appointment_ids) AS records,
+    cardinality(batch.rejected_ids) AS rejected,
+    cardinality(batch.outdated_ids) AS outdated,
+    cardinality(batch.unknown_ids) AS unknown,
+    batch.outcome,
+    batch.http_status,
+    batch.created_at,
+    batch.looked_at,
+    batch.resolved_at
+FROM shown
+INNER JOIN ledger.batch AS batch ON shown.batch_id = batch.batch_id
+ORDER BY batch.batch_id
