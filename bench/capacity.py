@@ -292,8 +292,8 @@ def render(figures: Figures, looked: Measured) -> str:
             for name, one in scale["planning"].items()
         ),
         "",
-        "It depends on the number of clinics, not of rows: clinics with records are found by one look at an index per"
-        " clinic, and the sizes of more than 100 clinics that no run has counted come from a sample of a million"
+        "It depends on the number of clinics, not of rows: clinics with records are found by a few looks at an index"
+        " per clinic, and the sizes of more than 100 clinics that no run has counted come from a sample of a million"
         " rows, for which Medlock's statistics have to be there (`ANALYZE`).",
         "",
         "## Time and worker slots",

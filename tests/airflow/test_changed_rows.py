@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
 from medflex.airflow.hooks.medlock import Medlock
+from medflex.airflow.hooks.medlock_actions import MedlockActions
+from medflex.airflow.triggers.consent import ConsentChangeTrigger
 from medflex.arrow import Streams
 from medflex.ledger.store import Ledger
 from tests.plans import plan_of, rows_read
@@ -90,14 +94,23 @@ def test_rows_that_do_not_say_no_count_towards_what_is_looked_at(touched: str, m
         owner.execute("UPDATE medlock.patient SET refused_marketing = id > %s", [AMONG - 2])
     assert sorted(medlock.changed_patients(LONG_AGO, most=MOST, among=AMONG)) == [AMONG - 1, AMONG]
     assert medlock.changed_rows(LONG_AGO, most=AMONG + 1) == AMONG + 1
-    assert medlock.changed_rows(TOUCHED - timedelta(milliseconds=5.5), most=AMONG + 1) == 5
+    since = TOUCHED - timedelta(milliseconds=5.5)
+    assert medlock.changed_rows(since, most=AMONG + 1) == 5
+    # Of the table that has most of them, whichever that is.
+    for number, table in enumerate(("appointment", "patient", "doctor"), start=6):
+        with psycopg.connect(touched) as owner:
+            owner.execute(f"UPDATE medlock.{table} SET updated_at = %s WHERE id <= %s".encode(), [TOUCHED, number])
+        assert medlock.changed_rows(since, most=AMONG + 1) == number
 
 
-def test_no_session_has_queries_compiled(medlock_db: str, medlock_app: str, ledger_db: str) -> None:
+def test_sessions_that_read_much_have_no_queries_compiled(
+    medlock_db: str, medlock_app: str, medlock_actions: str, ledger_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes longer than to run them, and a server as it comes does it to what seems to cost much."""
     for uri in (medlock_db, ledger_db):
         with psycopg.connect(uri) as owner:
             owner.execute(f"ALTER DATABASE {uri.rsplit('/', 1)[1]} SET jit = on".encode())
+    monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_DB", medlock_app)
     asked = "SELECT current_setting('jit') AS jit"
     with psycopg.connect(medlock_app) as plain:
         assert plain.execute(asked).fetchone() == ("on",)
@@ -106,3 +119,14 @@ def test_no_session_has_queries_compiled(medlock_db: str, medlock_app: str, ledg
         with ledger._statement() as cursor:
             assert cursor.execute(asked).fetchone() == {"jit": "off"}
         assert streams.read(asked, settings={})["jit"].to_pylist() == ["off"]
+    with MedlockActions(medlock_actions) as actions, actions._cursor() as cursor:
+        assert cursor.execute(asked).fetchone() == ("off",)
+
+    async def watching() -> Any:
+        connection = await ConsentChangeTrigger()._connect()
+        try:
+            return await (await connection.execute(asked)).fetchone()
+        finally:
+            await connection.close()
+
+    assert asyncio.run(watching()) == ("off",)

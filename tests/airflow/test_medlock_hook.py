@@ -310,12 +310,16 @@ READS: dict[str, Callable[[Medlock], object]] = {
     "appointment_samples": lambda medlock: medlock.appointment_counts(windows(*range(1, hook.MOST_COUNTED + 2))),
     "stream_appointments": lambda medlock: extracted(medlock, windows(1)),
 }
+CHANGES: dict[str, Callable[[Medlock], object]] = {
+    "changed_patients": lambda medlock: medlock.changed_patients(NOW, most=1, among=1),
+    "changed_rows": lambda medlock: medlock.changed_rows(NOW, most=1),
+}
 
 
 def told(medlock: Medlock, read: str) -> MedflexPipelineError:
     """Return the error that a read ends with; it stands alone and quotes nothing."""
     with pytest.raises(MedflexPipelineError) as caught:
-        READS[read](medlock)
+        (READS | CHANGES)[read](medlock)
     error = caught.value
     assert CANARY not in str(error)
     assert "ERROR" not in str(error)
@@ -392,6 +396,8 @@ def test_a_medlock_that_is_not_as_the_queries_want_it(
         ("clinics", "clinics", "    clinic.timezone,\n", "returns no column timezone"),
         ("consent_now", "consent_now", "    doctor.medflex_banned AS doctor_banned,\n", "no column doctor_banned"),
         ("consent_now", "consent_now", "    array_agg(appointment.doctor_id) AS doctor_ids,\n", "column doctor_ids of"),
+        ("changed_patients", "changed_patients", " AS patient_id", "no column patient_id"),
+        ("changed_rows", "changed_rows", " AS most_changed", "no column most_changed"),
     ],
 )
 def test_a_column_that_the_query_leaves_out(

@@ -5,11 +5,12 @@ Against a real ledger, a real Medlock and the real sandbox Medflex.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pandas as pd
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
@@ -275,45 +276,142 @@ def test_more_edits_than_a_look_has_time_for_are_left_to_a_sweep(sent: World) ->
     assert not quick(sent, clock=in_minutes(200)).sweep_is_due
 
 
-def test_where_medlock_takes_too_long_to_say_what_was_edited_refusals_are_found_and_a_sweep_does_the_rest(
-    sent: World, monkeypatch: pytest.MonkeyPatch
+class Few(Withdrawer):
+    most_edits = 1000
+
+
+def slow_medlock(
+    monkeypatch: pytest.MonkeyPatch, is_slow: Callable[..., bool], *names: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """Let these questions take too long where ``is_slow`` says so of what is asked; return what was asked of Medlock.
+
+    A statement that really takes two minutes needs a database of hundreds of millions of rows.
+    """
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def slowed(name: str) -> None:
+        original = getattr(Medlock, name)
+
+        def ask(self: Medlock, since: datetime, **more: Any) -> Any:
+            asked.append((name, more))
+            if is_slow(**more):
+                raise MedlockSlowError("Medlock took too long.")
+            return original(self, since, **more)
+
+        monkeypatch.setattr(Medlock, name, ask)
+
+    for name in names:
+        slowed(name)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["changed_appointments", "changed_patients", "changed_rows"])
+def test_where_medlock_takes_too_long_to_say_what_has_changed_less_is_asked_for(
+    sent: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Else each look would fail, and the next one begin where it did."""
-
-    class Few(Withdrawer):
-        most_edits = 100
-
     withdraw(sent)
-    asked: list[int] = []
-    original = Medlock.changed_appointments
+    quick(sent)
+    # Of the last ones 100, or the counted ones among ten times as many.
+    enough = 1001 if name == "changed_rows" else 101
+    asked = slow_medlock(monkeypatch, lambda most, **_: most > enough, name)
+    refusing, other = some(sent, 2)
+    refused = of_patients(sent, [refusing])
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    assert quick(sent, Few, clock=in_minutes()).problems == []
+    assert not refused & shown_ids(sent)
+    number = len(asked)
+    assert number > 1
+    # A quarter of an hour long nobody waits for that again.
+    also = of_patients(sent, [other])
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(also)])
+    assert quick(sent, Few, clock=in_minutes(15.5)).problems == []
+    assert not also & shown_ids(sent)
+    assert all(more["most"] <= enough for _, more in asked[number:])
+    number = len(asked)
+    quick(sent, Few, clock=in_minutes(17.5))
+    assert max(more["most"] for _, more in asked[number:]) > enough
 
-    def slow(self: Medlock, since: datetime, *, most: int, **more: Any) -> Any:
-        asked.append(most)
-        if most > 20:
-            # A statement that really takes too long needs a database of hundreds of millions of rows.
-            raise MedlockSlowError("Medlock took too long.")
-        return original(self, since, most=most, **more)
 
-    monkeypatch.setattr(Medlock, "changed_appointments", slow)
-    moved, refusing, other = some(sent, 3)
+def test_what_is_not_among_the_less_that_is_asked_for_is_a_sweeps(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    withdraw(sent)
+    assert not quick(sent).sweep_is_due
+    asked = slow_medlock(monkeypatch, lambda most, **_: most > 101, "changed_appointments")
+    moved, refusing = some(sent, 2)
     refused = of_patients(sent, [refusing]) - {moved}
     sent.edit("UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %s", [moved])
-    sent.edit("UPDATE medlock.appointment SET updated_at = now()")
+    assert sent.edit("UPDATE medlock.appointment SET updated_at = now()") > 101
     sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
-    result = quick(sent, Few, clock=in_minutes())
-    assert result.sweep_is_due
+    assert quick(sent, Few, clock=in_minutes()).sweep_is_due
+    assert asked[-1][1]["most"] == 100
     assert not refused & shown_ids(sent)
-    assert asked == [101, 10]
-    # A quarter of an hour long nobody waits for that again.
-    also = of_patients(sent, [other]) - {moved}
-    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(also)])
-    quick(sent, Few, clock=in_minutes(14))
-    assert not also & shown_ids(sent)
-    assert asked[2:] == [11, 10]
-    quick(sent, Few, clock=in_minutes(17))
-    assert asked[4:] == [101, 10]
-    assert sweep(sent, clock=in_minutes(17)).total("withdrawn") == (moved in shown_ids(sent)) + 1
+    assert moved in shown_ids(sent)
+    assert sweep(sent, clock=in_minutes(2)).total("withdrawn") == 1
     assert moved not in shown_ids(sent)
+
+
+def test_a_medlock_that_stays_too_slow_keeps_nothing_from_being_withdrawn_that_needs_no_answer(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(sent)
+    quick(sent)
+    # What an earlier look has left.
+    refusing, other = some(sent, 2, 3)
+    refused = of_patients(sent, [refusing])
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    fault = sent.control.add_fault("down")
+    assert quick(sent).problems
+    sent.control.remove_fault(fault)
+    ((looked_at,),) = sent.read_ledger("SELECT looked_at FROM ledger.watch WHERE name = %s", [watches.CONSENT])
+    limit = 0
+    with monkeypatch.context() as patch:
+        asked = slow_medlock(patch, lambda most, **_: most > limit, "changed_appointments")
+        # Of this one nobody can tell, and this clinic is seen to be switched off.
+        also = of_patients(sent, [other]) - refused
+        assert also
+        sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(also)])
+        sent.edit(SWITCHES["switched off"])
+        switched_off = of_clinic(sent, 2)
+        result = quick(sent, Few, clock=in_minutes())
+        assert [type(error) for error in result.problems] == [MedlockSlowError]
+        assert not refused & shown_ids(sent)
+        assert switched_off not in {lpu_id for lpu_id, _ in sent.control.records()}
+        assert also <= shown_ids(sent)
+        assert [more["most"] for _, more in asked] == [1001, 1001, 101]
+        # Nothing is taken for looked at, and each look asks for less.
+        watch = "SELECT looked_at FROM ledger.watch WHERE name = %s"
+        assert sent.read_ledger(watch, [watches.CONSENT]) == [(looked_at,)]
+        assert quick(sent, Few, clock=in_minutes(2)).problems
+        assert [more["most"] for _, more in asked[3:]] == [11, 2]
+        limit = 2
+        result = quick(sent, Few, clock=in_minutes(3))
+        assert result.problems == []
+        assert [more["most"] for _, more in asked[5:]] == [2, 1]
+        assert result.sweep_is_due
+    quick(sent, clock=in_minutes(4))
+    assert not also & shown_ids(sent)
+
+
+def test_a_far_look_that_takes_too_long_is_one_over_ten_minutes_and_is_tried_again_later(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(sent)
+    gone = of_patients(sent, some(sent, 1))
+    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(gone)])
+    an_hour = timedelta(hours=1)
+    asked = slow_medlock(
+        monkeypatch, lambda edited_since, **_: datetime.now(UTC) - edited_since > an_hour, "changed_appointments"
+    )
+    assert quick(sent).total("withdrawn") == len(gone)
+    # Nothing else is wrong: neither is less asked for, nor is anything left to a sweep.
+    assert len(asked) == 2
+    assert sent.read_ledger("SELECT 1 FROM ledger.watch WHERE name = ANY(%s)", [[watches.SLOW, watches.FAR]]) == [(1,)]
+    assert sent.read_ledger("SELECT 1 FROM ledger.watch WHERE name = %s", [watches.SLOW]) == []
+    assert sent.read_ledger("SELECT 1 FROM ledger.watch WHERE name = %s", [watches.SWEEP_ASKED]) == []
+    for minutes, is_tried in ((14, False), (16, True), (40, False), (47, True)):
+        number = len(asked)
+        assert quick(sent, clock=in_minutes(minutes)).problems == []
+        assert len(asked) - number == 1 + is_tried
 
 
 def test_what_has_changed_is_looked_at_in_parts_where_it_is_much(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,30 +435,52 @@ def test_what_has_changed_is_looked_at_in_parts_where_it_is_much(sent: World, mo
     assert not refused & shown_ids(sent)
 
 
-def test_a_medlock_that_stays_too_slow_is_told(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*_: object, **__: object) -> None:
-        raise MedlockSlowError("Medlock took too long.")
-
-    withdraw(sent)
-    monkeypatch.setattr(Medlock, "changed_appointments", slow)
-    with pytest.raises(MedlockSlowError):
-        quick(sent)
-
-
-def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(sent: World) -> None:
+@pytest.mark.parametrize("table", ["appointment", "patient", "doctor"])
+def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(sent: World, table: str) -> None:
     """Though few of them say no: somebody may do so behind all those who do not."""
 
-    class Few(Withdrawer):
-        most_edits = 3
+    class One(Withdrawer):
+        most_edits = 1
 
     withdraw(sent)
-    for table in ("appointment", "patient", "doctor"):
-        sent.edit(f"UPDATE medlock.{table} SET updated_at = now() - interval '3 days'")
-    permits = "NOT (refused_personal_data OR refused_notifications OR refused_marketing)"
-    ids = [row[0] for row in sent.read(f"SELECT id FROM medlock.patient WHERE {permits} LIMIT 31")]
-    for number, is_due in ((30, False), (31, True)):
-        sent.edit("UPDATE medlock.patient SET updated_at = now() WHERE id = ANY(%s)", [ids[:number]])
-        assert quick(sent, Few, clock=in_minutes(0.1)).sweep_is_due is is_due
+    permits = {
+        "appointment": "NOT is_anonymous",
+        "patient": "NOT (refused_personal_data OR refused_notifications OR refused_marketing)",
+        "doctor": "NOT medflex_banned",
+    }
+    sent.edit(
+        "INSERT INTO medlock.doctor (id, clinic_id, medflex_banned) SELECT -n, 1, false FROM generate_series(1, 11) n"
+    )
+    for name in permits:
+        sent.edit(f"UPDATE medlock.{name} SET updated_at = now() - interval '3 days'")
+    quick(sent)
+    # Such a look takes long, so that the next ones go over the edits of ten minutes.
+    write_ledger(sent, "UPDATE ledger.watch SET value = '{\"seconds\": 600}' WHERE name = %s", [watches.FAR])
+    ids = [row[0] for row in sent.read(f"SELECT id FROM medlock.{table} WHERE {permits[table]} LIMIT 11")]
+    for number, is_due in ((10, False), (11, True)):
+        # Longer ago than that, and not longer than a look goes back for what says no.
+        touch = f"UPDATE medlock.{table} SET updated_at = now() - interval '1 hour' WHERE id = ANY(%s)"
+        assert sent.edit(touch, [ids[:number]]) == number
+        assert quick(sent, One, clock=in_minutes(0.1)).sweep_is_due is is_due
+
+
+def test_a_record_under_two_numbers_is_found_once_in_whichever_slices(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(sent)
+    (refusing,) = some(sent, 1)
+    write_ledger(
+        sent,
+        "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, changed_at, patient_id)"
+        " SELECT clinic_id, appointment_id, lpu_id + 5000, version, state, changed_at, patient_id FROM ledger.record"
+        " WHERE appointment_id = %s",
+        [refusing],
+    )
+    monkeypatch.setattr("medflex.airflow.withdrawing._SLICE", 1)
+    records = pd.DataFrame({"clinic_id": [1, 1], "appointment_id": [refusing, refusing], "lpu_id": [1, 2]})
+    with withdrawer(sent, Withdrawer) as writer:
+        found = writer._of(records, datetime.now(UTC))
+    assert len(found) == found[["appointment_id", "lpu_id"]].drop_duplicates().shape[0]
 
 
 def test_a_large_rest_is_brought_over_in_parts_and_before_others_are_looked_for(sent: World) -> None:

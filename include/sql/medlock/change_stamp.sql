@@ -1,5 +1,5 @@
 -- Purpose:    a cheap look, every few seconds, whether anything changed that can revoke: as long as no column differs
---             from the last look, nothing did.
+--             from the last look, nothing did among the rows that are looked at; looks by the clock find the rest.
 -- Grain:      one row; its columns are fingerprints, to be compared and nothing else.
 -- Parameters: since timestamptz, rows stamped earlier are not looked at; the same for all looks that are compared;
 --             among bigint, of each table no more changed rows are looked at than that, the newest

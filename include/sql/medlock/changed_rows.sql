@@ -10,8 +10,9 @@ SELECT
                 SELECT 1 AS one
                 FROM medlock.appointment AS appointment
                 WHERE appointment.updated_at >= %(since)s
-                -- Any of them: they are only counted.
-                LIMIT %(most)s -- noqa: AM09
+                -- Those that were looked at just before, which are in memory.
+                ORDER BY appointment.updated_at DESC
+                LIMIT %(most)s
             ) AS appointment
         ),
         (
@@ -19,7 +20,8 @@ SELECT
                 SELECT 1 AS one
                 FROM medlock.patient AS patient
                 WHERE patient.updated_at >= %(since)s
-                LIMIT %(most)s -- noqa: AM09
+                ORDER BY patient.updated_at DESC
+                LIMIT %(most)s
             ) AS patient
         ),
         (
@@ -27,7 +29,8 @@ SELECT
                 SELECT 1 AS one
                 FROM medlock.doctor AS doctor
                 WHERE doctor.updated_at >= %(since)s
-                LIMIT %(most)s -- noqa: AM09
+                ORDER BY doctor.updated_at DESC
+                LIMIT %(most)s
             ) AS doctor
         )
     ) AS most_changed

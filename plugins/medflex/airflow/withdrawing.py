@@ -74,7 +74,11 @@ _FAR_MOST = timedelta(hours=1)
 """What lies between two of these is gone over as well: they must not grow without end."""
 _AGAIN = timedelta(minutes=15)
 """So long after one that did not come to its end no other is tried, and twice as long after each more: refusals are
-found without it. So long, too, less is asked for where Medlock took too long to say what has changed."""
+found without it."""
+_SLOW_PART = 10
+"""So many times less is asked for where Medlock took too long to say what has changed, and again as often as it does,
+for _AGAIN; down to _LEAST_PART."""
+_LEAST_PART = 1000
 _MOST_TRIES = 7
 _PIECE = timedelta(minutes=30)
 """For so long what a piece of a sweep has found is left to its DAG: as long as its task may take. The next run, minutes
@@ -83,9 +87,7 @@ _MOST_EDITS = 1_000_000
 """More edits than that are left to a sweep, which goes by pieces: refusals would wait, and memory has to hold them. Of
 what says no so many are looked for that changed last: all patients may have been touched."""
 _AMONG = 10
-"""For each of those so many rows that were edited are looked at, of each table."""
-_SLOW_PART = 10
-"""So many times less is asked for where Medlock took too long."""
+"""For each of those so many rows are looked at that have changed, of each table, whatever they say now."""
 _SLICE = 100_000
 """Of so many appointments at a time what Medflex shows of them is looked at: memory has to hold it."""
 _MOST_LEFT = 1_000_000
@@ -317,14 +319,22 @@ class Withdrawer(Writer):
         self._result.is_cut_short = bool(not_swept) or is_much
         swept += just_changed
         left = left[~left["clinic_id"].isin(swept)]
-        of_changed, watch = self._of_changed(last, left, swept, now)
+        of_changed, watch, slow = self._of_changed(last, left, swept, now)
         found = _joined([of_changed, of_narrowed, of_just_changed])
         self._close_stale(left, found)
         self._enter_run(found)
         due = self._decide(found, swept)
         flags = {"sweep_due_since": self._result.sweep_is_due, "cut_short_since": self._result.is_cut_short}
-        watch[watches.CONSENT] = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
-        looked_at = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
+        consent = {name: noted.get(name) or now.isoformat() for name, holds in flags.items() if holds}
+        looked_at = now
+        if slow is None or last is None:
+            watch[watches.CONSENT] = consent
+        else:
+            # What has changed was not looked at: the next look begins where this one did.
+            looked_at = last[0]
+            self._result.problems.append(slow)
+            self._ledger.note_watch(watches.CONSENT, looked_at, consent)
+        permitted = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
         news = set(narrowed)
         long_ago = {"changed_at": (now - JUST_CHANGED).isoformat()}
         self._ledger.save_revocations(
@@ -334,12 +344,12 @@ class Withdrawer(Writer):
             # Which permits more, or was never looked at, need not be looked at whole for some time.
             clinics={
                 key: {**permissions, **({} if key in news else long_ago)}
-                for key, permissions in looked_at.items()
+                for key, permissions in permitted.items()
                 if key not in not_swept
             },
         )
         self._withdraw(due, last={clinic_id for clinic_id, _ in stuck.waiting})
-        self._note_stuck(stuck, now, watch[watches.CONSENT])
+        self._note_stuck(stuck, now, looked_at, consent)
         return self._result
 
     def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool, _Stuck]:
@@ -378,11 +388,11 @@ class Withdrawer(Writer):
         _, noted = self._ledger.watch(watches.STUCK) or (None, {})
         return {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
 
-    def _note_stuck(self, stuck: _Stuck, now: datetime, noted: Mapping[str, Any]) -> None:
+    def _note_stuck(self, stuck: _Stuck, now: datetime, looked_at: datetime, noted: Mapping[str, Any]) -> None:
         """Keep in the ledger of which clinics Medflex takes no withdrawals; where it takes some again, go on at once.
 
         Args:
-            noted: what this look has noted.
+            looked_at, noted: how far this look has come, and what it has noted.
         """
         freed = (stuck.tried & self._taken) - self._hopeless
         # Where nobody gets through, that says nothing of those whose turn it was.
@@ -393,7 +403,7 @@ class Withdrawer(Writer):
         is_more = bool(freed & stuck.in_part or stuck.waiting - stuck.tried)
         if freed and is_more and not self._result.is_cut_short:
             self._result.is_cut_short = True
-            self._ledger.note_watch(watches.CONSENT, now, {"cut_short_since": now.isoformat(), **noted})
+            self._ledger.note_watch(watches.CONSENT, looked_at, {"cut_short_since": now.isoformat(), **noted})
 
     def _enter_run(self, found: pd.DataFrame) -> None:
         """Begin the ledger's run, if there is anything to tell."""
@@ -462,6 +472,8 @@ class Withdrawer(Writer):
 
     def _of(self, records: pd.DataFrame, now: datetime) -> pd.DataFrame:
         """Return REVOCATIONS among these records (``clinic_id``, ``appointment_id``)."""
+        # Under two numbers, a record is said twice, and in two slices it would be found twice.
+        records = records[["clinic_id", "appointment_id"]].drop_duplicates()
         found = []
         for start in range(0, len(records), _SLICE):
             part = records.iloc[start : start + _SLICE]
@@ -475,62 +487,84 @@ class Withdrawer(Writer):
         left: pd.DataFrame,
         swept: Sequence[int],
         now: datetime,
-    ) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]]]:
+    ) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]], MedlockSlowError | None]:
         """Judge what has changed since the last look, and what is left of earlier ones, but of clinics just swept.
 
         Returns:
-            REVOCATIONS, and the watches that have come to ``now``.
+            REVOCATIONS; other watches that have come to ``now``; an error if Medlock takes too long to say what has
+            changed: then only what is left is among the REVOCATIONS.
         """
         left = left[["clinic_id", "appointment_id"]].drop_duplicates()
         of_left = self._of(left, now)
         if last is None:
-            return of_left, {}
+            return of_left, {}, None
         begun = self._clock.now()
-        last_look = min(last[0], now)
-        far_back = self._far_back(last_look, now)
-        edited_since = far_back or last_look - EDITED_OVERLAP
-        since = min(last_look - OVERLAP, edited_since)
-        changed, most = self._changed_appointments(since, edited_since, now)
-        patients = self._medlock.changed_patients(since, most=most + 1, among=_AMONG * most)
-        if len(patients) > most:
-            log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", most)
-            self._let_sweep(now)
-        if self._medlock.changed_rows(since, most=_AMONG * most + 1) > _AMONG * most:
-            log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", _AMONG * most)
-            self._let_sweep(now)
+        try:
+            changed, patients, is_far = self._changed(min(last[0], now), now)
+        except MedlockSlowError as error:
+            return of_left, {}, error
         # Whatever clinic the appointment is in now, and whether or not it is there.
-        touched = self._ledger.touched(changed["appointment_id"].tolist(), patients[:most])
+        touched = self._ledger.touched(changed["appointment_id"].tolist(), patients)
         # Those that are left come first, so that they are not among the rest.
         pairs = pd.concat([left, changed.dropna().astype("int64"), touched]).drop_duplicates().iloc[len(left) :]
         found = _joined([of_left, self._of(pairs[~pairs["clinic_id"].isin(swept)], now)])
         seconds = (self._clock.now() - begun).total_seconds()
-        return found, {watches.FAR: {"seconds": seconds}} if far_back else {}
+        return found, {watches.FAR: {"seconds": seconds}} if is_far else {}, None
 
-    def _changed_appointments(self, since: datetime, edited_since: datetime, now: datetime) -> tuple[pd.DataFrame, int]:
-        """Return what :meth:`Medlock.changed_appointments` does, and how many it may be; what is more is left to a
-        sweep, and so is what Medlock takes too long to say: refusals must not wait for it, and the next look would
-        begin where this one did.
+    def _changed(self, last_look: datetime, now: datetime) -> tuple[pd.DataFrame, list[int], bool]:
+        """Return which appointments have changed since the last look, which patients have and say no, and whether the
+        look went far back.
+
+        What is more than a look has time for is left to a sweep. Where Medlock takes too long all the same, less is
+        asked for, now and in the next looks: each would fail otherwise, and the next one begin where it did.
+
+        Raises:
+            MedlockSlowError: it takes too long for that, too; the next look asks for less still.
         """
-        slow_at, _ = self._ledger.watch(watches.SLOW) or (None, {})
-        most = self.most_edits
-        if slow_at is not None and slow_at <= now < slow_at + _AGAIN:
-            most //= _SLOW_PART
+        far_back = self._far_back(last_look, now)
+        if far_back:
+            try:
+                return *self._asked(last_look, far_back, self.most_edits, now), True
+            except MedlockSlowError:
+                # Not now: what a long transaction has moved waits, refusals do not.
+                log.warning("Medlock takes too long to say what was edited within hours: it is tried again later.")
+        slow_at, noted = self._ledger.watch(watches.SLOW) or (now, {})
+        part = noted.get("part", 1) if slow_at <= now < slow_at + _AGAIN else 1
+        for is_last in (False, True):
+            most = max(self.most_edits // part, 1)
+            try:
+                return *self._asked(last_look, last_look - EDITED_OVERLAP, most, now), False
+            except MedlockSlowError:
+                part = min(part * _SLOW_PART, _LEAST_PART)
+                log.warning("Medlock takes too long to say what has changed: a part of it is asked for.")
+                self._ledger.note_watch(watches.SLOW, now, {"part": part})
+                if is_last:
+                    raise
+        raise AssertionError  # The last one returns or raises.
 
-        ask = partial(self._medlock.changed_appointments, since)
-        try:
-            changed = ask(edited_since=edited_since, most=most + 1, among=_AMONG * most)
-            if len(changed) <= most:
-                return changed, most
+    def _asked(
+        self, last_look: datetime, edited_since: datetime, most: int, now: datetime
+    ) -> tuple[pd.DataFrame, list[int]]:
+        """Return ``most`` of the appointments and of the patients that Medlock says have changed; ask for a sweep if
+        there are more.
+        """
+        since = min(last_look - OVERLAP, edited_since)
+        among = _AMONG * most
+        ask = partial(self._medlock.changed_appointments, since, among=among)
+        changed = ask(edited_since=edited_since, most=most + 1)
+        if len(changed) > most:
             log.warning("More than %d appointments were edited: medflex_sweep goes over them.", most)
             self._let_sweep(now)
             # Also of these only the last ones: what is left out must not keep the next looks from theirs.
-            return ask(edited_since=_ALL_TIME, most=most, among=_AMONG * most), most
-        except MedlockSlowError:
-            most = self.most_edits // _SLOW_PART
-            log.warning("Medlock takes too long to say what was edited: medflex_sweep goes over all but %d.", most)
-            self._ledger.note_watch(watches.SLOW, now, {})
+            changed = ask(edited_since=_ALL_TIME, most=most)
+        patients = self._medlock.changed_patients(since, most=most + 1, among=among)
+        if len(patients) > most:
+            log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", most)
             self._let_sweep(now)
-            return ask(edited_since=_ALL_TIME, most=most, among=_AMONG * most), most
+        if self._medlock.changed_rows(since, most=among + 1) > among:
+            log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", among)
+            self._let_sweep(now)
+        return changed, patients[:most]
 
     def _far_back(self, last_look: datetime, now: datetime) -> datetime | None:
         """Return from when on this look goes over all edits, if it does: two hours behind the last look that did, so

@@ -84,6 +84,7 @@ _CONSENT_NUMBERS = MappingProxyType(
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
 )
+_PATIENT_IDS = MappingProxyType({"patient_id": "int64"})
 _OVERLAP_TYPES = MappingProxyType({"clinic_id": "int64", "scenario": "str", "partner_ids": "object"})
 _MESSAGE_TYPES = MappingProxyType(
     {"clinic_id": "int64", "appointment_id": "int64", "scenario": "str", "messages": "int64"}
@@ -218,12 +219,12 @@ class Medlock:
         """Return the ids of the patients whose row changed since then and says no now: of those ``among`` that changed
         last ``most`` of those that changed last.
         """
-        found = self._frame("medlock/changed_patients", {"since": since, "most": most, "among": among})
+        found = self._frame("medlock/changed_patients", {"since": since, "most": most, "among": among}, _PATIENT_IDS)
         return [int(item) for item in found["patient_id"]]
 
     def changed_rows(self, since: datetime, *, most: int) -> int:
         """Return how many rows have changed since then, of the table that has most of them; ``most`` of more."""
-        found = self._frame("medlock/changed_rows", {"since": since, "most": most})
+        found = self._frame("medlock/changed_rows", {"since": since, "most": most}, {"most_changed": "int64"})
         return int(found["most_changed"].iloc[0])
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:

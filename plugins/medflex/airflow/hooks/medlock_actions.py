@@ -150,6 +150,7 @@ class MedlockActions:
                 connection.adapters.register_loader("timestamptz", _Instants)
                 connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
                 connection.execute("SET statement_timeout = '60s'")
+                connection.execute("SET jit = off")  # As in the sessions that only read: some queries are the same.
                 connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
                 self._connection = connection
             with connection.cursor() as cursor:
