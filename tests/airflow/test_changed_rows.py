@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from medflex.airflow.hooks.medlock import Medlock
+from medflex.airflow.hooks.medlock import CHANGING, Medlock
 from medflex.airflow.hooks.medlock_actions import MedlockActions
+from medflex.airflow.triggers import consent
 from medflex.airflow.triggers.consent import ConsentChangeTrigger
 from medflex.arrow import Streams
 from medflex.ledger.store import Ledger
@@ -52,22 +53,30 @@ def medlock(medlock_app: str) -> Iterator[Medlock]:
         yield made
 
 
+def since(stamp: datetime) -> dict[str, datetime]:
+    return dict.fromkeys(CHANGING, stamp)
+
+
 @pytest.mark.parametrize(
     ("name", "times"),
     [
+        ("changed_rows", 1),
         ("changed_appointments", 3),
         ("changed_patients", 1),
-        ("changed_rows", 1),
         # Of an appointment the patient and the doctor as well.
         ("change_stamp", 3),
     ],
 )
-def test_no_more_rows_of_a_table_are_read_than_were_asked_for(touched: str, name: str, times: int) -> None:
-    parameters = {"since": LONG_AGO, "edited_since": LONG_AGO, "most": MOST, "among": AMONG}
+def test_no_more_rows_of_a_table_are_read_than_are_looked_at(touched: str, name: str, times: int) -> None:
+    newest = TOUCHED - timedelta(milliseconds=AMONG + 0.5)
+    sinces = {f"{table}_since": newest for table in CHANGING}
+    parameters = {"since": LONG_AGO if name == "changed_rows" else newest, "edited_since": LONG_AGO, "most": MOST}
     with psycopg.connect(touched) as owner:
-        read = rows_read(plan_of(owner, f"medlock/{name}", parameters))
+        read = rows_read(plan_of(owner, f"medlock/{name}", parameters | sinces))
     assert {"appointment", "patient", "doctor"} & set(read)
-    assert max(read.values()) <= times * AMONG, read
+    # Of so few doctors all may be the shorter way.
+    assert read.get("doctor", 0) <= 500
+    assert max(rows for table, rows in read.items() if table != "doctor") <= times * AMONG, read
 
 
 def test_the_newest_changes_are_found_and_of_a_doctor_the_latest_appointments(touched: str, medlock: Medlock) -> None:
@@ -84,23 +93,44 @@ def test_the_newest_changes_are_found_and_of_a_doctor_the_latest_appointments(to
             owner.execute("UPDATE medlock.patient SET refused_marketing = false")
             owner.execute("UPDATE medlock.doctor SET medflex_banned = false")
             owner.execute(kind.encode())
-        found = medlock.changed_appointments(LONG_AGO, edited_since=NO_EDITS, most=MOST, among=AMONG)
+        found = medlock.changed_appointments(since(LONG_AGO), edited_since=NO_EDITS, most=MOST)
         assert set(found["appointment_id"]) == expected
 
 
-def test_rows_that_do_not_say_no_count_towards_what_is_looked_at(touched: str, medlock: Medlock) -> None:
-    """Millions of them must not be gone through for the few behind them; that there are so many is told."""
+def test_behind_which_stamp_a_table_has_changed_further_is_told(touched: str, medlock: Medlock) -> None:
+    def stamp(number: int) -> datetime:
+        return TOUCHED - timedelta(milliseconds=number)
+
+    # Each by itself: the tables hold 40,000, 10,000 and 500 rows.
+    for number, more in ((499, 3), (500, 2), (9_999, 2), (10_000, 1), (39_999, 1), (40_000, 0)):
+        found = medlock.changed_rows(LONG_AGO, most=number)
+        assert list(found) == list(CHANGING)
+        assert [found[name] for name in CHANGING] == [stamp(number + 1)] * more + [None] * (3 - more)
+    assert set(medlock.changed_rows(stamp(5), most=4).values()) == {stamp(5)}
+    assert set(medlock.changed_rows(stamp(5), most=5).values()) == {None}
+
+
+def test_the_watch_goes_over_the_newest_rows_of_each_table(
+    touched: str, medlock_app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MEDLOCK_DB", medlock_app)
+
+    async def looked(most: int) -> str:
+        monkeypatch.setattr(consent, "MOST_STAMPS", most)
+        connection = await ConsentChangeTrigger()._connect()
+        try:
+            return (await consent._look(connection, LONG_AGO))["revoking"]
+        finally:
+            await connection.close()
+
+    # How many, and their fingerprint.
+    assert asyncio.run(looked(10)).startswith("30/")
+    assert asyncio.run(looked(600)).startswith("1700/")
+    assert asyncio.run(looked(50_000)).startswith("50500/")
+    before = asyncio.run(looked(10))
     with psycopg.connect(touched) as owner:
-        owner.execute("UPDATE medlock.patient SET refused_marketing = id > %s", [AMONG - 2])
-    assert sorted(medlock.changed_patients(LONG_AGO, most=MOST, among=AMONG)) == [AMONG - 1, AMONG]
-    assert medlock.changed_rows(LONG_AGO, most=AMONG + 1) == AMONG + 1
-    since = TOUCHED - timedelta(milliseconds=5.5)
-    assert medlock.changed_rows(since, most=AMONG + 1) == 5
-    # Of the table that has most of them, whichever that is.
-    for number, table in enumerate(("appointment", "patient", "doctor"), start=6):
-        with psycopg.connect(touched) as owner:
-            owner.execute(f"UPDATE medlock.{table} SET updated_at = %s WHERE id <= %s".encode(), [TOUCHED, number])
-        assert medlock.changed_rows(since, most=AMONG + 1) == number
+        owner.execute("UPDATE medlock.patient SET updated_at = %s WHERE id = 9000", [TOUCHED])
+    assert asyncio.run(looked(10)) != before
 
 
 def test_sessions_that_read_much_have_no_queries_compiled(

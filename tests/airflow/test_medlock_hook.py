@@ -311,7 +311,7 @@ READS: dict[str, Callable[[Medlock], object]] = {
     "stream_appointments": lambda medlock: extracted(medlock, windows(1)),
 }
 CHANGES: dict[str, Callable[[Medlock], object]] = {
-    "changed_patients": lambda medlock: medlock.changed_patients(NOW, most=1, among=1),
+    "changed_patients": lambda medlock: medlock.changed_patients(NOW, most=1),
     "changed_rows": lambda medlock: medlock.changed_rows(NOW, most=1),
 }
 
@@ -397,7 +397,7 @@ def test_a_medlock_that_is_not_as_the_queries_want_it(
         ("consent_now", "consent_now", "    doctor.medflex_banned AS doctor_banned,\n", "no column doctor_banned"),
         ("consent_now", "consent_now", "    array_agg(appointment.doctor_id) AS doctor_ids,\n", "column doctor_ids of"),
         ("changed_patients", "changed_patients", " AS patient_id", "no column patient_id"),
-        ("changed_rows", "changed_rows", " AS most_changed", "no column most_changed"),
+        ("changed_rows", "changed_rows", " AS doctors", "no column doctors"),
     ],
 )
 def test_a_column_that_the_query_leaves_out(

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
@@ -20,7 +19,6 @@ from medflex.airflow.withdrawing import Withdrawer, WithdrawResult
 from medflex.clock import Clock
 from medflex.errors import MedlockSlowError, MedlockUnavailableError
 from medflex.ledger import watches
-from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import of_clinic
 from tests.airflow.test_withdrawing import (
@@ -292,7 +290,7 @@ def slow_medlock(
     def slowed(name: str) -> None:
         original = getattr(Medlock, name)
 
-        def ask(self: Medlock, since: datetime, **more: Any) -> Any:
+        def ask(self: Medlock, since: Any, **more: Any) -> Any:
             asked.append((name, more))
             if is_slow(**more):
                 raise MedlockSlowError("Medlock took too long.")
@@ -312,8 +310,8 @@ def test_where_medlock_takes_too_long_to_say_what_has_changed_less_is_asked_for(
     """Else each look would fail, and the next one begin where it did."""
     withdraw(sent)
     quick(sent)
-    # Of the last ones 100, or the counted ones among ten times as many.
-    enough = 1001 if name == "changed_rows" else 101
+    # Of the last ones 100, among ten times as many.
+    enough = 1000 if name == "changed_rows" else 101
     asked = slow_medlock(monkeypatch, lambda most, **_: most > enough, name)
     refusing, other = some(sent, 2)
     refused = of_patients(sent, [refusing])
@@ -414,30 +412,19 @@ def test_a_far_look_that_takes_too_long_is_one_over_ten_minutes_and_is_tried_aga
         assert len(asked) - number == 1 + is_tried
 
 
-def test_what_has_changed_is_looked_at_in_parts_where_it_is_much(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    withdraw(sent)
-    refused = of_patients(sent, some(sent, 5))
-    assert len(refused) >= 5
-    sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
-    asked: list[int] = []
-    original = Ledger.live
-
-    def live(self: Ledger, clinic_ids: Any, appointment_ids: Any = None) -> Any:
-        asked.append(len(clinic_ids))
-        return original(self, clinic_ids, appointment_ids)
-
-    monkeypatch.setattr(Ledger, "live", live)
-    monkeypatch.setattr("medflex.airflow.withdrawing._SLICE", 2)
-    assert numbers(quick(sent))["withdrawn"] == len(refused)
-    # Then what was found is judged once more.
-    assert len(refused) in asked
-    assert max(asked[: asked.index(len(refused))]) == 2
-    assert not refused & shown_ids(sent)
-
-
 @pytest.mark.parametrize("table", ["appointment", "patient", "doctor"])
-def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(sent: World, table: str) -> None:
+def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(
+    sent: World, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
     """Though few of them say no: somebody may do so behind all those who do not."""
+    asked: list[timedelta] = []
+    original = Medlock.changed_appointments
+
+    def watched(self: Medlock, since: Any, **more: Any) -> Any:
+        asked.append(datetime.now(UTC) - since[f"{table}s"])
+        return original(self, since, **more)
+
+    monkeypatch.setattr(Medlock, "changed_appointments", watched)
 
     class One(Withdrawer):
         most_edits = 1
@@ -462,25 +449,8 @@ def test_more_changed_rows_than_a_look_reads_are_left_to_a_sweep(sent: World, ta
         touch = f"UPDATE medlock.{table} SET updated_at = now() - interval '1 hour' WHERE id = ANY(%s)"
         assert sent.edit(touch, [ids[:number]]) == number
         assert quick(sent, One, clock=in_minutes(0.1)).sweep_is_due is is_due
-
-
-def test_a_record_under_two_numbers_is_found_once_in_whichever_slices(
-    sent: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    withdraw(sent)
-    (refusing,) = some(sent, 1)
-    write_ledger(
-        sent,
-        "INSERT INTO ledger.record (clinic_id, appointment_id, lpu_id, version, state, changed_at, patient_id)"
-        " SELECT clinic_id, appointment_id, lpu_id + 5000, version, state, changed_at, patient_id FROM ledger.record"
-        " WHERE appointment_id = %s",
-        [refusing],
-    )
-    monkeypatch.setattr("medflex.airflow.withdrawing._SLICE", 1)
-    records = pd.DataFrame({"clinic_id": [1, 1], "appointment_id": [refusing, refusing], "lpu_id": [1, 2]})
-    with withdrawer(sent, Withdrawer) as writer:
-        found = writer._of(records, datetime.now(UTC))
-    assert len(found) == found[["appointment_id", "lpu_id"]].drop_duplicates().shape[0]
+        # And nothing as old as what lies behind them is asked for.
+        assert (asked[-1] < timedelta(minutes=61)) is is_due
 
 
 def test_a_large_rest_is_brought_over_in_parts_and_before_others_are_looked_for(sent: World) -> None:
@@ -572,7 +542,7 @@ def test_a_far_look_that_fails_is_not_tried_again_at_once_so_that_refusals_are_f
     asked: list[timedelta] = []
     original = Medlock.changed_appointments
 
-    def slow(self: Medlock, since: datetime, *, edited_since: datetime, **more: Any) -> Any:
+    def slow(self: Medlock, since: Any, *, edited_since: datetime, **more: Any) -> Any:
         asked.append(datetime.now(UTC) - edited_since)
         if asked[-1] > timedelta(hours=1):
             raise MedlockUnavailableError("Medlock broke off.")

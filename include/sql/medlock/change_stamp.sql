@@ -1,83 +1,59 @@
 -- Purpose:    a cheap look, every few seconds, whether anything changed that can revoke: as long as no column differs
 --             from the last look, nothing did among the rows that are looked at; looks by the clock find the rest.
 -- Grain:      one row; its columns are fingerprints, to be compared and nothing else.
--- Parameters: since timestamptz, rows stamped earlier are not looked at; the same for all looks that are compared;
---             among bigint, of each table no more changed rows are looked at than that, the newest
+-- Parameters: appointments_since, patients_since, doctors_since timestamptz, rows stamped earlier are not looked at;
+--             the same for all looks that are compared, but where too many have changed (changed_rows.sql): then what
+--             differs may be a look too many
 -- Personal:   none leaves the database; of the patients only ids, stamps and flags are read.
--- Sums of hashes: they need no order, so that an hour of changes costs one pass over an index and no sort. Where more
--- rows have changed than are looked at, each new one lets an old one go, and what differs is one look too many.
+-- Sums of hashes: they need no order, so that an hour of changes costs one pass over an index and no sort.
 WITH revoking AS (
     SELECT
         1 AS kind,
         patient.id,
         patient.updated_at
-    FROM (
-        SELECT
-            patient.id,
-            patient.updated_at,
-            patient.refused_personal_data,
-            patient.refused_notifications,
-            patient.refused_marketing
-        FROM medlock.patient AS patient
-        WHERE patient.updated_at >= %(since)s::timestamptz
-        ORDER BY patient.updated_at DESC
-        LIMIT %(among)s
-    ) AS patient
+    FROM medlock.patient AS patient
     WHERE
-        patient.refused_personal_data IS NOT FALSE
-        OR patient.refused_notifications IS NOT FALSE
-        OR patient.refused_marketing IS NOT FALSE
+        patient.updated_at >= %(patients_since)s::timestamptz
+        AND (
+            patient.refused_personal_data IS NOT FALSE
+            OR patient.refused_notifications IS NOT FALSE
+            OR patient.refused_marketing IS NOT FALSE
+        )
     UNION ALL
     SELECT
         2 AS kind,
         doctor.id,
         doctor.updated_at
-    FROM (
-        SELECT
-            doctor.id,
-            doctor.updated_at,
-            doctor.medflex_banned
-        FROM medlock.doctor AS doctor
-        WHERE doctor.updated_at >= %(since)s::timestamptz
-        ORDER BY doctor.updated_at DESC
-        LIMIT %(among)s
-    ) AS doctor
-    WHERE doctor.medflex_banned IS NOT FALSE
+    FROM medlock.doctor AS doctor
+    WHERE
+        doctor.updated_at >= %(doctors_since)s::timestamptz
+        AND doctor.medflex_banned IS NOT FALSE
     UNION ALL
     -- An appointment can become anonymous, or be given to a patient or doctor who does not want it or is not there.
     SELECT
         3 AS kind,
         appointment.id,
         appointment.updated_at
-    FROM (
-        SELECT
-            appointment.id,
-            appointment.clinic_id,
-            appointment.patient_id,
-            appointment.doctor_id,
-            appointment.updated_at,
-            appointment.is_anonymous
-        FROM medlock.appointment AS appointment
-        WHERE appointment.updated_at >= %(since)s::timestamptz
-        ORDER BY appointment.updated_at DESC
-        LIMIT %(among)s
-    ) AS appointment
+    FROM medlock.appointment AS appointment
     WHERE
-        appointment.is_anonymous IS NOT FALSE
-        -- Not joined: as few as an hour's appointments made the planner read all patients of 20,000 clinics.
-        OR (
-            SELECT
-                patient.refused_personal_data IS NOT FALSE
-                OR patient.refused_notifications IS NOT FALSE
-                OR patient.refused_marketing IS NOT FALSE
-            FROM medlock.patient AS patient
-            WHERE patient.id = appointment.patient_id AND patient.clinic_id = appointment.clinic_id
-        ) IS NOT FALSE
-        OR (
-            SELECT doctor.medflex_banned IS NOT FALSE
-            FROM medlock.doctor AS doctor
-            WHERE doctor.id = appointment.doctor_id AND doctor.clinic_id = appointment.clinic_id
-        ) IS NOT FALSE
+        appointment.updated_at >= %(appointments_since)s::timestamptz
+        AND (
+            appointment.is_anonymous IS NOT FALSE
+            -- Not joined: as few as an hour's appointments made the planner read all patients of 20,000 clinics.
+            OR (
+                SELECT
+                    patient.refused_personal_data IS NOT FALSE
+                    OR patient.refused_notifications IS NOT FALSE
+                    OR patient.refused_marketing IS NOT FALSE
+                FROM medlock.patient AS patient
+                WHERE patient.id = appointment.patient_id AND patient.clinic_id = appointment.clinic_id
+            ) IS NOT FALSE
+            OR (
+                SELECT doctor.medflex_banned IS NOT FALSE
+                FROM medlock.doctor AS doctor
+                WHERE doctor.id = appointment.doctor_id AND doctor.clinic_id = appointment.clinic_id
+            ) IS NOT FALSE
+        )
 ),
 
 -- What clinics.sql reads. These tables have no stamps to look at, but they are small.

@@ -1,11 +1,10 @@
 -- Purpose:    the appointments for which something may have been revoked since an instant: their own row changed, or
 --             their patient's or doctor's did and says no now. Rows that are gone leave no stamp: deleted_rows.sql.
 -- Grain:      one row per appointment, the newest change first.
--- Parameters: since timestamptz, of what says no now; edited_since timestamptz, of other changes of the own row; most
---             bigint, no more rows than that; among bigint, of each table no more changed rows are looked at than that,
---             the newest
+-- Parameters: appointments_since, patients_since, doctors_since timestamptz, of what says no now, by whose row has
+--             changed; edited_since timestamptz, of other changes of the own row; most bigint, no more rows than that
 -- Personal:   none.
--- Bounded at each step: somebody may have touched all rows of a table, and each look goes back hours.
+-- Bounded at each step, the first one by changed_rows.sql: somebody may have touched all rows of a table.
 SELECT
     found.clinic_id,
     found.appointment_id
@@ -26,18 +25,8 @@ FROM (
             appointment.clinic_id,
             appointment.id AS appointment_id,
             appointment.updated_at AS changed_at
-        FROM (
-            SELECT
-                appointment.id,
-                appointment.clinic_id,
-                appointment.updated_at,
-                appointment.is_anonymous
-            FROM medlock.appointment AS appointment
-            WHERE appointment.updated_at >= %(since)s
-            ORDER BY appointment.updated_at DESC
-            LIMIT %(among)s
-        ) AS appointment
-        WHERE appointment.is_anonymous IS NOT FALSE
+        FROM medlock.appointment AS appointment
+        WHERE appointment.updated_at >= %(appointments_since)s AND appointment.is_anonymous IS NOT FALSE
         ORDER BY appointment.updated_at DESC
         LIMIT %(most)s
     )
@@ -50,14 +39,18 @@ FROM (
         FROM (
             SELECT
                 patient.id,
-                patient.updated_at,
-                patient.refused_personal_data,
-                patient.refused_notifications,
-                patient.refused_marketing
+                patient.updated_at
             FROM medlock.patient AS patient
-            WHERE patient.updated_at >= %(since)s
+            WHERE
+                patient.updated_at >= %(patients_since)s
+                -- Only a flag that is exactly false permits (R16).
+                AND (
+                    patient.refused_personal_data IS NOT FALSE
+                    OR patient.refused_notifications IS NOT FALSE
+                    OR patient.refused_marketing IS NOT FALSE
+                )
             ORDER BY patient.updated_at DESC
-            LIMIT %(among)s
+            LIMIT %(most)s
         ) AS patient
         CROSS JOIN
             LATERAL (
@@ -70,11 +63,6 @@ FROM (
                 ORDER BY appointment.starts_at DESC
                 LIMIT %(most)s
             ) AS appointment
-        WHERE
-            -- Only a flag that is exactly false permits (R16).
-            patient.refused_personal_data IS NOT FALSE
-            OR patient.refused_notifications IS NOT FALSE
-            OR patient.refused_marketing IS NOT FALSE
         ORDER BY patient.updated_at DESC
         LIMIT %(most)s
     )
@@ -87,12 +75,11 @@ FROM (
         FROM (
             SELECT
                 doctor.id,
-                doctor.updated_at,
-                doctor.medflex_banned
+                doctor.updated_at
             FROM medlock.doctor AS doctor
-            WHERE doctor.updated_at >= %(since)s
+            WHERE doctor.updated_at >= %(doctors_since)s AND doctor.medflex_banned IS NOT FALSE
             ORDER BY doctor.updated_at DESC
-            LIMIT %(among)s
+            LIMIT %(most)s
         ) AS doctor
         CROSS JOIN
             LATERAL (
@@ -105,7 +92,6 @@ FROM (
                 ORDER BY appointment.starts_at DESC
                 LIMIT %(most)s
             ) AS appointment
-        WHERE doctor.medflex_banned IS NOT FALSE
         ORDER BY doctor.updated_at DESC
         LIMIT %(most)s
     )

@@ -1,36 +1,27 @@
--- Purpose:    whether so many rows of a table changed since an instant that a look at the newest of them has not seen
---             all: changed_appointments.sql, changed_patients.sql.
--- Grain:      one row.
--- Parameters: since timestamptz; most bigint, counted no further than that
+-- Purpose:    since when at most so many rows of each table have changed: a look goes over these, the newest, and not
+--             over all where somebody has touched a whole table.
+-- Grain:      one row; of each table the stamp of the newest row behind those, and NULL where there is none.
+-- Parameters: since timestamptz, rows stamped earlier are not looked at; most bigint, so many rows of each table
 -- Personal:   none.
 SELECT
-    greatest(
-        (
-            SELECT count(*) FROM (
-                SELECT 1 AS one
-                FROM medlock.appointment AS appointment
-                WHERE appointment.updated_at >= %(since)s
-                -- Those that were looked at just before, which are in memory.
-                ORDER BY appointment.updated_at DESC
-                LIMIT %(most)s
-            ) AS appointment
-        ),
-        (
-            SELECT count(*) FROM (
-                SELECT 1 AS one
-                FROM medlock.patient AS patient
-                WHERE patient.updated_at >= %(since)s
-                ORDER BY patient.updated_at DESC
-                LIMIT %(most)s
-            ) AS patient
-        ),
-        (
-            SELECT count(*) FROM (
-                SELECT 1 AS one
-                FROM medlock.doctor AS doctor
-                WHERE doctor.updated_at >= %(since)s
-                ORDER BY doctor.updated_at DESC
-                LIMIT %(most)s
-            ) AS doctor
-        )
-    ) AS most_changed
+    (
+        SELECT appointment.updated_at
+        FROM medlock.appointment AS appointment
+        WHERE appointment.updated_at >= %(since)s::timestamptz
+        ORDER BY appointment.updated_at DESC
+        LIMIT 1 OFFSET %(most)s
+    ) AS appointments,
+    (
+        SELECT patient.updated_at
+        FROM medlock.patient AS patient
+        WHERE patient.updated_at >= %(since)s::timestamptz
+        ORDER BY patient.updated_at DESC
+        LIMIT 1 OFFSET %(most)s
+    ) AS patients,
+    (
+        SELECT doctor.updated_at
+        FROM medlock.doctor AS doctor
+        WHERE doctor.updated_at >= %(since)s::timestamptz
+        ORDER BY doctor.updated_at DESC
+        LIMIT 1 OFFSET %(most)s
+    ) AS doctors

@@ -88,13 +88,13 @@ _MOST_EDITS = 1_000_000
 what says no so many are looked for that changed last: all patients may have been touched."""
 _AMONG = 10
 """For each of those so many rows are looked at that have changed, of each table, whatever they say now."""
-_SLICE = 100_000
-"""Of so many appointments at a time what Medflex shows of them is looked at: memory has to hold it."""
 _MOST_LEFT = 1_000_000
 """So much of what a piece of a sweep had found is brought over by the next one; if there is more, by quick looks."""
 _PROBES = 16
 """Of so many clinics at most a quick look tries again what Medflex has not taken, and of each one request: a time-out
 takes a minute, and others' refusals wait meanwhile."""
+_NEXT = timedelta(microseconds=1)
+"""No stamp lies between an instant and that behind it."""
 _ALL_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -472,14 +472,8 @@ class Withdrawer(Writer):
 
     def _of(self, records: pd.DataFrame, now: datetime) -> pd.DataFrame:
         """Return REVOCATIONS among these records (``clinic_id``, ``appointment_id``)."""
-        # Under two numbers, a record is said twice, and in two slices it would be found twice.
-        records = records[["clinic_id", "appointment_id"]].drop_duplicates()
-        found = []
-        for start in range(0, len(records), _SLICE):
-            part = records.iloc[start : start + _SLICE]
-            live = self._ledger.live(part["clinic_id"].tolist(), part["appointment_id"].tolist())
-            found.append(self._judge(live, now)[0])
-        return _joined(found)
+        live = self._ledger.live(records["clinic_id"].tolist(), records["appointment_id"].tolist())
+        return self._judge(live, now)[0]
 
     def _of_changed(
         self,
@@ -550,19 +544,22 @@ class Withdrawer(Writer):
         """
         since = min(last_look - OVERLAP, edited_since)
         among = _AMONG * most
-        ask = partial(self._medlock.changed_appointments, since, among=among)
+        behind = self._medlock.changed_rows(since, most=among)
+        if any(behind.values()):
+            log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", among)
+            self._let_sweep(now)
+        # Only what is newer than those: as many may have been touched at one instant.
+        sinces = {name: since if stamp is None else stamp + _NEXT for name, stamp in behind.items()}
+        ask = partial(self._medlock.changed_appointments, sinces)
         changed = ask(edited_since=edited_since, most=most + 1)
         if len(changed) > most:
             log.warning("More than %d appointments were edited: medflex_sweep goes over them.", most)
             self._let_sweep(now)
             # Also of these only the last ones: what is left out must not keep the next looks from theirs.
             changed = ask(edited_since=_ALL_TIME, most=most)
-        patients = self._medlock.changed_patients(since, most=most + 1, among=among)
+        patients = self._medlock.changed_patients(sinces["patients"], most=most + 1)
         if len(patients) > most:
             log.warning("More than %d patients who refuse were edited: medflex_sweep goes over them.", most)
-            self._let_sweep(now)
-        if self._medlock.changed_rows(since, most=among + 1) > among:
-            log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", among)
             self._let_sweep(now)
         return changed, patients[:most]
 

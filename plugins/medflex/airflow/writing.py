@@ -12,7 +12,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -77,16 +77,16 @@ class MedlockReader(Protocol):
         """Yield the same in tables of about so many rows, at least one."""
         ...
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int, among: int) -> pd.DataFrame:
+    def changed_rows(self, since: datetime, *, most: int) -> Mapping[str, datetime | None]:
+        """Return the stamps behind the newest ``most`` changed rows of appointments, patients and doctors."""
+        ...
+
+    def changed_appointments(self, since: Mapping[str, datetime], *, edited_since: datetime, most: int) -> pd.DataFrame:
         """Return ``clinic_id`` and ``appointment_id`` of what says no and has changed since then, or was edited."""
         ...
 
-    def changed_patients(self, since: datetime, *, most: int, among: int) -> list[int]:
+    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
         """Return the ids of patients whose row changed since then and says no now."""
-        ...
-
-    def changed_rows(self, since: datetime, *, most: int) -> int:
-        """Return how many rows of a table have changed since then, ``most`` of more."""
         ...
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:

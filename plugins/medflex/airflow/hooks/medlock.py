@@ -84,6 +84,9 @@ _CONSENT_NUMBERS = MappingProxyType(
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
 )
+CHANGING = ("appointments", "patients", "doctors")
+"""What has change stamps."""
+_CHANGED_TYPES = MappingProxyType(dict.fromkeys(CHANGING, "datetime64[us, UTC]"))
 _PATIENT_IDS = MappingProxyType({"patient_id": "int64"})
 _OVERLAP_TYPES = MappingProxyType({"clinic_id": "int64", "scenario": "str", "partner_ids": "object"})
 _MESSAGE_TYPES = MappingProxyType(
@@ -201,31 +204,35 @@ class Medlock:
         ):
             yield tables(batches, rows, reader.schema)
 
-    def changed_appointments(self, since: datetime, *, edited_since: datetime, most: int, among: int) -> pd.DataFrame:
+    def changed_rows(self, since: datetime, *, most: int) -> dict[str, datetime | None]:
+        """Return, of ``appointments``, ``patients`` and ``doctors``, the change stamp of the newest row behind the
+        ``most`` that changed last since then, UTC; ``None`` where no more have changed.
+        """
+        found = self._frame("medlock/changed_rows", {"since": since, "most": most}, _CHANGED_TYPES)
+        stamps = {name: found[name].iloc[0] for name in CHANGING}
+        return {name: None if pd.isna(stamp) else stamp.to_pydatetime() for name, stamp in stamps.items()}
+
+    def changed_appointments(self, since: Mapping[str, datetime], *, edited_since: datetime, most: int) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked: ``clinic_id`` (Int64, missing where it has
         none any more), ``appointment_id`` (int64), those that changed last first.
 
         Args:
-            since: of what says no now: the appointment itself, its patient, its doctor.
+            since: of what says no now, by whose row has changed: ``appointments``, ``patients``, ``doctors``.
             edited_since: of other changes of the appointment.
             most: so many of them.
-            among: of each table's rows that changed since then, so many are looked at, those that changed last.
         """
-        parameters = {"since": since, "edited_since": edited_since, "most": most, "among": among}
+        sinces = {f"{name}_since": since[name] for name in CHANGING}
         types = {"clinic_id": "Int64", "appointment_id": "int64"}
-        return self._frame("medlock/changed_appointments", parameters, types)
+        return self._frame(
+            "medlock/changed_appointments", {**sinces, "edited_since": edited_since, "most": most}, types
+        )
 
-    def changed_patients(self, since: datetime, *, most: int, among: int) -> list[int]:
-        """Return the ids of the patients whose row changed since then and says no now: of those ``among`` that changed
-        last ``most`` of those that changed last.
+    def changed_patients(self, since: datetime, *, most: int) -> list[int]:
+        """Return the ids of the patients whose row changed since then and says no now, ``most`` of those that changed
+        last.
         """
-        found = self._frame("medlock/changed_patients", {"since": since, "most": most, "among": among}, _PATIENT_IDS)
+        found = self._frame("medlock/changed_patients", {"since": since, "most": most}, _PATIENT_IDS)
         return [int(item) for item in found["patient_id"]]
-
-    def changed_rows(self, since: datetime, *, most: int) -> int:
-        """Return how many rows have changed since then, of the table that has most of them; ``most`` of more."""
-        found = self._frame("medlock/changed_rows", {"since": since, "most": most}, {"most_changed": "int64"})
-        return int(found["most_changed"].iloc[0])
 
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""

@@ -30,6 +30,7 @@ LOOK_SECONDS = 30
 """A look that takes longer is given up; it takes below a tenth of a second with 20,000 clinics."""
 MOST_STAMPS = 1_000_000
 """Of each table so many changed rows are looked at, the newest: somebody may have touched all of them."""
+_NEXT = timedelta(microseconds=1)
 
 STARTED = "watch_started"
 RECOVERED = "medlock_is_back"
@@ -131,7 +132,8 @@ def _how_to_connect(conn_id: str) -> tuple[Any, str]:
     from medflex.airflow.connections import postgres_conninfo
     from medflex.sql import query
 
-    # Read now, since it is a file.
+    # Read now, since they are files.
+    query("medlock/changed_rows")
     query("medlock/change_stamp")
     return psycopg.AsyncConnection.connect, postgres_conninfo(conn_id)
 
@@ -154,8 +156,10 @@ async def _look(connection: psycopg.AsyncConnection[Any], since: datetime) -> di
     # The server ends a slow look itself; this is for one that has gone without a word.
     async with asyncio.timeout(LOOK_SECONDS + 5):
         async with connection.cursor(row_factory=dict_row) as cursor:
-            parameters = {"since": since, "among": MOST_STAMPS}
-            await cursor.execute(query("medlock/change_stamp").encode(), parameters)
+            await cursor.execute(query("medlock/changed_rows").encode(), {"since": since, "most": MOST_STAMPS})
+            behind = await cursor.fetchone() or {}
+            sinces = {f"{name}_since": since if stamp is None else stamp + _NEXT for name, stamp in behind.items()}
+            await cursor.execute(query("medlock/change_stamp").encode(), sinces)
             row = await cursor.fetchone()
     return dict(row or {})
 
