@@ -16,7 +16,7 @@ from medflex.domain.access import AccessState
 from medflex.domain.changes import Change, plan_changes
 from medflex.domain.eligibility import judge
 from medflex.domain.window import clinic_windows
-from medflex.errors import MedflexPipelineError
+from medflex.errors import MedflexPipelineError, MedlockSlowError
 from tests.faults.machine import Process
 
 DIGEST_KEY = b"a digest key for tests only"
@@ -88,9 +88,9 @@ class OneClinicAtATime(Withdrawer):
     live_rows = many_live_rows = 1
     sweep_time = narrowed_time = timedelta(0)
 
-    def _of_changed(self, *args: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
-        found, watch = super()._of_changed(*args)
-        return found, {name: {"seconds": 60.0} for name in watch}
+    def _of_changed(self, *args: Any) -> tuple[pd.DataFrame, dict[str, Any], MedlockSlowError | None]:
+        found, watch, slow = super()._of_changed(*args)
+        return found, {name: {"seconds": 60.0} for name in watch}, slow
 
 
 def daily(process: Process, holder: str) -> str:
