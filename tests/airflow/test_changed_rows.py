@@ -131,6 +131,16 @@ def test_the_watch_goes_over_the_newest_rows_of_each_table(
     with psycopg.connect(touched) as owner:
         owner.execute("UPDATE medlock.patient SET updated_at = %s WHERE id = 9000", [TOUCHED])
     assert asyncio.run(looked(10)) != before
+    # Of people who are touched at one instant, more than are looked at, none is looked at, and that is seen.
+    before = asyncio.run(looked(600))
+    with psycopg.connect(touched) as owner:
+        owner.execute("UPDATE medlock.patient SET updated_at = %s WHERE id <= 700", [TOUCHED + timedelta(hours=1)])
+    after = asyncio.run(looked(600))
+    assert after.startswith("1100/")
+    assert after != before
+    with psycopg.connect(touched) as owner:
+        owner.execute("UPDATE medlock.patient SET updated_at = %s WHERE id <= 700", [TOUCHED + timedelta(hours=2)])
+    assert asyncio.run(looked(600)) != after
 
 
 def test_sessions_that_read_much_have_no_queries_compiled(

@@ -161,7 +161,11 @@ async def _look(connection: psycopg.AsyncConnection[Any], since: datetime) -> di
             sinces = {f"{name}_since": since if stamp is None else stamp + _NEXT for name, stamp in behind.items()}
             await cursor.execute(query("medlock/change_stamp").encode(), sinces)
             row = await cursor.fetchone()
-    return dict(row or {})
+    found = dict(row or {})
+    # More people than are looked at were touched, perhaps all at one instant: that alone is a reason to look.
+    if "revoking" in found and (behind.get("patients") or behind.get("doctors")):
+        found["revoking"] = f"{found['revoking']}/{behind['patients']}/{behind['doctors']}"
+    return found
 
 
 async def _close(connection: psycopg.AsyncConnection[Any] | None) -> None:
