@@ -14,7 +14,6 @@ def plan_of(
     connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any], *, is_run: bool = True
 ) -> dict[str, Any]:
     """Explain ``include/sql/<name>.sql`` and, if ``is_run``, run it; return the plan's root."""
-    connection.execute("SET jit = off")
     options = "ANALYZE, BUFFERS, FORMAT JSON" if is_run else "FORMAT JSON"
     ((plan,),) = connection.execute(f"EXPLAIN ({options}) {query(name)}".encode(), parameters).fetchall()
     root: dict[str, Any] = plan[0]["Plan"]

@@ -101,12 +101,15 @@ def test_behind_which_stamp_a_table_has_changed_further_is_told(touched: str, me
     def stamp(number: int) -> datetime:
         return TOUCHED - timedelta(milliseconds=number)
 
+    def behind(number: int) -> datetime:
+        return stamp(number) + timedelta(microseconds=1)
+
     # Each by itself: the tables hold 40,000, 10,000 and 500 rows.
     for number, more in ((499, 3), (500, 2), (9_999, 2), (10_000, 1), (39_999, 1), (40_000, 0)):
         found = medlock.changed_rows(LONG_AGO, most=number)
         assert list(found) == list(CHANGING)
-        assert [found[name] for name in CHANGING] == [stamp(number + 1)] * more + [None] * (3 - more)
-    assert set(medlock.changed_rows(stamp(5), most=4).values()) == {stamp(5)}
+        assert [found[name] for name in CHANGING] == [behind(number + 1)] * more + [None] * (3 - more)
+    assert set(medlock.changed_rows(stamp(5), most=4).values()) == {behind(5)}
     assert set(medlock.changed_rows(stamp(5), most=5).values()) == {None}
 
 

@@ -278,28 +278,21 @@ class Few(Withdrawer):
     most_edits = 1000
 
 
-def slow_medlock(
-    monkeypatch: pytest.MonkeyPatch, is_slow: Callable[..., bool], *names: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """Let these questions take too long where ``is_slow`` says so of what is asked; return what was asked of Medlock.
+def slow_medlock(monkeypatch: pytest.MonkeyPatch, name: str, is_slow: Callable[..., bool]) -> list[dict[str, Any]]:
+    """Let a question take too long where ``is_slow`` says so of what is asked; return what was asked.
 
     A statement that really takes two minutes needs a database of hundreds of millions of rows.
     """
-    asked: list[tuple[str, dict[str, Any]]] = []
+    asked: list[dict[str, Any]] = []
+    original = getattr(Medlock, name)
 
-    def slowed(name: str) -> None:
-        original = getattr(Medlock, name)
+    def ask(self: Medlock, since: Any, **more: Any) -> Any:
+        asked.append(more)
+        if is_slow(**more):
+            raise MedlockSlowError("Medlock took too long.")
+        return original(self, since, **more)
 
-        def ask(self: Medlock, since: Any, **more: Any) -> Any:
-            asked.append((name, more))
-            if is_slow(**more):
-                raise MedlockSlowError("Medlock took too long.")
-            return original(self, since, **more)
-
-        monkeypatch.setattr(Medlock, name, ask)
-
-    for name in names:
-        slowed(name)
+    monkeypatch.setattr(Medlock, name, ask)
     return asked
 
 
@@ -312,7 +305,7 @@ def test_where_medlock_takes_too_long_to_say_what_has_changed_less_is_asked_for(
     quick(sent)
     # Of the last ones 100, among ten times as many.
     enough = 1000 if name == "changed_rows" else 101
-    asked = slow_medlock(monkeypatch, lambda most, **_: most > enough, name)
+    asked = slow_medlock(monkeypatch, name, lambda most, **_: most > enough)
     refusing, other = some(sent, 2)
     refused = of_patients(sent, [refusing])
     sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
@@ -325,23 +318,23 @@ def test_where_medlock_takes_too_long_to_say_what_has_changed_less_is_asked_for(
     sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(also)])
     assert quick(sent, Few, clock=in_minutes(15.5)).problems == []
     assert not also & shown_ids(sent)
-    assert all(more["most"] <= enough for _, more in asked[number:])
+    assert all(more["most"] <= enough for more in asked[number:])
     number = len(asked)
     quick(sent, Few, clock=in_minutes(17.5))
-    assert max(more["most"] for _, more in asked[number:]) > enough
+    assert max(more["most"] for more in asked[number:]) > enough
 
 
 def test_what_is_not_among_the_less_that_is_asked_for_is_a_sweeps(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
     withdraw(sent)
     assert not quick(sent).sweep_is_due
-    asked = slow_medlock(monkeypatch, lambda most, **_: most > 101, "changed_appointments")
+    asked = slow_medlock(monkeypatch, "changed_appointments", lambda most, **_: most > 101)
     moved, refusing = some(sent, 2)
     refused = of_patients(sent, [refusing]) - {moved}
     sent.edit("UPDATE medlock.appointment SET starts_at = now() + interval '60 days' WHERE id = %s", [moved])
     assert sent.edit("UPDATE medlock.appointment SET updated_at = now()") > 101
     sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
     assert quick(sent, Few, clock=in_minutes()).sweep_is_due
-    assert asked[-1][1]["most"] == 100
+    assert asked[-1]["most"] == 100
     assert not refused & shown_ids(sent)
     assert moved in shown_ids(sent)
     assert sweep(sent, clock=in_minutes(2)).total("withdrawn") == 1
@@ -363,7 +356,7 @@ def test_a_medlock_that_stays_too_slow_keeps_nothing_from_being_withdrawn_that_n
     ((looked_at,),) = sent.read_ledger("SELECT looked_at FROM ledger.watch WHERE name = %s", [watches.CONSENT])
     limit = 0
     with monkeypatch.context() as patch:
-        asked = slow_medlock(patch, lambda most, **_: most > limit, "changed_appointments")
+        asked = slow_medlock(patch, "changed_appointments", lambda most, **_: most > limit)
         # Of this one nobody can tell, and this clinic is seen to be switched off.
         also = of_patients(sent, [other]) - refused
         assert also
@@ -375,16 +368,16 @@ def test_a_medlock_that_stays_too_slow_keeps_nothing_from_being_withdrawn_that_n
         assert not refused & shown_ids(sent)
         assert switched_off not in {lpu_id for lpu_id, _ in sent.control.records()}
         assert also <= shown_ids(sent)
-        assert [more["most"] for _, more in asked] == [1001, 1001, 101]
+        assert [more["most"] for more in asked] == [1001, 1001, 101]
         # Nothing is taken for looked at, and each look asks for less.
         watch = "SELECT looked_at FROM ledger.watch WHERE name = %s"
         assert sent.read_ledger(watch, [watches.CONSENT]) == [(looked_at,)]
         assert quick(sent, Few, clock=in_minutes(2)).problems
-        assert [more["most"] for _, more in asked[3:]] == [11, 2]
+        assert [more["most"] for more in asked[3:]] == [11, 2]
         limit = 2
         result = quick(sent, Few, clock=in_minutes(3))
         assert result.problems == []
-        assert [more["most"] for _, more in asked[5:]] == [2, 1]
+        assert [more["most"] for more in asked[5:]] == [2, 1]
         assert result.sweep_is_due
     quick(sent, clock=in_minutes(4))
     assert not also & shown_ids(sent)
@@ -398,7 +391,7 @@ def test_a_far_look_that_takes_too_long_is_one_over_ten_minutes_and_is_tried_aga
     sent.edit(REFUSE.format("refused_marketing", "true"), [sorted(gone)])
     an_hour = timedelta(hours=1)
     asked = slow_medlock(
-        monkeypatch, lambda edited_since, **_: datetime.now(UTC) - edited_since > an_hour, "changed_appointments"
+        monkeypatch, "changed_appointments", lambda edited_since, **_: datetime.now(UTC) - edited_since > an_hour
     )
     assert quick(sent).total("withdrawn") == len(gone)
     # Nothing else is wrong: neither is less asked for, nor is anything left to a sweep.

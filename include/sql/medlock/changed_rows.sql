@@ -1,25 +1,26 @@
 -- Purpose:    since when at most so many rows of each table have changed: a look goes over these, the newest, and not
 --             over all where somebody has touched a whole table.
--- Grain:      one row; of each table the stamp of the newest row behind those, and NULL where there is none.
+-- Grain:      one row; of each table the first instant behind the stamp of the newest row that is not among those, and
+--             NULL where all are.
 -- Parameters: since timestamptz, rows stamped earlier are not looked at; most bigint, so many rows of each table
 -- Personal:   none.
 SELECT
     (
-        SELECT appointment.updated_at
+        SELECT appointment.updated_at + interval '1 microsecond'
         FROM medlock.appointment AS appointment
         WHERE appointment.updated_at >= %(since)s::timestamptz
         ORDER BY appointment.updated_at DESC
         LIMIT 1 OFFSET %(most)s
     ) AS appointments,
     (
-        SELECT patient.updated_at
+        SELECT patient.updated_at + interval '1 microsecond'
         FROM medlock.patient AS patient
         WHERE patient.updated_at >= %(since)s::timestamptz
         ORDER BY patient.updated_at DESC
         LIMIT 1 OFFSET %(most)s
     ) AS patients,
     (
-        SELECT doctor.updated_at
+        SELECT doctor.updated_at + interval '1 microsecond'
         FROM medlock.doctor AS doctor
         WHERE doctor.updated_at >= %(since)s::timestamptz
         ORDER BY doctor.updated_at DESC

@@ -93,8 +93,6 @@ _MOST_LEFT = 1_000_000
 _PROBES = 16
 """Of so many clinics at most a quick look tries again what Medflex has not taken, and of each one request: a time-out
 takes a minute, and others' refusals wait meanwhile."""
-_NEXT = timedelta(microseconds=1)
-"""No stamp lies between an instant and that behind it."""
 _ALL_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -544,12 +542,11 @@ class Withdrawer(Writer):
         """
         since = min(last_look - OVERLAP, edited_since)
         among = _AMONG * most
-        behind = self._medlock.changed_rows(since, most=among)
-        if any(behind.values()):
+        cut = self._medlock.changed_rows(since, most=among)
+        if any(cut.values()):
             log.warning("More than %d rows of a table were edited: medflex_sweep goes over them.", among)
             self._let_sweep(now)
-        # Only what is newer than those: as many may have been touched at one instant.
-        sinces = {name: since if stamp is None else stamp + _NEXT for name, stamp in behind.items()}
+        sinces = {name: instant or since for name, instant in cut.items()}
         ask = partial(self._medlock.changed_appointments, sinces)
         changed = ask(edited_since=edited_since, most=most + 1)
         if len(changed) > most:

@@ -78,7 +78,7 @@ class MedlockReader(Protocol):
         ...
 
     def changed_rows(self, since: datetime, *, most: int) -> Mapping[str, datetime | None]:
-        """Return the stamps behind the newest ``most`` changed rows of appointments, patients and doctors."""
+        """Return from when on at most so many rows have changed; ``None`` where no more have since then."""
         ...
 
     def changed_appointments(self, since: Mapping[str, datetime], *, edited_since: datetime, most: int) -> pd.DataFrame:

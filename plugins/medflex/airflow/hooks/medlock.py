@@ -205,12 +205,12 @@ class Medlock:
             yield tables(batches, rows, reader.schema)
 
     def changed_rows(self, since: datetime, *, most: int) -> dict[str, datetime | None]:
-        """Return, of ``appointments``, ``patients`` and ``doctors``, the change stamp of the newest row behind the
-        ``most`` that changed last since then, UTC; ``None`` where no more have changed.
+        """Return, of ``appointments``, ``patients`` and ``doctors``, from which instant (UTC) on at most ``most`` rows
+        have changed; ``None`` where no more than that have since then.
         """
         found = self._frame("medlock/changed_rows", {"since": since, "most": most}, _CHANGED_TYPES)
-        stamps = {name: found[name].iloc[0] for name in CHANGING}
-        return {name: None if pd.isna(stamp) else stamp.to_pydatetime() for name, stamp in stamps.items()}
+        cut = {name: found[name].iloc[0] for name in CHANGING}
+        return {name: None if pd.isna(instant) else instant.to_pydatetime() for name, instant in cut.items()}
 
     def changed_appointments(self, since: Mapping[str, datetime], *, edited_since: datetime, most: int) -> pd.DataFrame:
         """Return the appointments for which something may have been revoked: ``clinic_id`` (Int64, missing where it has

@@ -30,7 +30,6 @@ LOOK_SECONDS = 30
 """A look that takes longer is given up; it takes below a tenth of a second with 20,000 clinics."""
 MOST_STAMPS = 1_000_000
 """Of each table so many changed rows are looked at, the newest: somebody may have touched all of them."""
-_NEXT = timedelta(microseconds=1)
 
 STARTED = "watch_started"
 RECOVERED = "medlock_is_back"
@@ -157,14 +156,14 @@ async def _look(connection: psycopg.AsyncConnection[Any], since: datetime) -> di
     async with asyncio.timeout(LOOK_SECONDS + 5):
         async with connection.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(query("medlock/changed_rows").encode(), {"since": since, "most": MOST_STAMPS})
-            behind = await cursor.fetchone() or {}
-            sinces = {f"{name}_since": since if stamp is None else stamp + _NEXT for name, stamp in behind.items()}
+            cut = await cursor.fetchone() or {}
+            sinces = {f"{name}_since": instant or since for name, instant in cut.items()}
             await cursor.execute(query("medlock/change_stamp").encode(), sinces)
             row = await cursor.fetchone()
     found = dict(row or {})
     # More people than are looked at were touched, perhaps all at one instant: that alone is a reason to look.
-    if "revoking" in found and (behind.get("patients") or behind.get("doctors")):
-        found["revoking"] = f"{found['revoking']}/{behind['patients']}/{behind['doctors']}"
+    if "revoking" in found and (cut.get("patients") or cut.get("doctors")):
+        found["revoking"] = f"{found['revoking']}/{cut['patients']}/{cut['doctors']}"
     return found
 
 
