@@ -280,9 +280,16 @@ class Bench:
         self._made: Counter[str] = Counter()
 
     def postgres_version(self) -> str:
-        """Return the server's version, such as 18.1."""
+        """Return the server's version and its memory, such as "18.1 (shared_buffers 1GB, work_mem 32MB)"."""
+        # Who finds a table in memory, and who writes to a file what does not fit into it, depends on these.
+        memory = read(
+            self.stack.cluster.uri("postgres"),
+            "SELECT name || ' ' || current_setting(name) FROM unnest(%s::text[]) AS name",
+            [["shared_buffers", "work_mem"]],
+        )
         with self.stack.cluster.connect() as connection:
-            return ".".join(map(str, divmod(connection.info.server_version, 10_000)))
+            version = ".".join(map(str, divmod(connection.info.server_version, 10_000)))
+        return f"{version} ({', '.join(text for (text,) in memory)})"
 
     # -- data -------------------------------------------------------------------------------------------------------
 

@@ -223,8 +223,8 @@ class Cluster:
             "timezone": "UTC",
             "log_timezone": "UTC",
             "max_connections": "150",
-            # What is not touched takes no memory.
-            "shared_buffers": "512MB" if self.durable else "128MB",
+            # Medlock and the ledger of two million appointments; what is not touched takes no memory.
+            "shared_buffers": "1GB" if self.durable else "128MB",
             "work_mem": "32MB",
             "maintenance_work_mem": "128MB",
             "max_wal_size": "2GB",

@@ -700,3 +700,22 @@ def test_a_large_run_has_the_slots_and_the_connections_that_the_plan_counts_on()
     assert capacity.connections(loads, of_a_worker) <= capacity.DEPLOYED_CONNECTIONS
     more = interpolated({**dict.fromkeys(SECRETS, "x"), "POSTGRES_MAX_CONNECTIONS": "900"})
     assert "max_connections=900" in more["services"]["postgres"]["command"]
+
+
+def test_postgres_keeps_more_in_memory_than_its_own_default_and_as_much_as_one_says() -> None:
+    assert "shared_buffers=1GB" in with_defaults()["services"]["postgres"]["command"]
+    more = interpolated({**dict.fromkeys(SECRETS, "x"), "POSTGRES_SHARED_BUFFERS": "8GB"})
+    assert "shared_buffers=8GB" in more["services"]["postgres"]["command"]
+
+
+def test_postgres_understands_the_settings_of_its_service(server: Cluster) -> None:
+    program, *options = with_defaults()["services"]["postgres"]["command"]
+    settings = [option.partition("=")[0] for option in options if option != "-c"]
+    told = {
+        name: server._run(program, "-D", str(server.pgdata), *options, "-C", name).stderr.strip() for name in settings
+    }
+    # In its own units: pages of 8 kB, and megabytes.
+    pages, megabytes = str(1024**3 // 8192), str(4 * 1024)
+    assert told == {
+        "max_connections": str(capacity.DEPLOYED_CONNECTIONS), "shared_buffers": pages, "max_wal_size": megabytes,
+    }  # fmt: skip
