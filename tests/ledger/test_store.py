@@ -509,6 +509,19 @@ def test_numbers_are_set_not_added_and_others_stay(ledger: Ledger) -> None:
     assert pd.isna(row["accepted"])
 
 
+def test_the_funnel_of_one_shard_is_that_of_its_clinics(ledger: Ledger) -> None:
+    run = ledger.start_run(
+        dag_id="medflex_transfer", run_id="r1", run_type="manual", mode="transfer", anchor=NOW, clinic_ids=None,
+        started_at=NOW, shards=[Shard("a", (CLINIC, 18), AccessState.OPEN), Shard("b", (19,), AccessState.WAITING)],
+        clinics=[
+            {"clinic_id": key, "lpu_id": key, "access_state": "open", "closed_reason": None, "opens_at": NOW}
+            for key in (20, 19, 18, CLINIC)
+        ],
+    )  # fmt: skip
+    found = {shard: ledger.run_clinics(run.run_key, shard)["clinic_id"].tolist() for shard in (0, 1, 2, None)}
+    assert found == {0: sorted([CLINIC, 18]), 1: [19], 2: [], None: sorted([CLINIC, 18, 19, 20])}
+
+
 def test_a_cleared_run_starts_anew_under_its_key(ledger: Ledger) -> None:
     first = start(ledger)
     ledger.save_numbers(first.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [10]}))

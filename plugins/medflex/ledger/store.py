@@ -322,10 +322,18 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             return pd.DataFrame(cursor.fetchall(), columns=["clinic_id", "extracted"])
 
-    def run_clinics(self, run_key: int) -> pd.DataFrame:
-        """Return the funnel of a run, one row per clinic: the columns of ``ledger.run_clinic``."""
+    def run_clinics(self, run_key: int, shard: int | None = None) -> pd.DataFrame:
+        """Return the funnel of a run, one row per clinic: the columns of ``ledger.run_clinic``.
+
+        Args:
+            shard: only of this one's clinics; ``None`` for all, also those that are in none.
+        """
+        of_shard = "" if shard is None else " AND shard = %(shard)s"
         with self._statement() as cursor:
-            cursor.execute("SELECT * FROM ledger.run_clinic WHERE run_key = %s ORDER BY clinic_id", (run_key,))
+            cursor.execute(
+                f"SELECT * FROM ledger.run_clinic WHERE run_key = %(run_key)s{of_shard} ORDER BY clinic_id",
+                {"run_key": run_key, "shard": shard},
+            )
             columns = [column.name for column in cursor.description or ()]
             return pd.DataFrame(cursor.fetchall(), columns=columns)
 

@@ -338,7 +338,8 @@ def extract(shard: Mapping[str, Any]) -> int:
             log.warning("The window of this day lies wholly outside of what may be sent today: nothing to do.")
         if len(asked):
             # Missing in a run that an older version has planned.
-            expected = ledger.run_clinics(run.run_key).reindex(columns=["clinic_id", "expected_rows"]).astype("Int64")
+            expected = ledger.run_clinics(run.run_key, number).reindex(columns=["clinic_id", "expected_rows"])
+            expected = expected.astype("Int64")
             slices = slice_clinics(asked[["clinic_id"]].merge(expected, how="left", on="clinic_id"), SLICE_ROWS)
             parts, rows = Counter[int](), Counter[int]()
             with (
@@ -469,8 +470,7 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _all_staged(judged: int, ledger: Any, run: Any, number: int) -> None:
-    clinics = ledger.run_clinics(run.run_key)
-    extracted = int(clinics.loc[clinics["shard"] == number, "extracted"].fillna(0).sum())
+    extracted = int(ledger.run_clinics(run.run_key, number)["extracted"].fillna(0).sum())
     if judged != extracted:
         raise RunIncompleteError(
             f"{extracted} appointments were extracted, but {judged} are staged (the run has ended, or"
@@ -538,7 +538,7 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         snapshot = staging.read(number, "clinics", 0)
         judged_at = _noted(snapshot, "judged_at")
         clinics = _clinics_frame(snapshot)
-        windows = _saved_windows(ledger, run.run_key, clinic_ids)
+        windows = _saved_windows(ledger, run.run_key, number)
         history = None
         # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty, or has suddenly
         # shrunk, is let through, and is the measure from then on.
@@ -599,12 +599,12 @@ def _as_json(result: Any) -> dict[str, Any]:
     return loaded
 
 
-def _saved_windows(ledger: Any, run_key: int, clinic_ids: Sequence[int]) -> Any:
+def _saved_windows(ledger: Any, run_key: int, number: int) -> Any:
     """Return the windows as the extract used them: ``clinic_id``, ``starts_from``, ``starts_before``."""
     import pandas as pd
 
-    clinics = ledger.run_clinics(run_key)
-    clinics = clinics[clinics["clinic_id"].isin(clinic_ids) & clinics["window_from"].notna()]
+    clinics = ledger.run_clinics(run_key, number)
+    clinics = clinics[clinics["window_from"].notna()]
     return pd.DataFrame(
         {
             "clinic_id": clinics["clinic_id"].astype("int64"),
