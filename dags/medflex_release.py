@@ -24,7 +24,8 @@ week, or others that vanish beside them, are asked about again.
 **Running again.** Clearing `ask` withdraws the answer and asks anew; clearing `carry_out` carries the answer out again,
 which changes nothing that is already done.
 
-**Never** delete a waiting run or mark its tasks: its questions would be asked nowhere any more.
+**Never** delete a waiting run or mark its tasks: its questions would be asked nowhere any more. A question that has
+waited for a month is asked once more, in a new run, in case its run was removed with other old ones; the newest counts.
 """
 
 from __future__ import annotations

@@ -331,9 +331,15 @@ class Withdrawals(LedgerConnection):
             return sorted((Hold(**row) for row in cursor.fetchall()), key=lambda hold: hold.clinic_id)
 
     def unasked_holds(self) -> int:
-        """Return how many questions nobody asks."""
+        """Return how many questions nobody asks, or has asked for a month: what Airflow removes of old runs are also
+        those that wait.
+        """
         with self._statement() as cursor:
-            cursor.execute("SELECT count(*) AS holds FROM ledger.hold WHERE state = 'open' AND asked_in IS NULL")
+            cursor.execute(
+                "SELECT count(*) AS holds FROM ledger.hold WHERE state = 'open' AND (asked_in IS NULL"
+                " OR asked_at < coalesce(%s::timestamptz, clock_timestamp()) - interval '30 days')",
+                (self._present(),),
+            )
             return int(cursor.fetchone()["holds"])  # type: ignore[index]
 
     def hold(self, hold_id: int) -> Hold:
