@@ -203,7 +203,8 @@ class Deployment:
         """Migrate, make the buckets and an administrator, and start all of Airflow, until it is healthy."""
         for once in ("airflow-migrate", "ledger-migrate", "storage-buckets"):
             self.run(once)
-        self.let_staging_expire()
+        done = self.let_staging_expire()
+        assert done.returncode == 0, done.stderr[-2000:]
         self.make_administrator("airflow-cli", user, password)
         self.start("airflow-api-server")
         self.wait_healthy("airflow-api-server")
@@ -247,18 +248,16 @@ class Deployment:
         airflow.pause(DAG_ID)
         return made
 
-    def let_staging_expire(self) -> str:
-        """Run the service ``storage-expiry``; return what it said."""
+    def let_staging_expire(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the service ``storage-expiry``, with other variables than its own; return how it ended."""
         service = self.services["storage-expiry"]
         environment = {name: str(value) for name, value in service["environment"].items()}
         environment["MASTER"] = environment["MASTER"].replace("9333", str(self.ports["master"]))
-        done = subprocess.run(
+        return subprocess.run(
             ["/bin/sh", ROOT / "deploy/storage/expire.sh"],
-            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), **environment},
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), **environment, **variables},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
 
     def start(self, *services: str) -> None:
         """Start parts of Airflow; `wait_healthy` tells when they are there."""

@@ -94,7 +94,8 @@ def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
     assert none == "NoSuchLifecycleConfiguration"
     # Once more changes nothing and fails in nothing.
     assert "are there" in deployment.run("storage-buckets")
-    deployment.let_staging_expire()
+    done = deployment.let_staging_expire()
+    assert done.returncode == 0, done.stderr
     # And it is so of each object, since the collector that the rule is for does not run.
     for bucket, seconds in (("medflex-staging", 3 * 86_400), ("medflex-data-docs", 0)):
         deployment.s3(f"s3.put_object(Bucket='{bucket}', Key='probe-of-expiry', Body=b'x')")
@@ -102,6 +103,39 @@ def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
         with urlopen(address, timeout=10) as answer:
             assert json.load(answer)["TtlSec"] == seconds
         deployment.s3(f"s3.delete_object(Bucket='{bucket}', Key='probe-of-expiry')")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"MEDFLEX_STAGING_URL": "s3://medflex_storage@no-such-bucket/runs"}, {"MASTER": "127.0.0.1:1"}],
+    ids=["no such bucket", "no store"],
+)
+def test_who_lets_staging_expire_fails_where_it_does_not(deployment: Deployment, variables: dict[str, str]) -> None:
+    done = deployment.let_staging_expire(**variables)
+    assert done.returncode != 0
+    assert "does not expire by itself" in done.stderr
+
+
+def test_the_cleaning_fails_where_a_table_cannot_be_cleaned(deployment: Deployment) -> None:
+    environment = deployment.environment("airflow-clean")
+    done_before = deployment.folder / "airflow-clean" / "cleaned"
+    done_before.unlink(missing_ok=True)
+    password = deployment.variables["POSTGRES_AIRFLOW_PASSWORD"]
+    with psycopg.connect(deployment.postgres.uri("airflow", "airflow", password), autocommit=True) as airflow:
+        airflow.execute("INSERT INTO log (dttm, event) VALUES (now() - interval '121 days', 'an event that stays')")
+        airflow.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE EXCEPTION SQLSTATE '53100' USING MESSAGE = 'no space'; END$$"
+        )
+        airflow.execute("CREATE TRIGGER refuse BEFORE DELETE ON log FOR EACH ROW EXECUTE FUNCTION refuse()")
+        try:
+            command = ["bash", str(ROOT / "deploy/airflow/clean.sh")]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        finally:
+            airflow.execute("DROP FUNCTION refuse() CASCADE")
+            airflow.execute("DELETE FROM log WHERE event = 'an event that stays'")
+    assert done.returncode != 0
+    assert not done_before.exists()
 
 
 def test_old_runs_and_logs_go_and_young_ones_stay(deployment: Deployment, run_id: str) -> None:
