@@ -52,7 +52,7 @@ statsd.securityContexts.pod statsd.securityContexts.container
 postgresql.enabled networkPolicies.enabled ingress.apiServer.enabled
 workers.celery.livenessProbe.timeoutSeconds apiServer.startupProbe.failureThreshold
 apiServer.networkPolicy.ingress.from
-databaseCleanup.enabled databaseCleanup.schedule databaseCleanup.retentionDays databaseCleanup.skipArchive
+databaseCleanup.enabled databaseCleanup.schedule databaseCleanup.retentionDays databaseCleanup.args
 databaseCleanup.resources
 """  # fmt: skip
 KNOWN_PATHS = frozenset(re.findall(r"[\w.]+", KNOWN))
@@ -168,10 +168,19 @@ def test_whoever_has_to_reach_the_api_server_is_let_in() -> None:
 
 def test_what_airflow_knows_of_old_runs_goes_with_the_ledgers() -> None:
     cleanup = VALUES["databaseCleanup"]
-    assert cleanup["enabled"] is cleanup["skipArchive"] is True
+    assert cleanup["enabled"] is True
+    # As Docker Compose does it: no archive, and a failure where a table cannot be cleaned.
+    ours = re.search(r"^airflow db clean (.*)$", (ROOT / "deploy/airflow/clean.sh").read_text(), flags=re.MULTILINE)
+    assert ours is not None
+    assert "--error-on-cleanup-failure" in ours[1]
+    assert _options(cleanup["args"][-1]) - {"--utc", "--date"} == _options(ours[1])
     kept = raw()["services"]["airflow-clean"]["environment"]["AIRFLOW_KEEP_DAYS"]
     assert kept == f"${{AIRFLOW_KEEP_DAYS:-{cleanup['retentionDays']}}}"
     assert cleanup["retentionDays"] >= DAYS["runs_days"]
+
+
+def _options(command: str) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", command))
 
 
 def test_a_worker_is_asked_for_the_log_of_a_running_task_where_it_is() -> None:
