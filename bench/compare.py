@@ -149,7 +149,7 @@ def compare(folder: Path, sizes: Sequence[int], repeat: int, parts: Sequence[str
                 "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
                 "system": f"{platform.system()} {platform.machine()}",
             },
-            "versions": {"python": platform.python_version(), "postgresql": bench.postgres_version()}
+            "versions": {"python": platform.python_version(), "postgresql": bench.describe_postgres()}
             | {name: version(name) for name in LIBRARIES},
             "sizes": {},
             "measurements": bench.measured,
@@ -279,17 +279,13 @@ class Bench:
         self.anchor = datetime.combine(day, RUN_TIME, RUN_ZONE)
         self._made: Counter[str] = Counter()
 
-    def postgres_version(self) -> str:
+    def describe_postgres(self) -> str:
         """Return the server's version and its memory, such as "18.1 (shared_buffers 1GB, work_mem 32MB)"."""
         # Who finds a table in memory, and who writes to a file what does not fit into it, depends on these.
-        memory = read(
-            self.stack.cluster.uri("postgres"),
-            "SELECT name || ' ' || current_setting(name) FROM unnest(%s::text[]) AS name",
-            [["shared_buffers", "work_mem"]],
-        )
-        with self.stack.cluster.connect() as connection:
-            version = ".".join(map(str, divmod(connection.info.server_version, 10_000)))
-        return f"{version} ({', '.join(text for (text,) in memory)})"
+        names = ("server_version", "shared_buffers", "work_mem")
+        rows = read(self.stack.cluster.uri("postgres"), "SELECT current_setting(unnest(%s::text[]))", [[*names]])
+        version, buffers, work = (value for (value,) in rows)
+        return f"{version} (shared_buffers {buffers}, work_mem {work})"
 
     # -- data -------------------------------------------------------------------------------------------------------
 
