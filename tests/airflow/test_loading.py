@@ -30,7 +30,7 @@ from medflex.errors import (
     MedflexRefusedError,
     MedflexUnavailableError,
 )
-from medflex.ledger.store import Ledger
+from medflex.ledger.store import Ledger, Resolution
 from sandbox.medflex.faults import Match
 from tests.airflow.world import DIGEST_KEY, World
 
@@ -123,6 +123,27 @@ def test_every_record_arrives_once_whatever_the_sizes(
     full = [item["records"] for item in filled.control.request_log() if item["method"] == "POST"]
     # No clinic leaves more than one batch that is not full.
     assert sum(size < batch_size for size in full) <= records["clinic_id"].nunique()
+
+
+def test_what_is_sent_for_the_first_time_is_written_down_as_such_and_nothing_else(
+    filled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins: list[bool] = []
+    original = Ledger.resolve_together
+
+    def resolve_together(ledger: Ledger, resolutions: Sequence[Resolution]) -> list[bool]:
+        begins.extend(resolution.begins for resolution in resolutions)
+        return original(ledger, resolutions)
+
+    monkeypatch.setattr(Ledger, "resolve_together", resolve_together)
+    records = planned(filled)
+    load(filled, records)
+    assert begins
+    assert all(begins)
+    begins.clear()
+    load(filled, records, resync=True)
+    assert begins
+    assert not any(begins)
 
 
 def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def resolution(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     assert row is not None
     return {
         "batch_id": row[0], "outcome": "acknowledged", "http_status": 200, "rejected_ids": [], "outdated_ids": [],
-        "rejected_fields": Jsonb({}), "unknown_ids": [], "looked_at": None, "now": None, "is_way_clear": True,
+        "rejected_fields": Jsonb({}), "unknown_ids": [], "looked_at": None, "now": None,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
@@ -21,6 +22,7 @@ from medflex.errors import (
     LedgerUnavailableError,
     RunIncompleteError,
 )
+from medflex.ledger import connection as ledger_connection
 from medflex.ledger import migrate as migrations
 from medflex.ledger.report import funnel_text
 from medflex.ledger.store import BatchContent, BatchOutcome, Decision, Intent, Ledger, Resolution, Run
@@ -78,12 +80,15 @@ def test_batches_are_written_down_together_but_for_the_clinic_that_was_taken_ove
     assert known.to_dict() == {1: "sent", 2: "sent", 4: "sending"}
 
 
-def test_batches_are_resolved_together_but_for_those_that_somebody_else_has_resolved(ledger: Ledger) -> None:
+@pytest.mark.parametrize("begins", [True, False])
+def test_batches_are_resolved_together_but_for_those_that_somebody_else_has_resolved(
+    ledger: Ledger, begins: bool
+) -> None:
     ledger.acquire([CLINIC], "task")
     first, second, third = (intent(ledger, [number], [1], [11]) for number in (1, 2, 3))
     assert ledger.resolve(second.batch_id, BatchOutcome("to_retry"))
     done = BatchOutcome("acknowledged", 200)
-    resolutions = [Resolution(item.batch_id, done, NOW) for item in (third, second, first)]
+    resolutions = [Resolution(item.batch_id, done, NOW, begins=begins) for item in (third, second, first)]
     assert ledger.resolve_together(resolutions) == [True, False, True]
     assert states(ledger) == {1: ("sent", 1, 11), 3: ("sent", 1, 11)}
 
@@ -203,26 +208,95 @@ def test_a_first_version_that_is_overtaken_keeps_none_beside_it_from_being_writt
     """First versions are written without a look for what is in their way; here there is something, in one of three."""
     ledger.acquire([CLINIC], "task")
     first = [intent(ledger, [id_, id_ + 10], [1, 1], [id_, id_ + 10]) for id_ in (1, 2, 3)]
-    ledger.resolve(intent(ledger, [2], [2], [22]).batch_id, BatchOutcome("acknowledged", 200))
     accepted = BatchOutcome("acknowledged", 200)
-    assert ledger.resolve_together([Resolution(item.batch_id, accepted) for item in first]) == [True, True, True]
+    ledger.resolve(intent(ledger, [2], [2], [22]).batch_id, accepted)
+    resolutions = [Resolution(item.batch_id, accepted, begins=True) for item in first]
+    assert ledger.resolve_together(resolutions) == [True, True, True]
     assert states(ledger) == {
         1: ("sent", 1, 1), 2: ("sent", 2, 22), 3: ("sent", 1, 3),
         11: ("sent", 1, 11), 12: ("sent", 1, 12), 13: ("sent", 1, 13),
     }  # fmt: skip
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the queries that are run for several batches, as they are."""
+    names: list[str] = []
+    monkeypatch.setattr(ledger_connection, "query", lambda name: names.append(name) or query(name))
+    return names
+
+
+def test_first_versions_are_written_down_the_same_whether_or_not_it_is_known_that_they_are(
+    ledger: Ledger, ledger_db: str, asked: list[str]
+) -> None:
+    """One statement is for them alone, and the other for whatever a batch may be."""
+    ledger.acquire([CLINIC], "task")
+    content = {"extracted_at": NOW, "patient_ids": [7, 8], "partner_ids": [3, 5]}
+    with psycopg.connect(ledger_db, row_factory=dict_row) as owner:
+
+        def written(begins: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+            owner.execute("TRUNCATE ledger.record")
+            owner.commit()
+            batch = intent(ledger, [1, 2], [1, 1], [11, 12], **content)
+            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 201), NOW, begins=begins)
+            assert ledger.resolve_together([resolution]) == [True]
+            assert ledger.resolve_together([resolution]) == [False]
+            assert asked[-2:] == ["ledger/resolve_first" if begins else "ledger/resolve_batch"] * 2
+            told = ("batch_id", "idempotency_key", "created_at", "resolved_at", "changed_at")
+            tables = [
+                owner.execute("SELECT * FROM ledger.record ORDER BY appointment_id").fetchall(),
+                owner.execute("SELECT * FROM ledger.batch ORDER BY batch_id DESC LIMIT 1").fetchall(),
+            ]
+            assert {row["batch_id"] for table in tables for row in table} == {batch.batch_id}
+            assert tables[0][0]["changed_at"] == tables[1][0]["resolved_at"]
+            owner.commit()
+            records, batches = ([{k: v for k, v in row.items() if k not in told} for row in table] for table in tables)
+            return records, batches
+
+        told = written(begins=True)
+        assert len(told[0]) == 2
+        assert told == written(begins=False)
+
+
+def test_each_of_several_batches_is_written_down_by_its_own_statement_in_the_order_in_which_all_are_locked(
+    ledger: Ledger, asked: list[str]
+) -> None:
+    ledger.acquire([CLINIC], "task")
+    batches = [intent(ledger, [id_, id_ + 10], [1, 1], [id_, id_ + 10]) for id_ in (1, 2, 3, 4)]
+    outcomes = [
+        BatchOutcome("acknowledged", 200, rejected={13: ["mobile_phone"]} if number == 2 else {}) for number in range(4)
+    ]
+    asked.clear()
+    resolutions = [
+        Resolution(batch.batch_id, outcome, begins=True) for batch, outcome in zip(batches, outcomes, strict=True)
+    ]
+    assert ledger.resolve_together(resolutions[::-1]) == [True] * 4
+    assert asked == ["ledger/resolve_first", "ledger/resolve_batch", "ledger/resolve_first"]
+    found = states(ledger)
+    assert found.pop(13) == ("rejected", 1, None)
+    assert found == {id_: ("sent", 1, id_) for id_ in (1, 2, 3, 4, 11, 12, 14)}
+
+
+def test_a_withdrawal_is_never_written_down_as_sent(ledger: Ledger) -> None:
+    ledger.acquire([CLINIC], "task")
+    batch = intent(ledger, [1], [1], None, operation="withdraw")
+    resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), begins=True)
+    assert ledger.resolve_together([resolution]) == [False]
+    assert ledger.live([CLINIC])["state"].tolist() == ["withdrawing"]
+
+
+@pytest.mark.parametrize("begins", [True, False])
 def test_what_is_sent_looks_through_no_table_as_long_as_it_was_small_when_it_was_counted(
-    ledger: Ledger, ledger_db: str
+    begins: bool, ledger: Ledger, ledger_db: str
 ) -> None:
     """The plan of a statement is kept. Made when there were no records, it must not read all there are ever after."""
     ledger.acquire([CLINIC], "task")
     with psycopg.connect(ledger_db, autocommit=True) as owner:
         owner.execute("VACUUM (ANALYZE) ledger.record, ledger.revocation")
         for number in range(1, 21):
-            ledger.resolve(
-                intent(ledger, [number, number + 100], [1, 1], [1, 1]).batch_id, BatchOutcome("acknowledged", 200)
-            )
+            batch = intent(ledger, [number, number + 100], [1, 1], [1, 1])
+            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), begins=begins)
+            assert ledger.resolve_together([resolution]) == [True]
         # A backend tells what it has counted at once if asked to, and else within a minute.
         with ledger._statement() as cursor:
             cursor.execute("SELECT pg_stat_force_next_flush()")
@@ -412,11 +486,13 @@ def test_a_batch_is_resolved_by_its_number_however_many_are_open_or_were_lately(
         owner.execute("ANALYZE ledger.batch")
         parameters = {
             "batch_id": 1, "outcome": "acknowledged", "http_status": 200, "rejected_ids": [], "rejected_fields": None,
-            "outdated_ids": [], "unknown_ids": [], "looked_at": None, "now": None, "is_way_clear": True,
+            "outdated_ids": [], "unknown_ids": [], "looked_at": None, "now": None,
         }  # fmt: skip
-        used = indexes(plan_of(owner, "ledger/resolve_batch", parameters, is_run=False))
-    assert "batch_pkey" in used
-    assert "batch_open" not in used
+        used = [
+            indexes(plan_of(owner, f"ledger/{name}", parameters, is_run=False))
+            for name in ("resolve_batch", "resolve_first")
+        ]
+    assert all("batch_pkey" in names and "batch_open" not in names for names in used), used
 
 
 def test_of_a_runs_requests_only_those_are_unpacked_that_a_page_shows(ledger_db: str) -> None:

@@ -3,8 +3,7 @@
 --             revocation any more.
 -- Grain:      one row with the number of batches resolved: 0 when somebody else has resolved it before.
 -- Parameters: batch_id, outcome, http_status, rejected_ids, rejected_fields (jsonb: id -> field names), outdated_ids,
---             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock,
---             is_way_clear boolean: nothing is in the way of first versions; where something is, it fails with 23505
+--             unknown_ids, looked_at timestamptz or NULL, now timestamptz or NULL for the server's clock
 -- Personal:   none; of a rejection only the names of the fields are kept, never Medflex's text.
 WITH batch AS (
     UPDATE ledger.batch
@@ -38,7 +37,7 @@ WITH batch AS (
         rejected_ids || outdated_ids || unknown_ids AS unsettled_ids
 ),
 
--- The columns in the order in which both inserts below name them.
+-- The columns in the order in which the insert below names them.
 item AS (
     SELECT
         batch.clinic_id,
@@ -78,18 +77,6 @@ item AS (
     WHERE batch.outcome <> 'to_retry'
 ),
 
--- Before a first version there was none, and to look for what is in its way takes a fifth of writing a record down.
-begun AS (
-    INSERT INTO ledger.record (
-        clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
-        extracted_at, changed_at, patient_id, partner_ids
-    )
-    SELECT item.*
-    FROM item
-    WHERE %(is_way_clear)s::boolean AND item.version = 1
-    RETURNING 1
-),
-
 kept AS (
     INSERT INTO ledger.record AS record (
         clinic_id, appointment_id, lpu_id, version, state, acked_version, acked_digest, rejected_fields, batch_id,
@@ -97,7 +84,6 @@ kept AS (
     )
     SELECT item.*
     FROM item
-    WHERE NOT %(is_way_clear)s::boolean OR item.version <> 1
     ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
         SET
             version = excluded.version,
@@ -177,4 +163,4 @@ closed AS (
 
 SELECT
     (SELECT count(*) FROM batch) AS batches,
-    (SELECT count(*) FROM begun) + (SELECT count(*) FROM kept) AS records
+    (SELECT count(*) FROM kept) AS records

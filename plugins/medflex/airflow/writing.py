@@ -574,12 +574,26 @@ class Writer(LeaseHolder):
         if not deliveries:
             return
         with self._troubled(deliveries):
-            resolved = self._ledger.resolve_together([_resolution(delivery) for delivery in deliveries])
+            resolved = self._ledger.resolve_together([self._resolution(delivery) for delivery in deliveries])
             for delivery, is_ours in zip(deliveries, resolved, strict=True):
                 if is_ours:
                     self._settled(delivery)
                 else:
                     self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id, delivery.lpu_id)
+
+    def _resolution(self, delivery: Delivery) -> Resolution:
+        """What Medflex has answered, as the ledger notes it."""
+        reply, intent = delivery.reply, delivery.intent
+        assert reply is not None and intent is not None  # noqa: S101, PT018 - for the type checker: it was answered
+        outcome = BatchOutcome(
+            "acknowledged",
+            reply.http_status,
+            rejected=reply.rejected,
+            outdated=sorted(reply.outdated),
+            unknown=sorted(reply.unknown),
+        )
+        begins = self.operation == "send" and bool((delivery.versions == 1).all())
+        return Resolution(intent.batch_id, outcome, delivery.looked_at, begins=begins)
 
     def _settled(self, delivery: Delivery) -> None:
         reply = delivery.reply
@@ -650,20 +664,6 @@ class Writer(LeaseHolder):
                 caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
         self._outdated.clear()
         return caught_up
-
-
-def _resolution(delivery: Delivery) -> Resolution:
-    """What Medflex has answered, as the ledger notes it."""
-    reply, intent = delivery.reply, delivery.intent
-    assert reply is not None and intent is not None  # noqa: S101, PT018 - for the type checker: it was sent and answered
-    outcome = BatchOutcome(
-        "acknowledged",
-        reply.http_status,
-        rejected=reply.rejected,
-        outdated=sorted(reply.outdated),
-        unknown=sorted(reply.unknown),
-    )
-    return Resolution(intent.batch_id, outcome, delivery.looked_at)
 
 
 def _clinics(clinic_ids: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import psycopg
@@ -110,22 +111,26 @@ class LedgerConnection:
             yield cursor
 
     @again_after_deadlock
-    def _for_each(self, name: str, parameters: Sequence[Mapping[str, Any]], *, by: str) -> list[dict[str, Any] | None]:
-        """Run a query once for each of these, all in one transaction and one round trip; return the first row of each.
+    def _for_each(self, asked: Sequence[tuple[str, Mapping[str, Any]]], *, by: str) -> list[dict[str, Any] | None]:
+        """Run these queries with their parameters, all in one transaction, and in one round trip where it is the same
+        query; return the first row of each.
 
         Args:
-            name: as for :func:`medflex.sql.query`.
+            asked: names as for :func:`medflex.sql.query`.
             by: the parameter in whose ascending order they run, and lock.
         """
-        if len(parameters) == 1:
+        if len(asked) == 1:
+            ((name, parameters),) = asked
             with self._statement() as cursor:
-                return [cursor.execute(query(name), parameters[0]).fetchone()]
-        order = sorted(range(len(parameters)), key=lambda place: parameters[place][by])
-        rows: list[dict[str, Any] | None] = [None] * len(parameters)
+                return [cursor.execute(query(name), parameters).fetchone()]
+        order = sorted(range(len(asked)), key=lambda place: asked[place][1][by])
+        rows: list[dict[str, Any] | None] = [None] * len(asked)
         with self._transaction() as cursor:
-            cursor.executemany(query(name), [parameters[place] for place in order], returning=True)
-            for place, result in zip(order, cursor.results(), strict=True):
-                rows[place] = result.fetchone()
+            for name, places in groupby(order, key=lambda place: asked[place][0]):
+                alike = list(places)
+                cursor.executemany(query(name), [asked[place][1] for place in alike], returning=True)
+                for place, result in zip(alike, cursor.results(), strict=True):
+                    rows[place] = result.fetchone()
         return rows
 
     def _connect(self) -> psycopg.Connection[Any]:

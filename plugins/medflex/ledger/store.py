@@ -121,14 +121,23 @@ class BatchOutcome:
     outdated: Sequence[int] = ()
     unknown: Sequence[int] = ()
 
+    @property
+    def accepts_all(self) -> bool:
+        """Every record was accepted."""
+        return self.outcome == "acknowledged" and not (self.rejected or self.outdated or self.unknown)
+
 
 @dataclass(frozen=True)
 class Resolution:
-    """A batch, what became of it, and the instant of the last look before its first byte left (aware)."""
+    """A batch, what became of it, and the instant of the last look before its first byte left (aware).
+
+    begins: each of its records is sent, and for the first time.
+    """
 
     batch_id: int
     outcome: BatchOutcome
     looked_at: datetime | None = None
+    begins: bool = False
 
 
 class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
@@ -582,7 +591,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
     def record_intents(self, batches: Sequence[BatchContent]) -> list[Intent | None]:
         """Make batches durable, all or none; ``None`` for one whose clinic another task has taken over."""
         # In this order everybody locks leases, so that no two wait for each other.
-        rows = self._for_each("ledger/record_intent", [self._intent(batch) for batch in batches], by="clinic_id")
+        rows = self._for_each([("ledger/record_intent", self._intent(batch)) for batch in batches], by="clinic_id")
         return [Intent(row["batch_id"], row["idempotency_key"]) if row else None for row in rows]
 
     def _intent(self, batch: BatchContent) -> dict[str, Any]:
@@ -608,21 +617,21 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
 
     def resolve_together(self, resolutions: Sequence[Resolution]) -> list[bool]:
         """Write down what became of batches and their records, all or none; ``False`` for one that another task has
-        resolved before.
+        resolved before, or that is no sending though it ``begins``.
         """
+        asked = [
+            (
+                "ledger/resolve_first" if item.begins and item.outcome.accepts_all else "ledger/resolve_batch",
+                self._resolution(item),
+            )
+            for item in resolutions
+        ]
+        # In this order everybody locks batches, so that no two wait for each other.
         try:
-            return self._resolve(resolutions, is_way_clear=True)
+            rows = self._for_each(asked, by="batch_id")
         except LedgerConflictError:
             # A record had a first version already, in another open batch: all are written anew, and looked for first.
-            return self._resolve(resolutions, is_way_clear=False)
-
-    def _resolve(self, resolutions: Sequence[Resolution], *, is_way_clear: bool) -> list[bool]:
-        # In this order everybody locks batches, so that no two wait for each other.
-        rows = self._for_each(
-            "ledger/resolve_batch",
-            [self._resolution(item) | {"is_way_clear": is_way_clear} for item in resolutions],
-            by="batch_id",
-        )
+            rows = self._for_each([("ledger/resolve_batch", parameters) for _, parameters in asked], by="batch_id")
         return [bool(row and row["batches"]) for row in rows]
 
     def _resolution(self, resolution: Resolution) -> dict[str, Any]:
