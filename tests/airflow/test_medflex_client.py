@@ -10,12 +10,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from airflow.sdk import Connection
 from cryptography import x509
@@ -193,6 +194,28 @@ def test_the_same_key_again_has_its_effect_once(medflex: MedflexProcess) -> None
     to = of(medflex)
     assert send(to, [record(1)]) == send(to, [record(1)])
     assert len(medflex.control.applied()) == 1
+
+
+def test_requests_of_one_thread_differ_by_what_they_carry_only_and_bring_no_cookie_back() -> None:
+    """Each is a copy of the first one."""
+    with serving(reply(200, {"data": []}, Set_Cookie="balancer=7; Path=/")) as server:
+        to = client(server.url)
+        with suppress(UnknownOutcomeError):
+            list(to.visible(LPU))
+        send(to, [record(1)], "key-1")
+        send(to, [record(1), record(2), record(3)], "key-2")
+        send(to, [withdrawal(1, 2)], "key-3", WITHDRAW_PATH)
+    parted = [request.partition(b"\r\n\r\n") for request in server.requests[1:]]
+    heads = [sorted(head.split(b"\r\n")) for head, _, _ in parted]
+    for (_, _, body), head, key in zip(parted, heads, (b"key-1", b"key-2", b"key-3"), strict=True):
+        assert b"Idempotency-Key: " + key in head
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert {b"Content-Type: application/json", b"Content-Encoding: gzip"} <= set(head)
+        assert f"Authorization: Token {TOKEN}".encode() in head
+        assert not any(line.lower().startswith(b"cookie") for line in head)
+    rest = [[line for line in head if not line.startswith((b"Idem", b"Content-Length", b"POST"))] for head in heads]
+    assert rest[0] == rest[1] == rest[2]
+    assert [len(orjson.loads(gzip.decompress(body))["records"]) for _, _, body in parted] == [1, 3, 1]
 
 
 def test_the_same_body_has_the_same_bytes_at_any_time() -> None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
@@ -189,8 +191,8 @@ class _Adapter(HTTPAdapter):
         if self._pool is None:
             request = requests.Request("GET", settings.base_url).prepare()
             verify = settings.ca_bundle or True
-            self._pool = self.get_connection_with_tls_context(request, verify)
-            self.cert_verify(self._pool, settings.base_url, verify, None)  # type: ignore[no-untyped-call]
+            pool = self.get_connection_with_tls_context(request, verify)
+            self.cert_verify(pool, settings.base_url, verify, None)  # type: ignore[no-untyped-call]
         connection = self._pool._get_conn()
         try:
             if connection.is_closed:
@@ -198,6 +200,12 @@ class _Adapter(HTTPAdapter):
                 connection.connect()
         finally:
             self._pool._put_conn(connection)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the pool of the one host: to look it up takes a tenth of a request."""
+        if self._pool is None:
+            self._pool = super().get_connection_with_tls_context(*args, **kwargs)
+        return self._pool
 
 
 class MedflexClient:
@@ -364,10 +372,35 @@ class MedflexClient:
             session.mount("https://", adapter)
             # No proxy and no .netrc of the machine may see or change what is sent.
             session.trust_env = False
+            # What one reply sets goes with no other request: Medflex knows who asks by the token.
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.verify = self.settings.ca_bundle or True
             session.headers["Authorization"] = f"Token {self.settings.token}"
-            self._local.session = session
+            self._local.session, self._local.first = session, {}
         return session
+
+    def _prepared(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        data: bytes | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> requests.PreparedRequest:
+        """Return a request that can be sent. Batches differ from the thread's first one to the same path by body and
+        headers only: to take all the rest apart anew for each takes a fifth of a request.
+        """
+        session, url = self._session(), self.settings.base_url + path
+        if path not in _OPERATIONS or params:
+            asked = requests.Request(method, url, headers=dict(headers), data=data, params=params)
+            return session.prepare_request(asked)
+        if path not in self._local.first:
+            self._local.first[path] = session.prepare_request(requests.Request(method, url))
+        request: requests.PreparedRequest = self._local.first[path].copy()
+        request.headers.update(headers)
+        request.prepare_body(data, None)
+        return request
 
     def _request(
         self, operation: Operation, method: str, path: str, *, allowed: tuple[int, ...] = (200,), **arguments: Any
@@ -376,12 +409,10 @@ class MedflexClient:
         begun = time.monotonic()
         ended: int | NoReply = NoReply.BROKEN_REPLY
         try:
-            response = self._session().request(
-                method,
-                settings.base_url + path,
+            response = self._session().send(
+                self._prepared(method, path, **arguments),
                 timeout=(settings.connect_timeout, settings.timeout),
                 allow_redirects=False,
-                **arguments,
             )
             ended = response.status_code
         except requests.exceptions.ConnectTimeout:
