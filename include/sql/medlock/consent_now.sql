@@ -34,7 +34,7 @@ person AS MATERIALIZED (
         coalesce(trim(patient.phone) <> '', FALSE) AS has_phone,
         coalesce(trim(patient.first_name) <> '', FALSE) AS has_name
     FROM medlock.patient AS patient
-    WHERE patient.id = any(array(SELECT DISTINCT found.patient_id FROM found))
+    WHERE patient.id = any(array(SELECT found.patient_id FROM found))
 )
 
 SELECT
