@@ -128,22 +128,22 @@ def test_every_record_arrives_once_whatever_the_sizes(
 def test_what_is_sent_for_the_first_time_is_written_down_as_such_and_nothing_else(
     filled: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begins: list[bool] = []
+    is_first: list[bool] = []
     original = Ledger.resolve_together
 
     def resolve_together(ledger: Ledger, resolutions: Sequence[Resolution]) -> list[bool]:
-        begins.extend(resolution.begins for resolution in resolutions)
+        is_first.extend(resolution.is_first for resolution in resolutions)
         return original(ledger, resolutions)
 
     monkeypatch.setattr(Ledger, "resolve_together", resolve_together)
     records = planned(filled)
     load(filled, records)
-    assert begins
-    assert all(begins)
-    begins.clear()
+    assert is_first
+    assert all(is_first)
+    is_first.clear()
     load(filled, records, resync=True)
-    assert begins
-    assert not any(begins)
+    assert is_first
+    assert not any(is_first)
 
 
 def test_what_is_held_of_clinics_is_let_go_behind_their_slice(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:

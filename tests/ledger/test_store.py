@@ -80,15 +80,15 @@ def test_batches_are_written_down_together_but_for_the_clinic_that_was_taken_ove
     assert known.to_dict() == {1: "sent", 2: "sent", 4: "sending"}
 
 
-@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("is_first", [True, False])
 def test_batches_are_resolved_together_but_for_those_that_somebody_else_has_resolved(
-    ledger: Ledger, begins: bool
+    ledger: Ledger, is_first: bool
 ) -> None:
     ledger.acquire([CLINIC], "task")
     first, second, third = (intent(ledger, [number], [1], [11]) for number in (1, 2, 3))
     assert ledger.resolve(second.batch_id, BatchOutcome("to_retry"))
     done = BatchOutcome("acknowledged", 200)
-    resolutions = [Resolution(item.batch_id, done, NOW, begins=begins) for item in (third, second, first)]
+    resolutions = [Resolution(item.batch_id, done, NOW, is_first=is_first) for item in (third, second, first)]
     assert ledger.resolve_together(resolutions) == [True, False, True]
     assert states(ledger) == {1: ("sent", 1, 11), 3: ("sent", 1, 11)}
 
@@ -210,7 +210,7 @@ def test_a_first_version_that_is_overtaken_keeps_none_beside_it_from_being_writt
     first = [intent(ledger, [id_, id_ + 10], [1, 1], [id_, id_ + 10]) for id_ in (1, 2, 3)]
     accepted = BatchOutcome("acknowledged", 200)
     ledger.resolve(intent(ledger, [2], [2], [22]).batch_id, accepted)
-    resolutions = [Resolution(item.batch_id, accepted, begins=True) for item in first]
+    resolutions = [Resolution(item.batch_id, accepted, is_first=True) for item in first]
     assert ledger.resolve_together(resolutions) == [True, True, True]
     assert states(ledger) == {
         1: ("sent", 1, 1), 2: ("sent", 2, 22), 3: ("sent", 1, 3),
@@ -234,15 +234,15 @@ def test_first_versions_are_written_down_the_same_whether_or_not_it_is_known_tha
     content = {"extracted_at": NOW, "patient_ids": [7, 8], "partner_ids": [3, 5]}
     with psycopg.connect(ledger_db, row_factory=dict_row) as owner:
 
-        def written(begins: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        def written(is_first: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             owner.execute("TRUNCATE ledger.record")
             owner.commit()
             batch = intent(ledger, [1, 2], [1, 1], [11, 12], **content)
-            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 201), NOW, begins=begins)
+            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 201), NOW, is_first=is_first)
             assert ledger.resolve_together([resolution]) == [True]
             assert ledger.resolve_together([resolution]) == [False]
-            assert asked[-2:] == ["ledger/resolve_first" if begins else "ledger/resolve_batch"] * 2
-            told = ("batch_id", "idempotency_key", "created_at", "resolved_at", "changed_at")
+            assert asked[-2:] == ["ledger/resolve_first" if is_first else "ledger/resolve_batch"] * 2
+            apart = ("batch_id", "idempotency_key", "created_at", "resolved_at", "changed_at")
             tables = [
                 owner.execute("SELECT * FROM ledger.record ORDER BY appointment_id").fetchall(),
                 owner.execute("SELECT * FROM ledger.batch ORDER BY batch_id DESC LIMIT 1").fetchall(),
@@ -250,12 +250,14 @@ def test_first_versions_are_written_down_the_same_whether_or_not_it_is_known_tha
             assert {row["batch_id"] for table in tables for row in table} == {batch.batch_id}
             assert tables[0][0]["changed_at"] == tables[1][0]["resolved_at"]
             owner.commit()
-            records, batches = ([{k: v for k, v in row.items() if k not in told} for row in table] for table in tables)
+            records, batches = (
+                [{name: row[name] for name in row if name not in apart} for row in table] for table in tables
+            )
             return records, batches
 
-        told = written(begins=True)
+        told = written(is_first=True)
         assert len(told[0]) == 2
-        assert told == written(begins=False)
+        assert told == written(is_first=False)
 
 
 def test_each_of_several_batches_is_written_down_by_its_own_statement_in_the_order_in_which_all_are_locked(
@@ -268,7 +270,7 @@ def test_each_of_several_batches_is_written_down_by_its_own_statement_in_the_ord
     ]
     asked.clear()
     resolutions = [
-        Resolution(batch.batch_id, outcome, begins=True) for batch, outcome in zip(batches, outcomes, strict=True)
+        Resolution(batch.batch_id, outcome, is_first=True) for batch, outcome in zip(batches, outcomes, strict=True)
     ]
     assert ledger.resolve_together(resolutions[::-1]) == [True] * 4
     assert asked == ["ledger/resolve_first", "ledger/resolve_batch", "ledger/resolve_first"]
@@ -280,14 +282,14 @@ def test_each_of_several_batches_is_written_down_by_its_own_statement_in_the_ord
 def test_a_withdrawal_is_never_written_down_as_sent(ledger: Ledger) -> None:
     ledger.acquire([CLINIC], "task")
     batch = intent(ledger, [1], [1], None, operation="withdraw")
-    resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), begins=True)
+    resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), is_first=True)
     assert ledger.resolve_together([resolution]) == [False]
     assert ledger.live([CLINIC])["state"].tolist() == ["withdrawing"]
 
 
-@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("is_first", [True, False])
 def test_what_is_sent_looks_through_no_table_as_long_as_it_was_small_when_it_was_counted(
-    begins: bool, ledger: Ledger, ledger_db: str
+    is_first: bool, ledger: Ledger, ledger_db: str
 ) -> None:
     """The plan of a statement is kept. Made when there were no records, it must not read all there are ever after."""
     ledger.acquire([CLINIC], "task")
@@ -295,7 +297,7 @@ def test_what_is_sent_looks_through_no_table_as_long_as_it_was_small_when_it_was
         owner.execute("VACUUM (ANALYZE) ledger.record, ledger.revocation")
         for number in range(1, 21):
             batch = intent(ledger, [number, number + 100], [1, 1], [1, 1])
-            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), begins=begins)
+            resolution = Resolution(batch.batch_id, BatchOutcome("acknowledged", 200), is_first=is_first)
             assert ledger.resolve_together([resolution]) == [True]
         # A backend tells what it has counted at once if asked to, and else within a minute.
         with ledger._statement() as cursor:

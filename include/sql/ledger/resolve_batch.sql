@@ -112,7 +112,6 @@ kept AS (
             END
         -- Nothing older may overwrite what is known of a newer version.
         WHERE record.version <= excluded.version
-    RETURNING 1
 ),
 
 -- A clinic that is set up anew under another id, with its lpu_id and its appointments, has them in the same place at
@@ -161,6 +160,4 @@ closed AS (
     RETURNING 1
 )
 
-SELECT
-    (SELECT count(*) FROM batch) AS batches,
-    (SELECT count(*) FROM kept) AS records
+SELECT count(*) AS batches FROM batch

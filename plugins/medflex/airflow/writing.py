@@ -592,8 +592,8 @@ class Writer(LeaseHolder):
             outdated=sorted(reply.outdated),
             unknown=sorted(reply.unknown),
         )
-        begins = self.operation == "send" and bool((delivery.versions == 1).all())
-        return Resolution(intent.batch_id, outcome, delivery.looked_at, begins=begins)
+        is_first = self.operation == "send" and bool((delivery.versions == 1).all())
+        return Resolution(intent.batch_id, outcome, delivery.looked_at, is_first=is_first)
 
     def _settled(self, delivery: Delivery) -> None:
         reply = delivery.reply

@@ -131,13 +131,13 @@ class BatchOutcome:
 class Resolution:
     """A batch, what became of it, and the instant of the last look before its first byte left (aware).
 
-    begins: each of its records is sent, and for the first time.
+    is_first: each of its records is sent, and for the first time.
     """
 
     batch_id: int
     outcome: BatchOutcome
     looked_at: datetime | None = None
-    begins: bool = False
+    is_first: bool = False
 
 
 class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches, Withdrawals):
@@ -617,11 +617,11 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
 
     def resolve_together(self, resolutions: Sequence[Resolution]) -> list[bool]:
         """Write down what became of batches and their records, all or none; ``False`` for one that another task has
-        resolved before, or that is no sending though it ``begins``.
+        resolved before, or that is no sending though it ``is_first``.
         """
         asked = [
             (
-                "ledger/resolve_first" if item.begins and item.outcome.accepts_all else "ledger/resolve_batch",
+                "ledger/resolve_first" if item.is_first and item.outcome.accepts_all else "ledger/resolve_batch",
                 self._resolution(item),
             )
             for item in resolutions

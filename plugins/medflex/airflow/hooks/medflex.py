@@ -202,7 +202,7 @@ class _Adapter(HTTPAdapter):
             self._pool._put_conn(connection)
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the pool of the one host: to look it up takes a tenth of a request."""
+        """Return the pool of the one host, which is looked up once and not for each request."""
         if self._pool is None:
             self._pool = super().get_connection_with_tls_context(*args, **kwargs)
         return self._pool
@@ -376,7 +376,7 @@ class MedflexClient:
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.verify = self.settings.ca_bundle or True
             session.headers["Authorization"] = f"Token {self.settings.token}"
-            self._local.session, self._local.first = session, {}
+            self._local.session, self._local.templates = session, {}
         return session
 
     def _prepared(
@@ -395,9 +395,9 @@ class MedflexClient:
         if path not in _OPERATIONS or params:
             asked = requests.Request(method, url, headers=dict(headers), data=data, params=params)
             return session.prepare_request(asked)
-        if path not in self._local.first:
-            self._local.first[path] = session.prepare_request(requests.Request(method, url))
-        request: requests.PreparedRequest = self._local.first[path].copy()
+        if path not in self._local.templates:
+            self._local.templates[path] = session.prepare_request(requests.Request(method, url))
+        request: requests.PreparedRequest = self._local.templates[path].copy()
         request.headers.update(headers)
         request.prepare_body(data, None)
         return request
