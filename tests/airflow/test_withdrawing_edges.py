@@ -15,6 +15,7 @@ from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.triggers.consent import LOOK_BACK
 from medflex.airflow.withdrawing import OVERLAP, Withdrawer
 from medflex.domain.payload import to_records
+from medflex.errors import LedgerUnavailableError
 from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import found, of_clinic, reconcile, transfer
@@ -58,6 +59,29 @@ def test_a_refusal_flows_also_where_the_appointments_have_vanished(sent: World, 
     assert {reason for _, reason in result.revoked} == {"refused_marketing"}
 
 
+def test_what_a_person_is_asked_about_stays_until_it_is_asked(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is killed in between, or loses the ledger, leaves what was to be withdrawn; not neither."""
+    withdraw(sent)
+    # Not processed for certain.
+    fault = sent.control.add_fault("down")
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [some(sent, 8)])
+    assert withdraw(sent, [1]).total("withdraw_to_retry") == 8
+    sent.control.remove_fault(fault)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [some(sent, 5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "save_hold", lost)
+        with pytest.raises(LedgerUnavailableError):
+            withdraw(sent, [1])
+    assert sent.read_ledger("SELECT count(*) FROM ledger.revocation") == [(8,)]
+    assert withdraw(sent, [1]).total("held") == 13
+    assert sent.read_ledger("SELECT count(*) FROM ledger.revocation") == [(0,)]
+    assert sent.read_ledger("SELECT cardinality(appointment_ids), state FROM ledger.hold") == [(13, "open")]
+
+
+def lost(*_: Any, **__: Any) -> None:
+    raise LedgerUnavailableError("The connection was lost.")
+
+
 def test_a_refusal_flows_where_the_appointment_was_moved_to_another_clinic(sent: World) -> None:
     withdraw(sent)
     ids = some(sent, 1)
@@ -77,6 +101,72 @@ def test_an_appointment_moved_to_another_clinic_is_withdrawn_from_the_first_at_o
     sent.edit("UPDATE medlock.appointment SET clinic_id = 2, updated_at = now() WHERE id = ANY(%s)", [ids])
     withdraw(sent, clock=later())
     assert not set(ids) & shown_ids(sent)
+
+
+# What is permitted for a moment only
+
+LINK_ALL = (
+    "INSERT INTO medlock.clinic_partner (clinic_id, partner_id, enabled) SELECT 2, id, true FROM medlock.partner"
+    " ON CONFLICT DO NOTHING"
+)
+SWITCHED_ON = "UPDATE medlock.medflex_access SET changed_at = now() - interval '{} hours' WHERE clinic_id = 2"
+MOMENTS = {
+    "its 24 hours are full": (SWITCHED_ON.format(23), SWITCHED_ON.format(25), SWITCHES["switched off"]),
+    "a partner is linked": (SWITCHES["one partner less"], LINK_ALL, SWITCHES["one partner less"]),
+    "it has another lpu_id": (
+        "UPDATE medlock.clinic SET lpu_id = 4712 WHERE id = 2",
+        SWITCHES["another lpu_id"],
+        "UPDATE medlock.clinic SET lpu_id = 4712 WHERE id = 2",
+    ),
+}
+
+
+def seen_some_time_ago(world: World) -> set[int]:
+    """Let a look see all clinics as they are, so long ago that it is no news; return clinic 2's appointments."""
+    withdraw(world)
+    with psycopg.connect(world.ledger) as connection:
+        connection.execute("UPDATE ledger.clinic_seen SET changed_at = changed_at - interval '1 day'")
+    return {row[0] for row in world.read("SELECT id FROM medlock.appointment WHERE clinic_id = 2")}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_was_sent_between_two_looks_is_withdrawn_when_it_is_no_longer_permitted(
+    filled_world: World, moment: str
+) -> None:
+    """No look has seen the clinic permit it, so none can see it permit less."""
+    world = filled_world
+    before, meanwhile, after = MOMENTS[moment]
+    world.edit(before)
+    of_2 = seen_some_time_ago(world)
+    world.edit(meanwhile)
+    world.introduce_clinics()
+    assert not load(world, planned(world)).problems
+    shown = shown_ids(world)
+    assert of_2 & shown
+    world.edit(after)
+    result = quick(world)
+    assert not result.problems
+    assert shown_ids(world) == shown - of_2
+
+
+def test_a_look_under_way_does_not_hide_what_was_sent_meanwhile(filled_world: World) -> None:
+    world = filled_world
+    before, meanwhile, after = MOMENTS["its 24 hours are full"]
+    world.edit(before)
+    of_2 = seen_some_time_ago(world)
+
+    class Slow(Withdrawer):
+        def _enter_run(self, found: Any) -> None:
+            world.edit(meanwhile)
+            assert not load(world, planned(world)).problems
+            super()._enter_run(found)
+
+    quick(world, Slow)
+    shown = shown_ids(world)
+    assert of_2 & shown
+    world.edit(after)
+    quick(world)
+    assert shown_ids(world) == shown - of_2
 
 
 # lpu_ids that change hands

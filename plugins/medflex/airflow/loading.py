@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
@@ -16,6 +16,7 @@ from medflex.airflow.columns import Columns
 from medflex.airflow.encoding import batch_body, record_tails
 from medflex.airflow.hooks.medflex import SEND_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
+from medflex.domain.access import permissions
 from medflex.domain.last_look import PERMITTED, Turned, last_look
 from medflex.domain.payload import PAYLOAD_COLUMNS
 from medflex.domain.window import as_utc, clinic_windows
@@ -70,6 +71,7 @@ class Loader(Writer):
         self._resync = resync
         self._result = LoadResult()
         self._has_looked = False
+        self._noted: dict[int, Mapping[str, Any]] = {}
         self._chunks: Callable[[], Iterable[pd.DataFrame | None]] = list
 
     @property
@@ -213,9 +215,21 @@ class Loader(Writer):
         asked = clinic_ids if self._has_looked else sorted({*clinic_ids, *self._epochs})
         present = self._medlock.consent_now(clinic_ids, records["id"].to_numpy())
         clinics = self._medlock.clinics(asked, now)
+        self._note_permissions(clinics, now)
         reasons = last_look(records, present, clinics, clinic_windows(clinics, now, now, cut_to_today=False))
         self._has_looked = True
         return np.array(reasons, dtype=object)
+
+    def _note_permissions(self, clinics: pd.DataFrame, now: datetime) -> None:
+        """Let the next look for revocations know under which permissions records are about to leave."""
+        new = {
+            clinic_id: permits
+            for clinic_id, permits in permissions(clinics).items()
+            if permits["is_open"] and self._noted.get(clinic_id) != permits
+        }
+        if new:
+            self._ledger.widen_clinics_seen(new, now)
+            self._noted |= new
 
     def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records

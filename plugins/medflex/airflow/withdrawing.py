@@ -23,7 +23,7 @@ from medflex.airflow.columns import Array, Columns
 from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
-from medflex.domain.access import AccessState
+from medflex.domain.access import permissions
 from medflex.domain.eligibility import Mask
 from medflex.domain.places import Places
 from medflex.domain.revocations import (
@@ -220,7 +220,7 @@ class Withdrawer(Writer):
         now = self._found_at = self._clock.now()
         found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
-        self._ledger.save_revocations(due, self._found_at, clinics=_permissions(clinics))
+        self._ledger.save_revocations(due, self._found_at, clinics=permissions(clinics))
         self._withdraw(due)
         return self._result
 
@@ -332,7 +332,7 @@ class Withdrawer(Writer):
             looked_at = last[0]
             self._result.problems.append(slow)
             self._ledger.note_watch(watches.CONSENT, looked_at, consent)
-        permitted = {**dict.fromkeys(seen, _NOTHING), **_permissions(clinics)}
+        permitted = {**dict.fromkeys(seen, _NOTHING), **permissions(clinics)}
         news = set(narrowed)
         long_ago = {"changed_at": (now - JUST_CHANGED).isoformat()}
         self._ledger.save_revocations(
@@ -341,8 +341,8 @@ class Withdrawer(Writer):
             watch=watch,
             # Which permits more, or was never looked at, need not be looked at whole for some time.
             clinics={
-                key: {**permissions, **({} if key in news else long_ago)}
-                for key, permissions in permitted.items()
+                key: {**permits, **({} if key in news else long_ago)}
+                for key, permits in permitted.items()
                 if key not in not_swept
             },
         )
@@ -964,24 +964,6 @@ _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": 
 """The permissions of a clinic that is gone."""
 
 
-def _permissions(clinics: pd.DataFrame) -> dict[int, Mapping[str, Any]]:
-    """Clinic → ``lpu_id``, ``is_open``, ``partner_ids``."""
-    columns = (
-        clinics["clinic_id"].tolist(),
-        clinics["lpu_id"].tolist(),
-        clinics["state"].eq(AccessState.OPEN).tolist(),
-        clinics["partner_ids"].tolist(),
-    )
-    return {
-        int(clinic_id): {
-            "lpu_id": None if pd.isna(lpu_id) else int(lpu_id),
-            "is_open": bool(is_open),
-            "partner_ids": [int(item) for item in partner_ids],
-        }
-        for clinic_id, lpu_id, is_open, partner_ids in zip(*columns, strict=True)
-    }
-
-
 def _narrowed(
     clinics: pd.DataFrame, seen: Mapping[int, Mapping[str, Any]], looked_at: datetime
 ) -> tuple[list[int], list[int]]:
@@ -991,7 +973,7 @@ def _narrowed(
     narrowed = []
     just_changed = []
     # One that is gone permits nothing; that it is still gone is no news.
-    for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | _permissions(clinics)).items():
+    for clinic_id, now in (dict.fromkeys(seen, _NOTHING) | permissions(clinics)).items():
         before = seen.get(clinic_id)
         if (
             before is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,28 @@ def judge_access(clinics: pd.DataFrame, now: datetime) -> pd.DataFrame:
         closed_reason=pd.array(reasons[first], dtype="str"),
         opens_at=pd.array(opens_at, dtype=INSTANT),
     )
+
+
+def permissions(clinics: pd.DataFrame) -> dict[int, Mapping[str, Any]]:
+    """Return what of each clinic decides on all of its records at once (R1-R4).
+
+    clinics: CLINICS as judged by ``judge_access``. Returns clinic → ``lpu_id`` (int or None), ``is_open`` (bool),
+    ``partner_ids`` (list of int).
+    """
+    columns = (
+        clinics["clinic_id"].tolist(),
+        clinics["lpu_id"].tolist(),
+        clinics["state"].eq(AccessState.OPEN).tolist(),
+        clinics["partner_ids"].tolist(),
+    )
+    return {
+        int(clinic_id): {
+            "lpu_id": None if pd.isna(lpu_id) else int(lpu_id),
+            "is_open": bool(is_open),
+            "partner_ids": [int(item) for item in partner_ids],
+        }
+        for clinic_id, lpu_id, is_open, partner_ids in zip(*columns, strict=True)
+    }
 
 
 def unknown_partner(clinic_ids: pd.Series, partner_ids: pd.Series, clinics: pd.DataFrame) -> np.ndarray:

@@ -288,6 +288,15 @@ class Withdrawals(LedgerConnection):
             cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at FROM ledger.clinic_seen")
             return {row.pop("clinic_id"): row for row in cursor.fetchall()}
 
+    @again_after_deadlock
+    def widen_clinics_seen(self, clinics: Mapping[int, Mapping[str, Any]], now: datetime) -> None:
+        """Remember that records are about to leave under these permissions (clinic → ``lpu_id``, ``is_open``,
+        ``partner_ids``, all open): when less is permitted, the next look finds that, also where no look has seen these.
+        """
+        rows = [{"clinic_id": clinic_id, **permissions} for clinic_id, permissions in clinics.items()]
+        with self._statement() as cursor:
+            cursor.execute(query("ledger/widen_clinics_seen"), {"clinics": Jsonb(rows, dumps=orjson.dumps), "now": now})
+
     # -- holds ------------------------------------------------------------------------------------------------------
 
     def holds(self, clinic_ids: Sequence[int], decided_since: datetime) -> list[Hold]:
