@@ -658,8 +658,6 @@ class Withdrawer(Writer):
         held = self._held(found)
         self._note(found, held)
         waiting = found[held]
-        # A person decides now: what waits for that is not late.
-        self._ledger.close_revocations(waiting)
         self._drop_obsolete(swept, waiting)
         if len(waiting):
             counts = self._ledger.live_counts(waiting["clinic_id"].unique().tolist())
@@ -671,6 +669,9 @@ class Withdrawer(Writer):
                     self._result.asked += self._ledger.save_hold(
                         records, live=counts.get(clinic_id, 0), found_at=self._found_at, run_key=self._run_key
                     )
+        # A person decides now: what waits for that is not late. Behind the question: who is killed in between leaves
+        # both, not neither.
+        self._ledger.close_revocations(waiting)
         return found[~held].reset_index(drop=True)
 
     def _held(self, found: pd.DataFrame) -> np.ndarray[Any, Any]:
