@@ -29,6 +29,7 @@ from medflex.errors import (
     MedflexContractError,
     MedflexRefusedError,
     MedflexUnavailableError,
+    MedlockSlowError,
 )
 from medflex.ledger.store import Ledger, Resolution
 from sandbox.medflex.faults import Match
@@ -559,6 +560,44 @@ def test_a_refusal_while_a_connection_is_opened_is_honoured(filled: World, monke
     assert totals(load(filled, records, clock=clock, parallel=1)) == only(dropped=1)
     assert clock.slept == [4]  # Over the connection that was opened, nothing else had to wait.
     assert not filled.control.records()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slow", "looks", "numbers"),
+    [
+        (1.5, 2, 3, {"accepted": 10}),
+        # Where Medlock is always as slow, it is better than nothing.
+        (1.5, 9, 4, {"accepted": 10}),
+        (11.0, 3, 4, {"accepted": 10}),
+        (11.0, 9, 4, {"to_retry": 10}),
+    ],
+)
+def test_a_look_that_takes_longer_than_it_may_be_old_is_made_again_and_at_last_lets_nothing_leave(
+    filled: World, seconds: float, slow: int, looks: int, numbers: dict[str, int]
+) -> None:
+    clock, left = FakeClock(), iter(range(slow))
+
+    class Slow(Counting):
+        def consent_now(self, *arguments: Any) -> Any:
+            present = super().consent_now(*arguments)
+            if next(left, None) is not None:
+                clock.sleep(seconds)
+            return present
+
+    ((clinic_id, records),) = planned(filled).query("clinic_id == clinic_id.iloc[0]").head(10).groupby("clinic_id")
+    with filled.parts(parallel=1) as (medlock, ledger, client):
+        counting = Slow(medlock)
+        loader = Loader(
+            client=client, medlock=counting, ledger=ledger, clock=clock, holder="test/0", run_key=None,
+            extracted_at=EXTRACTED_AT,
+        )  # fmt: skip
+        result = loader.load([int(str(clinic_id))], lambda: [records])
+    assert counting.looks == [10] * looks
+    assert totals(result) == only(**numbers)
+    assert len(filled.control.records()) == numbers.get("accepted", 0)
+    assert [type(error) for error in result.problems] == ([] if "accepted" in numbers else [MedlockSlowError])
+    outcome = "acknowledged" if "accepted" in numbers else "to_retry"
+    assert filled.read_ledger("SELECT outcome FROM ledger.batch") == [(outcome,)]
 
 
 def test_a_look_from_the_future_is_none(filled: World) -> None:

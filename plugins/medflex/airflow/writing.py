@@ -41,6 +41,7 @@ from medflex.errors import (
     MedflexContractError,
     MedflexPipelineError,
     MedflexUnavailableError,
+    MedlockSlowError,
 )
 from medflex.ledger.store import LEASE_SECONDS, BatchContent, BatchOutcome, Intent, Ledger, Resolution
 from medflex.sql import Ids
@@ -49,6 +50,10 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How long before its first byte leaves a batch may have been looked at; later it is looked at again, by itself."""
+_LOOKS = 3
+"""How often it is, one after the other, where the look itself takes longer than that."""
+_SLOW_LOOK_SECONDS = 10.0
+"""How old the last of these may be: where Medlock is slow, it is better to send a little than nothing."""
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
 """So many clinics one after the other whose requests keep failing mean that Medflex itself is failing."""
@@ -143,11 +148,14 @@ class Delivery:
         self.records = self.records.keep(mask)
         self.versions = self.versions[mask]
 
-    def take_leave(self, now: datetime) -> bool:
-        """Tell whether it may leave as it was prepared. It may so once, and not long after."""
+    def take_leave(self, now: datetime, within: float | None = None) -> bool:
+        """Tell whether it may leave as it was prepared. It may so once, and not long after: within ``LOOK_SECONDS``, or
+        as many seconds as are given.
+        """
         ready_at, self.ready_at = self.ready_at, None
+        most = LOOK_SECONDS if within is None else within
         # A clock that was set back tells no age.
-        may_leave = ready_at is not None and 0 <= (now - ready_at).total_seconds() <= LOOK_SECONDS
+        may_leave = ready_at is not None and 0 <= (now - ready_at).total_seconds() <= most
         self.was_late |= ready_at is not None and not may_leave
         return may_leave
 
@@ -514,13 +522,8 @@ class Writer(LeaseHolder):
             try:
                 # Before the look's age is asked for: to connect can take seconds.
                 self._client.connect(self.path)
-                if not delivery.take_leave(self._clock.now()):
-                    if delivery.intent is not None:
-                        self._require_lease(delivery.clinic_id)
-                    self._prepare([delivery])
-                    if not self._not_stopped([delivery]):
-                        return
-                    delivery.ready_at = None
+                if not delivery.take_leave(self._clock.now()) and not self._look_again(delivery):
+                    return
                 reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
             except NotProcessedError as error:
                 failure = f"HTTP {error.status}" if error.status else "no connection"
@@ -544,6 +547,25 @@ class Writer(LeaseHolder):
                 self._pause(delivery.retry_after)
         self._in_vain(delivery, seconds, everywhere)
         raise unavailable(failure)
+
+    def _look_again(self, delivery: Delivery) -> bool:
+        """Prepare one batch by itself; tell whether anything of it may leave now.
+
+        Raises:
+            MedlockSlowError: each look was older than it may be when it had ended.
+        """
+        for within in (*[LOOK_SECONDS] * (_LOOKS - 1), max(LOOK_SECONDS, _SLOW_LOOK_SECONDS)):
+            if delivery.intent is not None:
+                self._require_lease(delivery.clinic_id)
+            self._prepare([delivery])
+            if not self._not_stopped([delivery]):
+                return False
+            if delivery.take_leave(self._clock.now(), within):
+                return True
+        raise MedlockSlowError(
+            f"Medlock takes longer than {_SLOW_LOOK_SECONDS:g} s to say whether a batch may still leave, so it has not"
+            " left: the next attempt sends it; see what keeps Medlock's database."
+        )
 
     def _in_vain(self, delivery: Delivery, seconds: float, everywhere: bool) -> None:
         """Stop all sending if nobody gets through, or if requests that fail have kept others waiting for too long."""
