@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +18,7 @@ from medflex.arrow import UngroupedError
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
 from medflex.errors import MedlockSchemaError
+from medflex.ledger.store import Ledger
 from sandbox.medflex.faults import Match
 from tests.airflow.test_loading import load
 from tests.airflow.test_loading import planned as records_of
@@ -74,6 +76,25 @@ def test_an_attempt_without_trouble_returns_the_numbers_of_all(planned: World) -
     assert numbers["accepted"] == len(planned.shown()) > 0
     assert sum(numbers.values()) == numbers["accepted"]
     assert planned.shown() == planned.expected()
+
+
+def test_a_load_that_is_killed_at_its_end_has_its_problems_written_down(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the run would be settled as if there had been none."""
+    planned.control.add_fault("status", match=Match(lpu_id=lpu_id(planned, 2)), status=503)
+    set_stage = Ledger.set_stage
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        set_stage(*arguments, **named)
+        raise SystemExit
+
+    monkeypatch.setattr(Ledger, "set_stage", killed)
+    with pytest.raises(SystemExit):
+        transfer.load(SHARD)
+    ((stage, problem),) = planned.read_ledger("SELECT stage, problem FROM ledger.run_shard")
+    assert stage == "loaded"
+    assert "kept failing (HTTP 503)" in problem
 
 
 def test_rows_of_clinics_that_were_not_asked_for_are_the_querys_fault() -> None:

@@ -232,13 +232,17 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
             )
             return [RunShard(**row) for row in cursor.fetchall()]
 
-    def set_stage(self, run_key: int, shard: int, stage: str, *, because: str | None = None) -> None:
-        """Note how far a shard has come; a problem of an earlier attempt is forgotten."""
+    def set_stage(
+        self, run_key: int, shard: int, stage: str, *, because: str | None = None, problem: str | None = None
+    ) -> None:
+        """Note how far a shard has come, and, in one sentence without values, what is wrong there; a problem of an
+        earlier attempt is forgotten.
+        """
         with self._statement() as cursor:
             cursor.execute(
-                "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = NULL, critical = 0"
+                "UPDATE ledger.run_shard SET stage = %s, skipped_because = %s, problem = %s, critical = 0"
                 " WHERE run_key = %s AND shard = %s",
-                (stage, because, run_key, shard),
+                (stage, because, problem, run_key, shard),
             )
 
     def set_withdraw_stage(self, run_key: int, shard: int, stage: str, problem: str | None) -> None:

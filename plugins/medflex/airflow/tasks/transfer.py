@@ -767,10 +767,10 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         totals = logged({str(name): int(value) for name, value in numbers.drop(columns="clinic_id").sum().items()})
         for field_name, count in result.rejected_fields.most_common():
             log.warning("Rejected by Medflex for the field %s: %d.", field_name, count)
-        # Numbers are complete even where the task fails, so that they can be settled.
-        ledger.set_stage(run.run_key, number, "loaded")
+        # Numbers are complete even where the task fails, so that they can be settled. In one step with what is wrong: a
+        # task that was killed in between would look as if nothing were.
+        ledger.set_stage(run.run_key, number, "loaded", problem=" ".join(map(str, result.problems)) or None)
         if result.problems:
-            ledger.set_problem(run.run_key, number, " ".join(map(str, result.problems)))
             # As long as anything may pass, another attempt brings over what that concerns.
             raise max(result.problems, key=lambda error: error.transient)
     return totals
