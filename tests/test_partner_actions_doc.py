@@ -1,4 +1,5 @@
-"""docs/partner-actions.md names exactly the rulings there are, with their codes, in the order of the code."""
+"""docs/partner-actions.md names exactly the rulings there are, with their codes, in the order of the code; and
+docs/data-contract.md the rights that carrying them out takes."""
 
 from __future__ import annotations
 
@@ -69,3 +70,12 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert "within an hour before that copy was read" in TEXT
     assert LOCK_SECONDS == 3
     assert "waits up to three seconds" in TEXT
+
+
+def test_the_rights_in_the_data_contract_are_those_with_which_all_is_tested() -> None:
+    (told,) = re.findall(r"```sql\n(GRANT [^`]*?)```", (DOCS / "data-contract.md").read_text())
+    schema = re.sub(r"--.*", "", (DOCS.parent / "sandbox" / "medlock" / "schema.sql").read_text())
+    statements = [statement.split() for statement in schema.split(";")]
+    granted = [words for words in statements if words[:1] == ["GRANT"] and words[-1] == "medlock_actions"]
+    assert granted == [words for words in map(str.split, told.split(";")) if words]
+    assert len(granted) == 3

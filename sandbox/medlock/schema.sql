@@ -134,9 +134,12 @@ CREATE INDEX IF NOT EXISTS partner_action_appointment ON medlock.partner_action 
 CREATE INDEX IF NOT EXISTS partner_action_decided ON medlock.partner_action (decided_at);
 
 GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_actions, medlock_switch;
-GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app, medlock_actions;
--- All that a partner's action can change of an appointment.
+GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app;
+-- All that what partners ask for needs, and may change; docs/data-contract.md has the same lines.
+GRANT SELECT ON
+medlock.clinic, medlock.staff, medlock.medflex_access, medlock.partner, medlock.clinic_partner, medlock.doctor,
+medlock.patient, medlock.appointment, medlock.doctor_schedule TO medlock_actions;
 GRANT UPDATE (status, starts_at, ends_at, updated_at) ON medlock.appointment TO medlock_actions;
-GRANT INSERT, DELETE ON medlock.partner_action TO medlock_actions;
+GRANT SELECT, INSERT, DELETE ON medlock.partner_action TO medlock_actions;
 GRANT SELECT ON medlock.clinic, medlock.staff, medlock.medflex_access TO medlock_switch;
 GRANT INSERT, UPDATE ON medlock.medflex_access TO medlock_switch;

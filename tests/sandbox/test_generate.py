@@ -125,18 +125,19 @@ def test_schema_is_made_once_and_an_older_one_gets_what_it_lacks(new_database: C
     uri = new_database()
     create_schema(uri)
     assert is_empty(uri)
-    added = ("doctor_schedule", "smart_care_message", "partner_action")
+    actions, app = "medlock_actions", "medlock_app"
+    added = {"doctor_schedule": actions, "smart_care_message": app, "partner_action": actions}
     with psycopg.connect(uri) as connection:
         connection.execute("INSERT INTO medlock.clinic VALUES (1)")
         for table in added:
             connection.execute(f"DROP TABLE medlock.{table}".encode())
-        connection.execute("REVOKE ALL ON ALL TABLES IN SCHEMA medlock FROM medlock_actions")
+        connection.execute("REVOKE ALL ON ALL TABLES IN SCHEMA medlock FROM medlock_app, medlock_actions")
     create_schema(uri)
     assert not is_empty(uri)
     with psycopg.connect(uri) as connection:
-        for table in added:
+        for table, reader in added.items():
             assert connection.execute(
-                "SELECT has_table_privilege('medlock_actions', %s, 'SELECT')", [f"medlock.{table}"]
+                "SELECT has_table_privilege(%s, %s, 'SELECT')", [reader, f"medlock.{table}"]
             ).fetchone() == (True,)
         indexes = "SELECT count(*) FROM pg_indexes WHERE indexname ~ '^(doctor_schedule|partner_action|smart_care_m)'"
         assert connection.execute(indexes).fetchone() == (7,)
