@@ -179,7 +179,9 @@ def test_a_part_that_is_gone_is_told(staging: Staging) -> None:
     staging.write(0, "extract", 0, table(1))
     staging.remove()
     assert staging.parts(0, "extract") == []
-    with pytest.raises(RunIncompleteError, match=r"A staged part of this run is gone .*: clear the run from") as error:
+    with pytest.raises(
+        RunIncompleteError, match=r"A staged part of this run is gone .*: clear this shard from"
+    ) as error:
         staging.read(0, "extract", 0)
     assert error.value.__suppress_context__
     assert "\n" not in str(error.value)

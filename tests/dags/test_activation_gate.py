@@ -41,8 +41,13 @@ def gate_states(run: Any) -> list[str]:
 
 
 @pytest.fixture
-def noon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next scheduled run is far away, whatever the time of day."""
+def noon(monkeypatch: pytest.MonkeyPatch, airflow_db: object) -> None:
+    """The next scheduled run is far away, whatever the time of day, and none is queued that another test triggered."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).where(DagRun.state == "queued").delete()
     monkeypatch.setattr(transfer, "next_slot", lambda after: after + timedelta(hours=20))
 
 

@@ -155,7 +155,7 @@ class Staging:
         except FileNotFoundError:
             raise RunIncompleteError(
                 "A staged part of this run is gone (its run has ended, or MEDFLEX_STAGING_URL is not the same on all"
-                " workers): clear the run from plan_shards on."
+                " workers): clear this shard from extract on."
             ) from None
 
     def remove(self) -> None:
