@@ -487,7 +487,8 @@ def _settings() -> list[str]:
         f"- Connections (d): {LOAD_CONNECTIONS} × (slots + {BESIDE}) + {WORKERS} × concurrency + {OTHER_CONNECTIONS}. A"
         f" load has up to {LOAD_CONNECTIONS}, every other task one, and Airflow's other parts and whoever looks at it"
         f" {OTHER_CONNECTIONS}. On Kubernetes, where there are two api-servers and two triggerers, reckon with"
-        f" {2 * OTHER_CONNECTIONS} for these: from 16 slots on take {OTHER_CONNECTIONS} more than the last column says.",
+        f" {2 * OTHER_CONNECTIONS} for these: from 16 slots on take {OTHER_CONNECTIONS} more than the last column"
+        " says.",
         "",
         "With Docker Compose these are `AIRFLOW_MAX_ACTIVE_TASKS_PER_DAG`, `AIRFLOW_WORKER_CONCURRENCY`,"
         " `AIRFLOW_PARALLELISM` and `POSTGRES_MAX_CONNECTIONS` in `.env`; on Kubernetes `env` and"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -30,7 +30,9 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     """A function that settles a run of one shard, which has come as far as is said and counted what is said."""
     monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
     run = {"dag_id": "medflex_transfer", "run_id": "r"}
-    context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}}
+    states: dict[str, str] = {"plan_shards": "success"}
+    asked = SimpleNamespace(get_task_states=lambda dag_id, run_ids: dict.fromkeys(run_ids, states))
+    context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}, "ti": asked}
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
     monkeypatch.setattr(EVENT, "extra", {})
     now = datetime.now(UTC)
@@ -41,8 +43,10 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         withdraw_stage: str = "withdrawn",
         mode: str = "transfer",
         report: str | None = "file:///report",
+        tasks: Mapping[str, str] | None = None,
         **numbers: int,
     ) -> dict[str, int]:
+        states.update(tasks or {})
         with Ledger(ledger_db) as ledger:
             key = ledger.start_run(
                 **run, run_type="manual", mode=mode, anchor=now, clinic_ids=None, started_at=now, clinics=[clinic],
@@ -114,3 +118,19 @@ def test_a_plan_ends_where_it_was_compared_and_its_withdrawals_were_found(
 def test_a_missing_report_fails_the_run(settle: Callable[..., dict[str, int]]) -> None:
     with pytest.raises(AirflowFailException, match="The quality report was not published"):
         settle(report=None)
+
+
+def test_a_task_that_failed_before_it_wrote_anything_down_fails_a_run_that_was_good_before(
+    settle: Callable[..., dict[str, int]],
+) -> None:
+    """The run is cleared, and what the ledger has is of its earlier pass."""
+    # Of these the run knows by itself, or they end it by themselves.
+    settle(tasks={"remove_staging": "failed", "shard.load_0": "skipped"})
+    tasks = {"plan_shards": "failed", "shard.extract_0": "upstream_failed", "shard.load_1": "failed"}
+    with pytest.raises(
+        AirflowFailException, match=r": Tasks have failed: plan_shards, shard.load_1, shard.extract_0\. "
+    ):
+        settle(tasks=tasks)
+    many = {f"shard.load_{number}": "failed" for number in range(20)}
+    with pytest.raises(AirflowFailException, match=r"shard.load_16, and 12 more\. See"):
+        settle(tasks=many)

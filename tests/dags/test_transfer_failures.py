@@ -7,6 +7,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from medflex.ledger.store import Ledger
 from sandbox.postgres import Cluster, free_port
 from tests.airflow.dag_runs import run_transfer, task_states
 from tests.airflow.leaks import database_text, folder_text, found_canaries
@@ -206,6 +207,25 @@ def test_an_error_that_nobody_foresaw_is_told_without_its_text(
     assert "withhold failed with ValueError in" in text
     assert found_canaries([("logs", text)]) == []
     assert canary not in text
+
+
+def test_a_task_that_fails_behind_what_it_has_written_down_fails_the_run(
+    filled_world: World, monkeypatch: pytest.MonkeyPatch, log_text: Callable[[], str]
+) -> None:
+    """All is loaded, so the ledger is content; Airflow is asked what it has of the tasks."""
+    set_stage = Ledger.set_stage
+
+    def then_fails(ledger: Ledger, run_key: int, shard: int, stage: str, **more: str | None) -> None:
+        set_stage(ledger, run_key, shard, stage, **more)
+        if stage == "loaded":
+            raise RuntimeError
+
+    monkeypatch.setattr(Ledger, "set_stage", then_fails)
+    run = run_transfer()
+    assert run.state == "failed"
+    assert task_states(run)["settle_run", -1] == "failed"
+    assert filled_world.read_ledger("SELECT stage, problem FROM ledger.run_shard") == [("loaded", None)]
+    assert "Tasks have failed: shard.load_0. See their logs, then clear them." in log_text()
 
 
 def test_a_plan_sends_nothing_even_where_conf_is_not_merged_into_params(

@@ -66,6 +66,8 @@ GATHERED_ROWS = 8_000
 """Rows of a slice that are gathered before they are compressed, as they come in no order."""
 ENCODED_ROWS = PART_ROWS // 5
 """Records that are made ready to be sent at a time: their texts take several times as much memory as they do."""
+_NAMED_TASKS = 10
+"""So many failed tasks are named in one sentence."""
 VALIDATED_ROWS = 2 * PART_ROWS
 """Rows per batch of Great Expectations, about: each costs a fixed part of a second, and larger ones more memory."""
 
@@ -845,6 +847,10 @@ def settle_run() -> dict[str, int]:
             broken += [f"Shard {shard.label}: {violation}" for violation in _violations(shard, of_shard)]
         if ledger.report(run.run_key) is None:
             problems.append("The quality report was not published, see the log of publish_quality_report.")
+        if not problems and (failed := _failed_tasks(context)):
+            # What the ledger has of these is from an earlier pass of the run: it was cleared, and they did not come to
+            # where they write anything down.
+            problems.append(f"Tasks have failed: {', '.join(failed)}. See their logs, then clear them.")
         funnel = Funnel.of(clinics)
         ledger.settle_run(run.run_key, [*broken, *problems], broken=len(broken))
         states = clinics["access_state"].value_counts().to_dict()
@@ -861,6 +867,19 @@ def settle_run() -> dict[str, int]:
     if problems:
         raise RunIncompleteError(f"{len(problems)} problems in this run: {' '.join(problems)}")
     return numbers
+
+
+def _failed_tasks(context: Context) -> list[str]:
+    """Return which tasks before the report have failed in this pass of the run, those first that did by themselves."""
+    run = context["dag_run"]
+    states = context["ti"].get_task_states(dag_id=run.dag_id, run_ids=[run.run_id]).get(run.run_id, {})
+    found = [
+        name
+        for wanted in ("failed", "upstream_failed")
+        for name, state in sorted(states.items())
+        if state == wanted and (name == "plan_shards" or name.startswith("shard."))
+    ]
+    return [*found[:_NAMED_TASKS], f"and {len(found) - _NAMED_TASKS} more"] if len(found) > _NAMED_TASKS else found
 
 
 def _unfinished(shard: Any, mode: str) -> Iterator[str]:
