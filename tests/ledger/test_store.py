@@ -731,26 +731,26 @@ def test_the_funnel_as_text(ledger: Ledger, ledger_db: str) -> None:
 
 
 def test_what_is_sent_under_adds_to_what_was_looked_at(ledger: Ledger, ledger_db: str) -> None:
-    def widened(minutes: int, lpu_id: int, *partner_ids: int) -> tuple[bool, int | None, list[int], int]:
+    def widened(minutes: int, lpu_id: int, *partner_ids: int) -> tuple[bool, int | None, set[int], int]:
         """Return what is seen of the clinic then: open, lpu_id, partners, minutes of its last change."""
         permits = {"lpu_id": lpu_id, "is_open": True, "partner_ids": list(partner_ids)}
         ledger.widen_clinics_seen({CLINIC: permits}, NOW + timedelta(minutes=minutes))
         seen = ledger.clinics_seen()[CLINIC]
         changed = int((seen["changed_at"] - NOW) / timedelta(minutes=1))
-        return seen["is_open"], seen["lpu_id"], seen["partner_ids"], max(changed, -1)
+        return seen["is_open"], seen["lpu_id"], set(seen["partner_ids"]), max(changed, -1)
 
     # Never looked at: it need not be looked at whole now.
-    assert widened(0, 7, 2, 1) == (True, 7, [2, 1], -1)
+    assert widened(0, 7, 2, 1) == (True, 7, {2, 1}, -1)
     # No news.
-    assert widened(1, 7, 1, 2) == (True, 7, [2, 1], -1)
-    assert widened(2, 7, 1) == (True, 7, [2, 1], -1)
-    assert widened(3, 7, 3, 1) == (True, 7, [1, 2, 3], 3)
+    assert widened(1, 7, 1, 2) == (True, 7, {2, 1}, -1)
+    assert widened(2, 7, 1) == (True, 7, {2, 1}, -1)
+    assert widened(3, 7, 3, 1) == (True, 7, {1, 2, 3}, 3)
     with psycopg.connect(ledger_db) as connection:
         connection.execute("UPDATE ledger.clinic_seen SET is_open = false, partner_ids = '{5}'")
-    assert widened(4, 7, 5) == (True, 7, [5], 4)
+    assert widened(4, 7, 5) == (True, 7, {5}, 4)
     # Which of both the next look finds, it differs.
-    assert widened(5, 8, 5) == (True, None, [5], 5)
-    assert widened(6, 7, 5) == (True, None, [5], 6)
+    assert widened(5, 8, 5) == (True, None, {5}, 5)
+    assert widened(6, 7, 5) == (True, None, {5}, 6)
 
 
 # -- errors

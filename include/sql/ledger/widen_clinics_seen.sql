@@ -29,10 +29,7 @@ ON CONFLICT (clinic_id) DO UPDATE
         is_open = TRUE,
         -- Of two numbers none is kept: that differs from whatever the next look finds.
         lpu_id = CASE WHEN seen.lpu_id = excluded.lpu_id THEN seen.lpu_id END,
-        partner_ids = array(
-            SELECT DISTINCT item.partner_id
-            FROM unnest(seen.partner_ids || excluded.partner_ids) AS item (partner_id)
-            ORDER BY item.partner_id
-        ),
+        -- Some may be in it twice, until the next look.
+        partner_ids = seen.partner_ids || excluded.partner_ids,
         -- A look that is under way may not have seen it, and writes down less: the next ones look at all of the clinic.
         changed_at = greatest(seen.changed_at, %(now)s::timestamptz)
