@@ -80,7 +80,7 @@ def task_context(asked: dict[str, Any]) -> tuple[Any, Any]:
     context = {
         "dag_run": dag_run,
         # Asked for are the number of the attempt, as staging has a folder for each, and whether another run waits.
-        "ti": SimpleNamespace(try_number=1, get_dr_count=lambda **_: 0),
+        "ti": SimpleNamespace(try_number=1, get_dr_count=lambda **_: 0, get_task_states=lambda **_: {}),
         "params": {"mode": asked["mode"], "clinic_ids": None, "accept_row_counts": None},
         "outlet_events": _Events(),
     }
