@@ -17,7 +17,7 @@ from medflex.airflow.columns import Columns
 from medflex.airflow.hooks.medflex import SEND_PATH, NotProcessedError
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
 from medflex.airflow.withdrawing import Withdrawer
-from medflex.airflow.writing import Batch, Delivery
+from medflex.airflow.writing import LOOK_SECONDS, Batch, Delivery
 from medflex.arrow import to_pandas
 from medflex.clock import SystemClock
 from medflex.domain.eligibility import judge
@@ -607,7 +607,7 @@ def test_a_look_from_the_future_is_none(filled: World) -> None:
     now = datetime(2026, 11, 22, tzinfo=UTC)
     for seconds, may_leave in ((0, True), (1, True), (1.1, False), (-0.1, False)):
         delivery.ready_at = now
-        assert delivery.take_leave(now + timedelta(seconds=seconds)) is may_leave
+        assert delivery.take_leave(now + timedelta(seconds=seconds), LOOK_SECONDS) is may_leave
 
 
 def test_clinics_that_number_their_appointments_alike_are_told_apart(filled: World) -> None:

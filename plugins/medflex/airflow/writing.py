@@ -148,14 +148,11 @@ class Delivery:
         self.records = self.records.keep(mask)
         self.versions = self.versions[mask]
 
-    def take_leave(self, now: datetime, within: float | None = None) -> bool:
-        """Tell whether it may leave as it was prepared. It may so once, and not long after: within ``LOOK_SECONDS``, or
-        as many seconds as are given.
-        """
+    def take_leave(self, now: datetime, within: float) -> bool:
+        """Tell whether it may leave as it was prepared. It may so once, and within so many seconds."""
         ready_at, self.ready_at = self.ready_at, None
-        most = LOOK_SECONDS if within is None else within
         # A clock that was set back tells no age.
-        may_leave = ready_at is not None and 0 <= (now - ready_at).total_seconds() <= most
+        may_leave = ready_at is not None and 0 <= (now - ready_at).total_seconds() <= within
         self.was_late |= ready_at is not None and not may_leave
         return may_leave
 
@@ -522,7 +519,8 @@ class Writer(LeaseHolder):
             try:
                 # Before the look's age is asked for: to connect can take seconds.
                 self._client.connect(self.path)
-                if not delivery.take_leave(self._clock.now()) and not self._look_again(delivery):
+                may_leave = delivery.take_leave(self._clock.now(), LOOK_SECONDS) or self._look_again(delivery)
+                if not may_leave:
                     return
                 reply = self._client.post_batch(self.path, delivery.body, delivery.key, delivery.by_id)
             except NotProcessedError as error:
@@ -554,7 +552,7 @@ class Writer(LeaseHolder):
         Raises:
             MedlockSlowError: each look was older than it may be when it had ended.
         """
-        for within in (*[LOOK_SECONDS] * (_LOOKS - 1), max(LOOK_SECONDS, _SLOW_LOOK_SECONDS)):
+        for within in [LOOK_SECONDS] * (_LOOKS - 1) + [_SLOW_LOOK_SECONDS]:
             if delivery.intent is not None:
                 self._require_lease(delivery.clinic_id)
             self._prepare([delivery])
