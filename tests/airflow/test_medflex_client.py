@@ -328,7 +328,7 @@ def test_trouble_after_the_body_has_left_is_unknown_and_the_same_key_heals_it(
     medflex: MedflexProcess, fault: str, settings: dict[str, Any], what: str
 ) -> None:
     # Only what has to run into it gets so little time: on a busy machine a reply takes its time, too.
-    to = of(medflex, timeout=0.3) if fault.startswith("timeout") else of(medflex)
+    to = of(medflex, timeout=1.0) if fault.startswith("timeout") else of(medflex)
     medflex.control.add_fault(fault, times=1, **settings)
     with pytest.raises(UnknownOutcomeError, match=f"^{what}$"):
         send(to, [record(1)])

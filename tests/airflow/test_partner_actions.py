@@ -88,7 +88,8 @@ def to(start: str, end: str, ruling: Ruling, *edits: str, day: Any = None, **mor
     times = [at(time, *([day] if day else [])) for time in (start, end)]
     effect = {"starts_at": instant(times[0]), "ends_at": instant(times[1])} if ruling is R.DONE else {}
     return Case(
-        " ".join(["to", f"{start}-{end}", *([f"on {day}"] if day else []), *more.pop("name", ())]),
+        # Without the date: in workers that begin before and after midnight the case has one name.
+        " ".join(["to", f"{start}-{end}", *more.pop("name", ())]),
         (Act(RESCHEDULE, ruling, {"dt_start": times[0], "dt_end": times[1]}),),
         edits,
         effect=effect,
@@ -418,8 +419,8 @@ CASES = [
     to("17:45", "18:15", R.OUTSIDE_SCHEDULE),
     to("12:45", "13:15", R.OUTSIDE_SCHEDULE, name=["over two intervals"]),
     to("07:00", "07:30", R.OUTSIDE_SCHEDULE, name=["when only another doctor works"]),
-    to("11:00", "11:30", R.OUTSIDE_SCHEDULE, day=FAR + timedelta(days=1)),
-    to("11:00", "11:30", R.OUTSIDE_SCHEDULE, day=date(9998, 12, 31)),
+    to("11:00", "11:30", R.OUTSIDE_SCHEDULE, day=FAR + timedelta(days=1), name=["behind all hours"]),
+    to("11:00", "11:30", R.OUTSIDE_SCHEDULE, day=date(9998, 12, 31), name=["in 9998"]),
     to(
         "11:00",
         "12:30",

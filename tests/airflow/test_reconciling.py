@@ -126,8 +126,8 @@ def test_a_write_that_arrives_after_the_withdrawal_is_undone_where_versions_are_
     gone = of_patients(agreed, ids)
     edit_status(agreed, gone, "no_show")
     ignored = agreed.control.add_fault("ignore_versions")
-    late = agreed.control.add_fault("late_delivery", match={"path_prefix": SEND_PATH}, seconds=0.5)
-    result = load(agreed, planned(agreed), extracted_at=datetime.now(UTC), timeout=0.2, attempts=1)
+    late = agreed.control.add_fault("late_delivery", match={"path_prefix": SEND_PATH}, seconds=3)
+    result = load(agreed, planned(agreed), extracted_at=datetime.now(UTC), timeout=1.5, attempts=1)
     assert result.numbers[1]["unknown"] == len(gone)
     agreed.control.remove_fault(late)
     agreed.edit(REFUSE.format("refused_marketing", "true"), [ids])
@@ -408,7 +408,7 @@ def test_pages_that_change_while_they_are_read_are_read_again(
     monkeypatch.setattr("medflex.airflow.hooks.medflex.PAGE_SIZE", size)
     # Without a second look, the first record of the second page would be taken for missing.
     clock = Interrupting(lambda: vanish(agreed, keys[:1]))
-    result = reconcile(agreed, [1], clock=clock, rate_per_second=1)
+    result = reconcile(agreed, [1], clock=clock, rate_per_second=0.01)
     assert not result.problems
     assert found(result) == {"missing": set(keys[:1])}
     assert result.compared == len(keys) - 1

@@ -51,10 +51,18 @@ def confirm(world: World, clinic_id: int = 1, nth: int = 0) -> tuple[int, int]:
 
 
 def confirm_all(world: World, clinic_id: int, number: int) -> list[tuple[int, int]]:
-    """Let partners confirm several appointments of a clinic; return their lpu_ids and ids."""
-    found = [target(world, clinic_id, nth=nth) for nth in range(number)]
-    assert set(act(world, *({**item, "type": "confirm"} for item in found))) == {(204, "done")}
-    return [(item["lpu_id"], item["appointment_id"]) for item in found]
+    """Let partners confirm appointments of so many patients of a clinic; return their lpu_ids and ids."""
+    found: dict[int, dict[str, Any]] = {}
+    for nth in itertools.count():
+        item = target(world, clinic_id, nth=nth)
+        ((patient_id,),) = world.read(
+            "SELECT patient_id FROM medlock.appointment WHERE id = %s", [item["appointment_id"]]
+        )
+        found.setdefault(patient_id, item)
+        if len(found) == number:
+            break
+    assert set(act(world, *({**item, "type": "confirm"} for item in found.values()))) == {(204, "done")}
+    return [(item["lpu_id"], item["appointment_id"]) for item in found.values()]
 
 
 def unshared(world: World) -> set[int]:

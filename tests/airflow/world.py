@@ -47,11 +47,9 @@ def see_to_midnights(uri: str, now: datetime | None = None) -> None:
     """
     now = now or datetime.now(UTC)
     with psycopg.connect(uri) as connection:
-        clinics = connection.execute(
-            "SELECT id, timezone FROM medlock.clinic WHERE timezone = ANY(%s)", [list(ZONES)]
-        ).fetchall()
-        for clinic_id, name in clinics:
-            zone = ZoneInfo(name)
+        for clinic_id, name in connection.execute("SELECT id, timezone FROM medlock.clinic").fetchall():
+            # The days of a clinic whose zone is none are UTC's.
+            zone = ZoneInfo(name if name in ZONES else "UTC")
             today = now.astimezone(zone).date()
             if (now + LONGEST_TEST).astimezone(zone).date() == today:
                 continue

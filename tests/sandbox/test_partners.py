@@ -212,7 +212,7 @@ def test_a_play_that_is_broken_off_knows_what_was_delivered(client: Client, cont
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play(control, Partners(), rate=5, seconds=60, delivered=delivered, pause=interrupt)
+        play(control, Partners(), rate=0.1, seconds=60, delivered=delivered, pause=interrupt)
     assert _listed(client) == [item.action for item in delivered]
     assert len(delivered) == 1
 

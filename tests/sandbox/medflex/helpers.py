@@ -1,6 +1,7 @@
 """A small Medflex client for these tests, and records to send with it."""
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -108,9 +109,10 @@ def verdicts(response: requests.Response) -> dict[int, int]:
     return {item["id"]: item["status_code"] for item in response.json()["data"]}
 
 
-def until(condition: Callable[[], bool], tries: int = 2000) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Ask (the server, so each try takes its time) until the condition holds."""
-    for _ in range(tries):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         if condition():
             return
     raise AssertionError("the condition never held")

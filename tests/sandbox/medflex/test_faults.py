@@ -291,7 +291,7 @@ def test_late_delivery_on_command(client: Client, control: Control) -> None:
 
 
 def test_late_delivery_by_time_and_after_a_time_out(medflex: MedflexProcess, client: Client, control: Control) -> None:
-    control.add_fault("late_delivery", seconds=0.05, delay=0.3, times=1)
+    control.add_fault("late_delivery", seconds=0.05, delay=1.5, times=1)
     with pytest.raises(http.client.RemoteDisconnected):
         raw_put(medflex, "same")
     assert control.records() == {}
