@@ -134,3 +134,5 @@ def test_a_task_that_failed_before_it_wrote_anything_down_fails_a_run_that_was_g
     many = {f"shard.load_{number}": "failed" for number in range(20)}
     with pytest.raises(AirflowFailException, match=r"shard.load_16, and 12 more\. See"):
         settle(tasks=many)
+    with pytest.raises(AirflowFailException, match=r": Tasks have failed: publish_quality_report\. "):
+        settle(tasks=dict.fromkeys([*tasks, *many], "success") | {"publish_quality_report": "failed"})

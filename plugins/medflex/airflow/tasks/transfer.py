@@ -870,14 +870,14 @@ def settle_run() -> dict[str, int]:
 
 
 def _failed_tasks(context: Context) -> list[str]:
-    """Return which tasks before the report have failed in this pass of the run, those first that did by themselves."""
+    """Return which tasks before this one have failed in this pass of the run, those first that did by themselves."""
     run = context["dag_run"]
     states = context["ti"].get_task_states(dag_id=run.dag_id, run_ids=[run.run_id]).get(run.run_id, {})
     found = [
         name
         for wanted in ("failed", "upstream_failed")
         for name, state in sorted(states.items())
-        if state == wanted and (name == "plan_shards" or name.startswith("shard."))
+        if state == wanted and (name in ("plan_shards", "publish_quality_report") or name.startswith("shard."))
     ]
     return [*found[:_NAMED_TASKS], f"and {len(found) - _NAMED_TASKS} more"] if len(found) > _NAMED_TASKS else found
 
