@@ -78,4 +78,4 @@ def test_the_rights_in_the_data_contract_are_those_with_which_all_is_tested() ->
     statements = [statement.split() for statement in schema.split(";")]
     granted = [words for words in statements if words[:1] == ["GRANT"] and words[-1] == "medlock_actions"]
     assert granted == [words for words in map(str.split, told.split(";")) if words]
-    assert len(granted) == 3
+    assert len(granted) == 4

@@ -133,9 +133,10 @@ CREATE INDEX IF NOT EXISTS smart_care_message_appointment ON medlock.smart_care_
 CREATE INDEX IF NOT EXISTS partner_action_appointment ON medlock.partner_action (appointment_id);
 CREATE INDEX IF NOT EXISTS partner_action_decided ON medlock.partner_action (decided_at);
 
-GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_actions, medlock_switch;
+GRANT USAGE ON SCHEMA medlock TO medlock_app, medlock_switch;
 GRANT SELECT ON ALL TABLES IN SCHEMA medlock TO medlock_app;
 -- All that what partners ask for needs, and may change; docs/data-contract.md has the same lines.
+GRANT USAGE ON SCHEMA medlock TO medlock_actions;
 GRANT SELECT ON
 medlock.clinic, medlock.staff, medlock.medflex_access, medlock.partner, medlock.clinic_partner, medlock.doctor,
 medlock.patient, medlock.appointment, medlock.doctor_schedule TO medlock_actions;
