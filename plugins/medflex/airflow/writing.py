@@ -558,6 +558,8 @@ class Writer(LeaseHolder):
             self._prepare([delivery])
             if not self._not_stopped([delivery]):
                 return False
+            # Medflex may have closed it while Medlock took its time.
+            self._client.connect(self.path)
             if delivery.take_leave(self._clock.now(), within):
                 return True
         raise MedlockSlowError(
