@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""By so much at most the clocks of two machines are trusted to differ."""
 
 
 class Clock(Protocol):

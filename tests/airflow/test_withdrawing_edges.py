@@ -12,6 +12,7 @@ import pytest
 
 from medflex.airflow.hooks.medflex import SEND_PATH
 from medflex.airflow.hooks.medlock import Medlock
+from medflex.airflow.loading import Loader
 from medflex.airflow.triggers.consent import LOOK_BACK
 from medflex.airflow.withdrawing import OVERLAP, Withdrawer
 from medflex.domain.payload import to_records
@@ -19,7 +20,17 @@ from medflex.errors import LedgerUnavailableError
 from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import found, of_clinic, reconcile, transfer
-from tests.airflow.test_withdrawing import REFUSE, SWITCHES, numbers, of_patients, quick, shown_ids, some, withdraw
+from tests.airflow.test_withdrawing import (
+    REFUSE,
+    SWITCHES,
+    numbers,
+    of_patients,
+    quick,
+    shown_ids,
+    some,
+    withdraw,
+    withdrawer,
+)
 from tests.airflow.world import World
 
 
@@ -121,11 +132,16 @@ MOMENTS = {
 }
 
 
+def some_time_ago(world: World) -> None:
+    """Let what looks have seen of clinics be no news any more."""
+    with psycopg.connect(world.ledger) as connection:
+        connection.execute("UPDATE ledger.clinic_seen SET changed_at = changed_at - interval '1 day'")
+
+
 def seen_some_time_ago(world: World) -> set[int]:
     """Let a look see all clinics as they are, so long ago that it is no news; return clinic 2's appointments."""
     withdraw(world)
-    with psycopg.connect(world.ledger) as connection:
-        connection.execute("UPDATE ledger.clinic_seen SET changed_at = changed_at - interval '1 day'")
+    some_time_ago(world)
     return {row[0] for row in world.read("SELECT id FROM medlock.appointment WHERE clinic_id = 2")}
 
 
@@ -149,24 +165,93 @@ def test_what_was_sent_between_two_looks_is_withdrawn_when_it_is_no_longer_permi
     assert shown_ids(world) == shown - of_2
 
 
-def test_a_look_under_way_does_not_hide_what_was_sent_meanwhile(filled_world: World) -> None:
+UNDER_WAY = {
+    "its 24 hours are full": MOMENTS["its 24 hours are full"],
+    "a partner is linked": MOMENTS["a partner is linked"],
+    # What the sender notes is nothing new to the ledger: the look has not yet written down that it is gone.
+    "a partner is linked again": (LINK_ALL, LINK_ALL, SWITCHES["one partner less"]),
+}
+
+
+@pytest.mark.parametrize("clinic_ids", [[1, 2, 3], None], ids=["sweep", "quick"])
+@pytest.mark.parametrize("place", ["_clinics", "_decide"])
+@pytest.mark.parametrize("moment", UNDER_WAY)
+def test_a_look_under_way_does_not_hide_what_was_sent_meanwhile(
+    filled_world: World, moment: str, place: str, clinic_ids: list[int] | None
+) -> None:
+    """Nor when the next look comes so late that nothing has only just changed."""
     world = filled_world
-    before, meanwhile, after = MOMENTS["its 24 hours are full"]
+    before, meanwhile, after = UNDER_WAY[moment]
     world.edit(before)
     of_2 = seen_some_time_ago(world)
+    if before == meanwhile:
+        world.edit(after)
 
-    class Slow(Withdrawer):
-        def _enter_run(self, found: Any) -> None:
+    with withdrawer(world) as slow:
+        step = getattr(slow, place)
+
+        def taking_long(*arguments: Any, **named: Any) -> Any:
+            setattr(slow, place, step)
+            done = step(*arguments, **named)
             world.edit(meanwhile)
             assert not load(world, planned(world)).problems
-            super()._enter_run(found)
+            return done
 
-    quick(world, Slow)
+        setattr(slow, place, taking_long)
+        slow.quick() if clinic_ids is None else slow.sweep(clinic_ids)
     shown = shown_ids(world)
     assert of_2 & shown
     world.edit(after)
+    some_time_ago(world)
     quick(world)
     assert shown_ids(world) == shown - of_2
+
+
+def test_a_look_whose_clock_is_behind_the_senders_withdraws_nothing_from_a_clinic_that_has_just_opened(
+    filled_world: World,
+) -> None:
+    world = filled_world
+    world.edit(SWITCHED_ON.format(25))
+    records = planned(world)
+    world.edit("UPDATE medlock.medflex_access SET changed_at = now() - interval '23:59:30' WHERE clinic_id = 2")
+    of_2 = seen_some_time_ago(world)
+    assert not load(world, records, clock=FakeClock(datetime.now(UTC) + timedelta(seconds=40))).problems
+    shown = shown_ids(world)
+    assert of_2 & shown
+    for clinic_ids in (None, [1, 2, 3]):
+        withdraw(world, clinic_ids)
+        assert shown_ids(world) == shown
+    # What it permits is none the less seen to be taken back.
+    world.edit(SWITCHES["off and on again"])
+    quick(world)
+    assert shown_ids(world) == shown - of_2
+
+
+def test_what_a_clinic_permits_is_noted_when_it_is_news_and_each_ten_seconds(filled_world: World) -> None:
+    world, clock = filled_world, FakeClock()
+    with world.parts() as (medlock, ledger, client):
+        sender = Loader(
+            client=client, medlock=medlock, ledger=ledger, clock=clock, holder="a sender", run_key=None,
+            extracted_at=clock.now(),
+        )  # fmt: skip
+
+        def notes(seconds: float = 0) -> int:
+            clock.sleep(seconds)
+            sender._note_permissions(medlock.clinics([2], clock.now()))
+            return int(ledger.clinics_seen()[2]["notes"])
+
+        assert [notes(), notes(), notes(10)] == [1, 1, 1]
+        assert [notes(1), notes()] == [2, 2]
+        world.edit(LINK_ALL)
+        world.edit(SWITCHES["one partner less"])
+        assert [notes(), notes()] == [3, 3]
+        # By whom it was switched on is not the head, for a moment.
+        world.edit(SWITCHES["head is head no more"])
+        assert notes() == 3
+        world.edit("UPDATE medlock.staff SET role = 'head' WHERE clinic_id = 2")
+        assert [notes(), notes()] == [4, 4]
+        # A clock that is set back tells nothing.
+        assert notes(-1) == 5
 
 
 # lpu_ids that change hands

@@ -47,7 +47,7 @@ def seen(_: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def widened(connection: psycopg.Connection[Any]) -> dict[str, Any]:
-    return {"clinics": seen(connection)["clinics"], "now": "2026-03-01T00:00Z"}
+    return {"clinics": seen(connection)["clinics"]}
 
 
 def fill(connection: psycopg.Connection[Any]) -> None:

@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
+from medflex.domain.revocations import empty_revocations
 from medflex.errors import (
     LeaseLostError,
     LedgerOutdatedError,
@@ -731,26 +732,44 @@ def test_the_funnel_as_text(ledger: Ledger, ledger_db: str) -> None:
 
 
 def test_what_is_sent_under_adds_to_what_was_looked_at(ledger: Ledger, ledger_db: str) -> None:
-    def widened(minutes: int, lpu_id: int, *partner_ids: int) -> tuple[bool, int | None, set[int], int]:
-        """Return what is seen of the clinic then: open, lpu_id, partners, minutes of its last change."""
+    def widened(lpu_id: int, *partner_ids: int) -> tuple[bool, int | None, list[int], int]:
+        """Return what is seen of the clinic then: open, lpu_id, partners, notes."""
         permits = {"lpu_id": lpu_id, "is_open": True, "partner_ids": list(partner_ids)}
-        ledger.widen_clinics_seen({CLINIC: permits}, NOW + timedelta(minutes=minutes))
+        ledger.widen_clinics_seen({CLINIC: permits})
         seen = ledger.clinics_seen()[CLINIC]
-        changed = int((seen["changed_at"] - NOW) / timedelta(minutes=1))
-        return seen["is_open"], seen["lpu_id"], set(seen["partner_ids"]), max(changed, -1)
+        # It need not be looked at whole now.
+        assert seen["changed_at"].year == 1970
+        return seen["is_open"], seen["lpu_id"], seen["partner_ids"], seen["notes"]
 
-    # Never looked at: it need not be looked at whole now.
-    assert widened(0, 7, 2, 1) == (True, 7, {2, 1}, -1)
-    # No news.
-    assert widened(1, 7, 1, 2) == (True, 7, {2, 1}, -1)
-    assert widened(2, 7, 1) == (True, 7, {2, 1}, -1)
-    assert widened(3, 7, 3, 1) == (True, 7, {1, 2, 3}, 3)
+    assert widened(7, 2, 1) == (True, 7, [2, 1], 1)
+    # No news, and counted none the less.
+    assert widened(7, 1, 2) == (True, 7, [2, 1], 2)
+    assert widened(7, 1) == (True, 7, [2, 1], 3)
+    assert widened(7, 3, 1) == (True, 7, [2, 1, 3, 1], 4)
     with psycopg.connect(ledger_db) as connection:
         connection.execute("UPDATE ledger.clinic_seen SET is_open = false, partner_ids = '{5}'")
-    assert widened(4, 7, 5) == (True, 7, {5}, 4)
+    assert widened(7, 5) == (True, 7, [5], 5)
     # Which of both the next look finds, it differs.
-    assert widened(5, 8, 5) == (True, None, {5}, 5)
-    assert widened(6, 7, 5) == (True, None, {5}, 6)
+    assert widened(8, 5) == (True, None, [5], 6)
+    assert widened(7, 5) == (True, None, [5], 7)
+
+
+def test_a_look_writes_nothing_over_what_a_sender_has_noted_since(ledger: Ledger) -> None:
+    def saved(clinic_id: int, minutes: int, notes: int, *partner_ids: int) -> tuple[list[int], int, int]:
+        """Return what is seen of the clinic when a look has saved these: partners, notes, minutes of the change."""
+        permits = {"lpu_id": 7, "is_open": True, "partner_ids": list(partner_ids), "notes": notes}
+        at = NOW + timedelta(minutes=minutes)
+        ledger.save_revocations(empty_revocations(), at, clinics={clinic_id: permits})
+        seen = ledger.clinics_seen()[clinic_id]
+        return seen["partner_ids"], seen["notes"], int((seen["changed_at"] - NOW) / timedelta(minutes=1))
+
+    assert saved(1, 0, 0, 1, 2) == ([1, 2], 0, 0)
+    ledger.widen_clinics_seen({key: {"lpu_id": 7, "is_open": True, "partner_ids": [1]} for key in (1, 2)})
+    assert saved(1, 1, 0, 1) == ([1, 2], 1, 0)
+    assert saved(1, 2, 1, 1) == ([1], 1, 2)
+    # One that the look had not found there at all.
+    assert saved(2, 3, 0)[:2] == ([1], 1)
+    assert saved(2, 4, 1) == ([], 1, 4)
 
 
 # -- errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -27,6 +27,8 @@ LOAD_COLUMNS = (*PAYLOAD_COLUMNS, "patient_id", "lpu_id")
 """What the loader needs of a record: the payload, and by whom and where to it was prepared."""
 _LOOKED_AT = ("clinic_id", "id", "doctor_id", "patient_id", "partners", "lpu_id")
 """What the last look needs of a record."""
+_NOTED_FOR = timedelta(seconds=10)
+"""After so long what a clinic permits is noted anew: looks for revocations may have seen less meanwhile."""
 _NUMBERS = ("clinic_id", "id", "doctor_id", "patient_id", "lpu_id", "digest")
 
 
@@ -71,7 +73,8 @@ class Loader(Writer):
         self._resync = resync
         self._result = LoadResult()
         self._has_looked = False
-        self._noted: dict[int, Mapping[str, Any]] = {}
+        # Of each clinic what was noted last, and when.
+        self._noted: dict[int, tuple[Mapping[str, Any], datetime]] = {}
         self._chunks: Callable[[], Iterable[pd.DataFrame | None]] = list
 
     @property
@@ -215,21 +218,26 @@ class Loader(Writer):
         asked = clinic_ids if self._has_looked else sorted({*clinic_ids, *self._epochs})
         present = self._medlock.consent_now(clinic_ids, records["id"].to_numpy())
         clinics = self._medlock.clinics(asked, now)
-        self._note_permissions(clinics, now)
+        self._note_permissions(clinics)
         reasons = last_look(records, present, clinics, clinic_windows(clinics, now, now, cut_to_today=False))
         self._has_looked = True
         return np.array(reasons, dtype=object)
 
-    def _note_permissions(self, clinics: pd.DataFrame, now: datetime) -> None:
+    def _note_permissions(self, clinics: pd.DataFrame) -> None:
         """Let the next look for revocations know under which permissions records are about to leave."""
-        new = {
-            clinic_id: permits
-            for clinic_id, permits in permissions(clinics).items()
-            if permits["is_open"] and self._noted.get(clinic_id) != permits
-        }
+        now = self._clock.now()
+        new = {}
+        for clinic_id, permits in permissions(clinics).items():
+            if not permits["is_open"]:
+                # Should it open once more, that is news to a look that has seen it closed, too.
+                self._noted.pop(clinic_id, None)
+                continue
+            noted, at = self._noted.get(clinic_id, (None, now))
+            if noted != permits or not timedelta(0) <= now - at <= _NOTED_FOR:
+                new[clinic_id] = permits
         if new:
-            self._ledger.widen_clinics_seen(new, now)
-            self._noted |= new
+            self._ledger.widen_clinics_seen(new)
+            self._noted |= {clinic_id: (permits, now) for clinic_id, permits in new.items()}
 
     def _content(self, delivery: Delivery) -> BatchContent:
         records = delivery.records

@@ -23,6 +23,7 @@ from medflex.airflow.columns import Array, Columns
 from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
+from medflex.clock import CLOCKS_DIFFER
 from medflex.domain.access import permissions
 from medflex.domain.eligibility import Mask
 from medflex.domain.places import Places
@@ -218,9 +219,12 @@ class Withdrawer(Writer):
     def sweep(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Look at everything that Medflex shows or may show of these clinics, and withdraw what may not be shared."""
         now = self._found_at = self._clock.now()
+        # Before the clinics: what a sender notes from here on stays.
+        seen = self._ledger.clinics_seen()
         found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
-        self._ledger.save_revocations(due, self._found_at, clinics=permissions(clinics))
+        looked_at = {key: permits | _notes(seen, key) for key, permits in permissions(clinics).items()}
+        self._ledger.save_revocations(due, self._found_at, clinics=looked_at)
         self._withdraw(due)
         return self._result
 
@@ -300,9 +304,10 @@ class Withdrawer(Writer):
             now,
             self._ledger.watch(watches.SWEEP_ASKED),
         )
-        # Behind the look at the clock: what changes from here on is found by the next look.
-        clinics = self._medlock.clinics(None, now)
+        # Behind the look at the clock: what changes from here on is found by the next look. What senders have noted
+        # before the clinics: what these permit now is newer then.
         seen = self._ledger.clinics_seen()
+        clinics = self._clinics(None, now)
         noted = last[1] if last else {}
         left, is_much, stuck = self._left_over(now)
         narrowed, just_changed = _narrowed(clinics, seen, now) if last else ([], [])
@@ -341,7 +346,7 @@ class Withdrawer(Writer):
             watch=watch,
             # Which permits more, or was never looked at, need not be looked at whole for some time.
             clinics={
-                key: {**permits, **({} if key in news else long_ago)}
+                key: {**permits, **_notes(seen, key), **({} if key in news else long_ago)}
                 for key, permits in permitted.items()
                 if key not in not_swept
             },
@@ -438,7 +443,7 @@ class Withdrawer(Writer):
                 break
             # What is remembered is older than what was judged by: a switch that turns in between is found by the next
             # quick look. And what another lane finds in between is not stale.
-            judged.append(self._medlock.clinics(group, now))
+            judged.append(self._clinics(group, now))
             before = self._ledger.open_revocations(group)
             # The ledger first: what is sent from here on has had its last look after this.
             # Not held here: the next group's records would be read beside these.
@@ -449,7 +454,13 @@ class Withdrawer(Writer):
                     self._ledger.age_out(behind)
                 self._close_stale(before, revocations)
             swept += group
-        return _joined(found), pd.concat(judged) if judged else self._medlock.clinics([], now), swept
+        return _joined(found), pd.concat(judged) if judged else self._clinics([], now), swept
+
+    def _clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
+        """Return CLINICS as judged. One that is about to open counts as open: by a sender's clock it may be, and what
+        that sends would be withdrawn again until the next day.
+        """
+        return self._medlock.clinics(clinic_ids, now + CLOCKS_DIFFER)
 
     def _groups(self, clinic_ids: Sequence[int]) -> Iterator[list[int]]:
         """Cut clinics into groups whose records fit into memory."""
@@ -588,7 +599,7 @@ class Withdrawer(Writer):
         """Return REVOCATIONS among LIVE, and the records that have left the window by time and may stay."""
         if not len(live):
             return empty_revocations(), live
-        clinics = self._medlock.clinics(live["clinic_id"].unique().tolist(), now)
+        clinics = self._clinics(live["clinic_id"].unique().tolist(), now)
         windows = clinic_windows(clinics, now, now, cut_to_today=False)
         sought = _Sought(live)
         del live  # Its texts are not held beside those of ``sought``.
@@ -963,6 +974,11 @@ def _sweep_is_due(last: _Watch, deleted: str, now: datetime, asked: _Watch) -> b
 
 _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": []}
 """The permissions of a clinic that is gone."""
+
+
+def _notes(seen: Mapping[int, Mapping[str, Any]], clinic_id: int) -> dict[str, int]:
+    """Return how often senders had noted a clinic's permissions."""
+    return {"notes": seen[clinic_id]["notes"] if clinic_id in seen else 0}
 
 
 def _narrowed(

@@ -183,8 +183,10 @@ class Withdrawals(LedgerConnection):
 
         Args:
             watch: name → value of each watch that has come to ``found_at``.
-            clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids`` and, if
-                it is not ``found_at``, ``changed_at`` (ISO 8601) for those that differ from what was known.
+            clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids``,
+                ``notes`` of ``clinics_seen`` from before they were (none: 0) and, if it is not ``found_at``,
+                ``changed_at`` (ISO 8601) for those that differ from what was known. What a sender has noted since then
+                stays as it is.
             takes_from: what is known since exactly then counts as found now.
 
         Returns:
@@ -281,21 +283,21 @@ class Withdrawals(LedgerConnection):
             )
 
     def clinics_seen(self) -> dict[int, dict[str, Any]]:
-        """Return the permissions of each clinic as last looked at, and when they last changed:
-        clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``.
+        """Return the permissions of each clinic as last looked at, when they last changed, and how often a sender has
+        noted some: clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``, ``notes``.
         """
         with self._statement() as cursor:
-            cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at FROM ledger.clinic_seen")
+            cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at, notes FROM ledger.clinic_seen")
             return {row.pop("clinic_id"): row for row in cursor.fetchall()}
 
     @again_after_deadlock
-    def widen_clinics_seen(self, clinics: Mapping[int, Mapping[str, Any]], now: datetime) -> None:
+    def widen_clinics_seen(self, clinics: Mapping[int, Mapping[str, Any]]) -> None:
         """Remember that records are about to leave under these permissions (clinic → ``lpu_id``, ``is_open``,
         ``partner_ids``, all open): when less is permitted, the next look finds that, also where no look has seen these.
         """
         rows = [{"clinic_id": clinic_id, **permissions} for clinic_id, permissions in clinics.items()]
         with self._statement() as cursor:
-            cursor.execute(query("ledger/widen_clinics_seen"), {"clinics": Jsonb(rows, dumps=orjson.dumps), "now": now})
+            cursor.execute(query("ledger/widen_clinics_seen"), {"clinics": Jsonb(rows, dumps=orjson.dumps)})
 
     # -- holds ------------------------------------------------------------------------------------------------------
 

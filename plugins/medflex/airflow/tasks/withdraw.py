@@ -11,7 +11,7 @@ from airflow.sdk import Context, get_current_context
 
 from medflex.airflow.environment import number
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, start_run, told
-from medflex.clock import SystemClock
+from medflex.clock import CLOCKS_DIFFER, SystemClock
 from medflex.errors import WithdrawalsLateError
 from medflex.ledger import watches as watches
 
@@ -27,8 +27,6 @@ ATTEMPTS = 2
 """So often at most a look asks Medflex about one batch. The next look asks again, and new refusals, also of other
 clinics, wait for this one to end, or for leases that it holds: each time-out is more than a minute."""
 
-CLOCKS_DIFFER = timedelta(minutes=1)
-"""By so much at most the clocks of the scheduler and of a worker are trusted to differ."""
 TRY_AGAIN = timedelta(minutes=5)
 """So long after a search for deleted rows was begun and has noted nothing another one is started."""
 BEGUN_ANEW = timedelta(hours=1)
