@@ -223,7 +223,7 @@ class Withdrawer(Writer):
         seen = self._ledger.clinics_seen()
         found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
-        looked_at = {key: permits | _notes(seen, key) for key, permits in permissions(clinics).items()}
+        looked_at = {key: {**permits, **_notes(seen, key)} for key, permits in permissions(clinics).items()}
         self._ledger.save_revocations(due, self._found_at, clinics=looked_at)
         self._withdraw(due)
         return self._result
