@@ -207,6 +207,58 @@ def test_a_look_under_way_does_not_hide_what_was_sent_meanwhile(
     assert shown_ids(world) == shown - of_2
 
 
+def test_a_long_sweep_leaves_a_clinic_that_permitted_less_meanwhile_one_that_has_just_changed(sent: World) -> None:
+    """It was linked again before any other look, so that what it shows stays; then it is cut once more."""
+    of_2 = seen_some_time_ago(sent)
+    clock = FakeClock()
+    with withdrawer(sent, clock=clock) as slow:
+        clinics = slow._clinics
+
+        def between(*arguments: Any) -> Any:
+            sent.edit(SWITCHES["head is head no more"])
+            found = clinics(*arguments)
+            sent.edit("UPDATE medlock.staff SET role = 'head' WHERE clinic_id = 2")
+            slow._clinics = clinics  # type: ignore[method-assign]
+            clock.sleep(1200)
+            return found
+
+        slow._clinics = between  # type: ignore[method-assign]
+        slow.sweep([1, 2, 3])
+    shown = shown_ids(sent)
+    assert of_2 & shown
+    sent.edit(SWITCHES["head is head no more"])
+    quick(sent, clock=clock)
+    assert shown_ids(sent) == shown - of_2
+
+
+def test_of_clinics_that_permit_less_another_one_comes_first_each_time(sent: World) -> None:
+    """One that is being sent may be narrowed in each look, and there may be time for one only."""
+    withdraw(sent)
+    sent.edit("UPDATE medlock.medflex_access SET enabled = false, changed_at = now() WHERE clinic_id <> 3")
+    of = dict(sent.read("SELECT clinic_id, array_agg(id) FROM medlock.appointment GROUP BY 1"))
+
+    class One(Withdrawer):
+        live_rows = 1
+        narrowed_time = timedelta(0)
+
+    # Rows that were edited lately are looked at besides, whatever their clinic.
+    for jitters, gone, left in (([0.9, 0.1], of[2], of[1]), ([0.9], of[1], of[3])):
+        with withdrawer(sent, One) as look:
+            drawn = iter(jitters)
+            look._jitter = lambda drawn=drawn: next(drawn, 1.0)
+            look.quick()
+        assert not shown_ids(sent) & set(gone)
+        assert shown_ids(sent) & set(left)
+
+
+def test_what_was_revoked_ahead_of_the_clock_is_not_withdrawn_before_that(sent: World) -> None:
+    withdraw(sent)
+    sent.edit("UPDATE medlock.medflex_access SET changed_at = now() + interval '30 seconds' WHERE clinic_id = 2")
+    assert quick(sent).total("withdrawn") > 20
+    with sent.parts() as (_, ledger, _):
+        assert ledger.times_to_withdraw(datetime(2026, 1, 1, tzinfo=UTC))["seconds"].min() >= 0
+
+
 def test_a_look_whose_clock_is_behind_the_senders_withdraws_nothing_from_a_clinic_that_has_just_opened(
     filled_world: World,
 ) -> None:
@@ -238,7 +290,7 @@ def test_what_a_clinic_permits_is_noted_when_it_is_news_and_each_ten_seconds(fil
         def notes(seconds: float = 0) -> int:
             clock.sleep(seconds)
             sender._note_permissions(medlock.clinics([2], clock.now()))
-            return int(ledger.clinics_seen()[2]["notes"])
+            return int(ledger.clinics_seen()[2]["writes"])
 
         assert [notes(), notes(), notes(10)] == [1, 1, 1]
         assert [notes(1), notes()] == [2, 2]

@@ -40,14 +40,9 @@ def resolution(connection: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def seen(_: psycopg.Connection[Any]) -> dict[str, Any]:
-    clinics = [
-        {"clinic_id": clinic_id, "lpu_id": 7, "is_open": True, "partner_ids": []} for clinic_id in (SECOND, FIRST)
-    ]
-    return {"clinics": Jsonb(clinics), "changed_at": "2026-03-01T00:00Z"}
-
-
-def widened(connection: psycopg.Connection[Any]) -> dict[str, Any]:
-    return {"clinics": seen(connection)["clinics"]}
+    permits = {"lpu_id": 7, "is_open": True, "partner_ids": [], "changed_at": "2026-03-01T00:00Z", "writes": 0}
+    clinics = [{"clinic_id": clinic_id, **permits} for clinic_id in (SECOND, FIRST)]
+    return {"clinics": Jsonb(clinics)}
 
 
 def fill(connection: psycopg.Connection[Any]) -> None:
@@ -93,7 +88,7 @@ def waiting(uri: str, work: Callable[[], Any], behind: int) -> Iterator[Future[A
         ("age_out", "record", lambda _: KEYS),
         ("close_revocations", "revocation", lambda _: KEYS),
         ("save_clinics_seen", "clinic_seen", seen),
-        ("widen_clinics_seen", "clinic_seen", widened),
+        ("widen_clinics_seen", "clinic_seen", seen),
         ("resolve_batch", "revocation", resolution),
     ],
 )

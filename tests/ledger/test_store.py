@@ -733,13 +733,13 @@ def test_the_funnel_as_text(ledger: Ledger, ledger_db: str) -> None:
 
 def test_what_is_sent_under_adds_to_what_was_looked_at(ledger: Ledger, ledger_db: str) -> None:
     def widened(lpu_id: int, *partner_ids: int) -> tuple[bool, int | None, list[int], int]:
-        """Return what is seen of the clinic then: open, lpu_id, partners, notes."""
+        """Return what is seen of the clinic then: open, lpu_id, partners, how often it was written."""
         permits = {"lpu_id": lpu_id, "is_open": True, "partner_ids": list(partner_ids)}
         ledger.widen_clinics_seen({CLINIC: permits})
         seen = ledger.clinics_seen()[CLINIC]
         # It need not be looked at whole now.
         assert seen["changed_at"].year == 1970
-        return seen["is_open"], seen["lpu_id"], seen["partner_ids"], seen["notes"]
+        return seen["is_open"], seen["lpu_id"], seen["partner_ids"], seen["writes"]
 
     assert widened(7, 2, 1) == (True, 7, [2, 1], 1)
     # No news, and counted none the less.
@@ -754,22 +754,28 @@ def test_what_is_sent_under_adds_to_what_was_looked_at(ledger: Ledger, ledger_db
     assert widened(7, 5) == (True, None, [5], 7)
 
 
-def test_a_look_writes_nothing_over_what_a_sender_has_noted_since(ledger: Ledger) -> None:
-    def saved(clinic_id: int, minutes: int, notes: int, *partner_ids: int) -> tuple[list[int], int, int]:
-        """Return what is seen of the clinic when a look has saved these: partners, notes, minutes of the change."""
-        permits = {"lpu_id": 7, "is_open": True, "partner_ids": list(partner_ids), "notes": notes}
+def test_a_look_writes_nothing_over_what_was_written_since_it_began(ledger: Ledger) -> None:
+    def saved(clinic_id: int, minutes: int, writes: int, *partner_ids: int) -> tuple[list[int], int, int]:
+        """Return what is seen of the clinic when a look has saved these: partners, writes, minutes of the change."""
         at = NOW + timedelta(minutes=minutes)
+        permits = {
+            "lpu_id": 7, "is_open": True, "partner_ids": list(partner_ids), "changed_at": at.isoformat(),
+            "writes": writes,
+        }  # fmt: skip
         ledger.save_revocations(empty_revocations(), at, clinics={clinic_id: permits})
         seen = ledger.clinics_seen()[clinic_id]
-        return seen["partner_ids"], seen["notes"], int((seen["changed_at"] - NOW) / timedelta(minutes=1))
+        return seen["partner_ids"], seen["writes"], int((seen["changed_at"] - NOW) / timedelta(minutes=1))
 
-    assert saved(1, 0, 0, 1, 2) == ([1, 2], 0, 0)
+    assert saved(1, 0, 0, 1, 2) == ([1, 2], 1, 0)
     ledger.widen_clinics_seen({key: {"lpu_id": 7, "is_open": True, "partner_ids": [1]} for key in (1, 2)})
-    assert saved(1, 1, 0, 1) == ([1, 2], 1, 0)
-    assert saved(1, 2, 1, 1) == ([1], 1, 2)
+    assert saved(1, 1, 1, 1) == ([1, 2], 2, 0)
+    assert saved(1, 2, 2, 1) == ([1], 3, 2)
+    # Nor over what another look has; what is no news is not written.
+    assert saved(1, 3, 2) == ([1], 3, 2)
+    assert saved(1, 4, 3, 1) == ([1], 3, 2)
     # One that the look had not found there at all.
-    assert saved(2, 3, 0)[:2] == ([1], 1)
-    assert saved(2, 4, 1) == ([], 1, 4)
+    assert saved(2, 5, 0)[:2] == ([1], 1)
+    assert saved(2, 6, 1) == ([], 2, 6)
 
 
 # -- errors

@@ -3,7 +3,7 @@
 --             look that is under way writes nothing over it.
 -- Parameters: clinics jsonb list of {clinic_id, lpu_id, partner_ids}, all of them open
 -- Personal:   none.
-INSERT INTO ledger.clinic_seen AS seen (clinic_id, lpu_id, is_open, partner_ids, changed_at, notes)
+INSERT INTO ledger.clinic_seen AS seen (clinic_id, lpu_id, is_open, partner_ids, changed_at, writes)
 SELECT
     clinic.clinic_id,
     clinic.lpu_id,
@@ -11,7 +11,7 @@ SELECT
     clinic.partner_ids,
     -- One that was never looked at need not be looked at whole for some time, see Withdrawer.quick.
     to_timestamp(0) AS changed_at,
-    1 AS notes
+    1 AS writes
 FROM
     jsonb_to_recordset(%(clinics)s::jsonb) AS clinic (clinic_id bigint, lpu_id bigint, partner_ids bigint[])
 -- Looks write at the same time.
@@ -27,4 +27,4 @@ ON CONFLICT (clinic_id) DO UPDATE
             WHEN seen.partner_ids @> excluded.partner_ids THEN seen.partner_ids
             ELSE seen.partner_ids || excluded.partner_ids
         END,
-        notes = seen.notes + 1
+        writes = seen.writes + 1

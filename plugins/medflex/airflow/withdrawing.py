@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from medflex.airflow.columns import Array, Columns
 from medflex.airflow.hooks.medflex import WITHDRAW_PATH, BatchReply
+from medflex.airflow.pace import T
 from medflex.airflow.writing import Batch, Delivery, Writer, WriteResult
 from medflex.arrow import to_pandas
 from medflex.clock import CLOCKS_DIFFER
@@ -219,11 +220,12 @@ class Withdrawer(Writer):
     def sweep(self, clinic_ids: Sequence[int]) -> WithdrawResult:
         """Look at everything that Medflex shows or may show of these clinics, and withdraw what may not be shared."""
         now = self._found_at = self._clock.now()
-        # Before the clinics: what a sender notes from here on stays.
+        # Before the clinics: what a sender or another look writes from here on stays.
         seen = self._ledger.clinics_seen()
         found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
-        looked_at = {key: {**permits, **_notes(seen, key)} for key, permits in permissions(clinics).items()}
+        changed = {"changed_at": self._clock.now().isoformat()}
+        looked_at = {key: {**permits, **changed, **_writes(seen, key)} for key, permits in permissions(clinics).items()}
         self._ledger.save_revocations(due, self._found_at, clinics=looked_at)
         self._withdraw(due)
         return self._result
@@ -304,13 +306,15 @@ class Withdrawer(Writer):
             now,
             self._ledger.watch(watches.SWEEP_ASKED),
         )
-        # Behind the look at the clock: what changes from here on is found by the next look. What senders have noted
-        # before the clinics: what these permit now is newer then.
+        # Behind the look at the clock: what changes from here on is found by the next look. What is known of clinics
+        # before these themselves: what they permit is newer then.
         seen = self._ledger.clinics_seen()
         clinics = self._clinics(None, now)
         noted = last[1] if last else {}
         left, is_much, stuck = self._left_over(now)
         narrowed, just_changed = _narrowed(clinics, seen, now) if last else ([], [])
+        # In another order each time: one that is narrowed in each look, while it is being sent, keeps no other waiting.
+        narrowed = self._in_any_order(narrowed)
         # What was found and could not be withdrawn yet comes first.
         to_sweep = [] if is_much else narrowed
         of_narrowed, _, swept = self._sweep(to_sweep, now, until=now + self.narrowed_time, most=self.narrowed_rows)
@@ -339,14 +343,19 @@ class Withdrawer(Writer):
             self._ledger.note_watch(watches.CONSENT, looked_at, consent)
         permitted = {**dict.fromkeys(seen, _NOTHING), **permissions(clinics)}
         news = set(narrowed)
-        long_ago = {"changed_at": (now - JUST_CHANGED).isoformat()}
+        # From when it is known on: until then another look may have known more.
+        just_now, long_ago = self._clock.now(), now - JUST_CHANGED
         self._ledger.save_revocations(
             due,
             now,
             watch=watch,
             # Which permits more, or was never looked at, need not be looked at whole for some time.
             clinics={
-                key: {**permits, **_notes(seen, key), **({} if key in news else long_ago)}
+                key: {
+                    **permits,
+                    **_writes(seen, key),
+                    "changed_at": (just_now if key in news else long_ago).isoformat(),
+                }
                 for key, permits in permitted.items()
                 if key not in not_swept
             },
@@ -455,6 +464,9 @@ class Withdrawer(Writer):
                 self._close_stale(before, revocations)
             swept += group
         return _joined(found), pd.concat(judged) if judged else self._clinics([], now), swept
+
+    def _in_any_order(self, items: list[T]) -> list[T]:
+        return [items[place] for place in np.argsort([self._jitter() for _ in items], kind="stable")]
 
     def _clinics(self, clinic_ids: Sequence[int] | None, now: datetime) -> pd.DataFrame:
         """Return CLINICS as judged. One that is about to open counts as open: by a sender's clock it may be, and what
@@ -666,6 +678,9 @@ class Withdrawer(Writer):
         Args:
             swept: the clinics of which everything was looked at.
         """
+        # By the clinic's clock it may have been later than it is.
+        at = pd.Timestamp(self._found_at)
+        found["revoked_at"] = found["revoked_at"].mask(found["revoked_at"] > at, at)
         held = self._held(found)
         self._note(found, held)
         waiting = found[held]
@@ -755,7 +770,7 @@ class Withdrawer(Writer):
         counts = due["clinic_id"].value_counts().sort_index().sort_values(kind="stable")
         is_last = counts.index.isin(list(last))
         behind = [[clinic_id] for clinic_id in counts.index[is_last]]
-        behind = [behind[place] for place in np.argsort([self._jitter() for _ in behind], kind="stable")]
+        behind = self._in_any_order(behind)
         counts = counts[~is_last]
         requests = -(-counts // self._settings.batch_size)
         turns = counts.groupby((requests.cumsum() - requests) // _LEASED_REQUESTS)
@@ -976,9 +991,9 @@ _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": 
 """The permissions of a clinic that is gone."""
 
 
-def _notes(seen: Mapping[int, Mapping[str, Any]], clinic_id: int) -> dict[str, int]:
-    """Return how often senders had noted a clinic's permissions."""
-    return {"notes": seen[clinic_id]["notes"] if clinic_id in seen else 0}
+def _writes(seen: Mapping[int, Mapping[str, Any]], clinic_id: int) -> dict[str, int]:
+    """Return how often a clinic's permissions had been written."""
+    return {"writes": seen[clinic_id]["writes"] if clinic_id in seen else 0}
 
 
 def _narrowed(

@@ -184,9 +184,8 @@ class Withdrawals(LedgerConnection):
         Args:
             watch: name → value of each watch that has come to ``found_at``.
             clinics: the permissions as they were looked at: clinic → ``lpu_id``, ``is_open``, ``partner_ids``,
-                ``notes`` of ``clinics_seen`` from before they were (none: 0) and, if it is not ``found_at``,
-                ``changed_at`` (ISO 8601) for those that differ from what was known. What a sender has noted since then
-                stays as it is.
+                ``changed_at`` (ISO 8601) for those that differ from what was known, and ``writes`` of ``clinics_seen``
+                from before they were (none: 0). What a sender or another look has written since then stays as it is.
             takes_from: what is known since exactly then counts as found now.
 
         Returns:
@@ -217,7 +216,7 @@ class Withdrawals(LedgerConnection):
                 rows = [{"clinic_id": clinic_id, **seen} for clinic_id, seen in clinics.items()]
                 cursor.execute(
                     query("ledger/save_clinics_seen"),
-                    {"clinics": Jsonb(rows, dumps=orjson.dumps), "changed_at": found_at},
+                    {"clinics": Jsonb(rows, dumps=orjson.dumps)},
                 )
         return new
 
@@ -283,11 +282,11 @@ class Withdrawals(LedgerConnection):
             )
 
     def clinics_seen(self) -> dict[int, dict[str, Any]]:
-        """Return the permissions of each clinic as last looked at, when they last changed, and how often a sender has
-        noted some: clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``, ``notes``.
+        """Return the permissions of each clinic as last looked at, when they last changed, and how often they were
+        written: clinic → ``lpu_id``, ``is_open``, ``partner_ids``, ``changed_at``, ``writes``.
         """
         with self._statement() as cursor:
-            cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at, notes FROM ledger.clinic_seen")
+            cursor.execute("SELECT clinic_id, lpu_id, is_open, partner_ids, changed_at, writes FROM ledger.clinic_seen")
             return {row.pop("clinic_id"): row for row in cursor.fetchall()}
 
     @again_after_deadlock
