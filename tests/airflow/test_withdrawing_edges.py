@@ -20,6 +20,7 @@ from medflex.errors import LedgerUnavailableError
 from medflex.ledger.store import Ledger
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_reconciling import found, of_clinic, reconcile, transfer
+from tests.airflow.test_sweeping import OneClinicAtATime
 from tests.airflow.test_withdrawing import (
     REFUSE,
     SWITCHES,
@@ -237,13 +238,9 @@ def test_of_clinics_that_permit_less_another_one_comes_first_each_time(sent: Wor
     sent.edit("UPDATE medlock.medflex_access SET enabled = false, changed_at = now() WHERE clinic_id <> 3")
     of = dict(sent.read("SELECT clinic_id, array_agg(id) FROM medlock.appointment GROUP BY 1"))
 
-    class One(Withdrawer):
-        live_rows = 1
-        narrowed_time = timedelta(0)
-
     # Rows that were edited lately are looked at besides, whatever their clinic.
     for jitters, gone, left in (([0.9, 0.1], of[2], of[1]), ([0.9], of[1], of[3])):
-        with withdrawer(sent, One) as look:
+        with withdrawer(sent, OneClinicAtATime) as look:
             drawn = iter(jitters)
             look._jitter = lambda drawn=drawn: next(drawn, 1.0)
             look.quick()

@@ -224,8 +224,8 @@ class Withdrawer(Writer):
         seen = self._ledger.clinics_seen()
         found, clinics, _ = self._sweep(clinic_ids, now)
         due = self._decide(found, swept=clinic_ids)
-        changed = {"changed_at": self._clock.now().isoformat()}
-        looked_at = {key: {**permits, **changed, **_writes(seen, key)} for key, permits in permissions(clinics).items()}
+        just_now = self._clock.now()
+        looked_at = {key: _to_save(permits, seen.get(key), just_now) for key, permits in permissions(clinics).items()}
         self._ledger.save_revocations(due, self._found_at, clinics=looked_at)
         self._withdraw(due)
         return self._result
@@ -351,11 +351,7 @@ class Withdrawer(Writer):
             watch=watch,
             # Which permits more, or was never looked at, need not be looked at whole for some time.
             clinics={
-                key: {
-                    **permits,
-                    **_writes(seen, key),
-                    "changed_at": (just_now if key in news else long_ago).isoformat(),
-                }
+                key: _to_save(permits, seen.get(key), just_now if key in news else long_ago)
                 for key, permits in permitted.items()
                 if key not in not_swept
             },
@@ -991,9 +987,9 @@ _NOTHING: Mapping[str, Any] = {"lpu_id": None, "is_open": False, "partner_ids": 
 """The permissions of a clinic that is gone."""
 
 
-def _writes(seen: Mapping[int, Mapping[str, Any]], clinic_id: int) -> dict[str, int]:
-    """Return how often a clinic's permissions had been written."""
-    return {"writes": seen[clinic_id]["writes"] if clinic_id in seen else 0}
+def _to_save(permits: Mapping[str, Any], seen: Mapping[str, Any] | None, changed_at: datetime) -> dict[str, Any]:
+    """Return what a clinic permits as the ledger takes it; ``seen``: what it had of the clinic before."""
+    return {**permits, "changed_at": changed_at.isoformat(), "writes": seen["writes"] if seen else 0}
 
 
 def _narrowed(

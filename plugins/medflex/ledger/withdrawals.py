@@ -214,10 +214,7 @@ class Withdrawals(LedgerConnection):
                 cursor.execute(_NOTE_WATCH, (name, found_at, Jsonb(dict(value))))
             if clinics:
                 rows = [{"clinic_id": clinic_id, **seen} for clinic_id, seen in clinics.items()]
-                cursor.execute(
-                    query("ledger/save_clinics_seen"),
-                    {"clinics": Jsonb(rows, dumps=orjson.dumps)},
-                )
+                cursor.execute(query("ledger/save_clinics_seen"), {"clinics": Jsonb(rows, dumps=orjson.dumps)})
         return new
 
     @again_after_deadlock
