@@ -5,7 +5,7 @@
 moved appointment is changed there, a notification that went out is noted, and the partner is told what became of it.
 What was changed is sent to Medflex at once, so that other partners need not wait for the daily transfer to see it.
 
-**Schedule.** Every two minutes, one run at a time.
+**Schedule.** Every two minutes (`MEDFLEX_PARTNER_ACTIONS_CRON`), one run at a time.
 
 **Input and output.** Connections `medflex_api` (reads actions, gives answers, takes the changed appointments),
 `medlock_actions` (a log-in that writes to Medlock, and only what `include/sql/medlock/actions` does), `medlock_db`
@@ -37,7 +37,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
 from medflex.airflow import lineage
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.schedule import ACTIONS_CRON, TIMEZONE
 from medflex.airflow.tasks import actions
 
@@ -50,6 +50,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     # Once more, briefly: the next run waits for this one and does the same work.
     default_args=task_defaults(timedelta(minutes=20), retry_delay=timedelta(seconds=10), backs_off=False)
     | {"retries": 1},
