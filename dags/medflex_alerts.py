@@ -33,7 +33,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.schedule import ALERTS_CRON, TIMEZONE
 from medflex.airflow.tasks import alerts
 
@@ -46,6 +46,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     # The next run comes as soon as another attempt would.
     default_args=task_defaults(timedelta(minutes=5), backs_off=False) | {"retries": 0},
     params={"test_message": Param(False, type="boolean", description="Send each channel a test message.")},

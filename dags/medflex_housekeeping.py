@@ -38,7 +38,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import housekeeping
 
@@ -64,9 +64,10 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     default_args=task_defaults(timedelta(hours=1)),
     params={
-        "runs_days": days("Keep settled runs and answered questions"),
+        "runs_days": days("Keep settled runs, answered questions, alerts that are over and missed deadlines"),
         "batches_days": days("Keep batches with an outcome"),
         "staging_days": days("Keep staging of runs that are over"),
         "data_docs_days": days("Keep the quality reports of runs"),

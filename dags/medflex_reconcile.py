@@ -15,8 +15,9 @@ these clinics is triggered, so that nothing leaves without its rules, validation
 **Parameters.** `clinic_ids`: only these clinics. `dry_run`: tell what differs and change nothing.
 
 **When it fails.** A shard that fails does not hold up the others; `settle_comparison` names each problem in one
-sentence. What was compared is repaired. Clear the failed shard, or wait for the next run. Findings are no failure; many
-of them are worth a look at the runbook.
+sentence. What was compared is repaired. Clear the failed shard: the next run does not make up for it, since the hourly
+ones compare clinics in doubt only, and a comparison of all counts as made, however it has ended. Findings are no
+failure; many of them are worth a look at the runbook.
 
 **Running again.** Safe at any time, beside any other run: clinics are compared one after another under their lease.
 
@@ -33,7 +34,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 
 from medflex.airflow import lineage
 from medflex.airflow.assets import HELD_ALIAS
-from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, clinic_ids_param, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import reconcile
 
@@ -46,6 +47,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     default_args=task_defaults(timedelta(hours=3)),
     params={
         "clinic_ids": clinic_ids_param(),

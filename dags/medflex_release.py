@@ -38,7 +38,7 @@ from airflow.sdk import DAG, task, task_group
 
 from medflex.airflow import lineage
 from medflex.airflow.assets import HELD, HELD_ALIAS
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.tasks import release
 
 with DAG(
@@ -51,6 +51,7 @@ with DAG(
     # A question may stay open for days, and the next one must not wait for its answer.
     max_active_runs=16,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     default_args=task_defaults(timedelta(hours=1), backs_off=False),
 ) as dag:
 

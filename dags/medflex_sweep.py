@@ -36,7 +36,7 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
 
 from medflex.airflow import lineage
 from medflex.airflow.assets import GO_ON_ALIAS, HELD_ALIAS, SWEEP
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
 
@@ -51,6 +51,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
 ) as dag:
     # Not tried again: another attempt would be another piece, and a run tells of one. The next run goes on.

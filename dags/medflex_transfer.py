@@ -17,10 +17,15 @@ shows what would be withdrawn and sent, and does neither; `resync` sends everyth
 **When it fails.** A shard that fails does not hold up the others; the run is marked failed at `settle_run`, whose log
 names each problem in one sentence. `withdraw_revoked` waits for nothing and stops nothing; what a failed one has left
 over is withdrawn by `medflex_withdraw` within minutes. A failed `validate` has stopped its shard's sending: read the
-quality report, mend the source, then clear that shard from `extract` on. A clinic that is rightly empty or has rightly
-shrunk is let through by a run whose `clinic_ids` name it. A failed `load` has sent what it could; the rest goes out
-with the next run, or when that shard is cleared from `extract` on. A skipped `wait_for_activation` says in its log why
-the clinic is not open.
+quality report, mend the source, then clear that shard from `extract` on. To mark `validate` as successful sends
+nothing. A clinic that is rightly empty is let through by a run whose `clinic_ids` name it; a run without parameters
+then sends the other clinics of its shard, which would be stopped again if it were cleared. A failed `load` has sent
+what it could; the rest goes out with the next run, or when that shard is cleared from `extract` on. A skipped
+`wait_for_activation` says in its log why the clinic is not open.
+
+**Clearing.** Clear what has failed, or a task with *Downstream*; a task that is cleared by itself after the run's end
+changes nothing and says so. A run that is marked as failed or successful before its end removes what it has staged, and
+the ledger says that it was ended by hand.
 
 **Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
 judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
@@ -132,5 +137,8 @@ with DAG(
     # Without a setup: clearing one shard would otherwise clear plan_shards as well, and with it everybody's numbers.
     remove = task(transfer.remove_staging)().as_teardown(on_failure_fail_dagrun=True)
 
+    shards = work_on_shard.expand(shard=plan_shards)
     # Both are leaves, so that either one's failure fails the run.
-    work_on_shard.expand(shard=plan_shards) >> publish >> [settle, remove]
+    shards >> publish >> [settle, remove]
+    # Where only what has failed is cleared, the report is not, and settle would not wait for the shard.
+    shards >> settle

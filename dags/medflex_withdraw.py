@@ -35,7 +35,7 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, task
 
 from medflex.airflow import lineage
 from medflex.airflow.assets import CONSENT, GO_ON_ALIAS, HELD_ALIAS
-from medflex.airflow.defaults import START, TAGS, task_defaults
+from medflex.airflow.defaults import NO_BACKFILL, START, TAGS, task_defaults
 from medflex.airflow.schedule import TIMEZONE
 from medflex.airflow.tasks import withdraw
 
@@ -50,6 +50,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=TAGS,
+    allowed_run_types=NO_BACKFILL,
     # Tried again briefly, because the next run waits for this one and does the same work.
     default_args=task_defaults(timedelta(minutes=30), retry_delay=timedelta(seconds=10), backs_off=False),
 ) as dag:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,15 +12,17 @@ import pyarrow as pa
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from medflex.airflow import sharing
 from medflex.airflow.tasks import transfer
 from medflex.airflow.tasks.parts import TransientFailure
 from medflex.arrow import UngroupedError
+from medflex.clock import SystemClock
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
-from medflex.errors import MedlockSchemaError
+from medflex.errors import MedlockSchemaError, ValidationFailedError
 from medflex.ledger.store import Ledger
 from sandbox.medflex.faults import Match
-from tests.airflow.test_loading import load
+from tests.airflow.test_loading import FakeClock, load
 from tests.airflow.test_loading import planned as records_of
 from tests.airflow.world import World
 
@@ -31,8 +33,7 @@ CLINICS = (1, 2, 3)
 @pytest.fixture
 def planned(filled_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A run whose only shard has been brought as far as its plan, without a scheduler."""
-    context = {"dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"), "ti": SimpleNamespace(try_number=1)}
-    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
+    attempt(monkeypatch, 1)
     now = datetime.now(UTC)
     clinics = [
         {"clinic_id": clinic_id, "lpu_id": None, "access_state": "open", "closed_reason": None, "opens_at": None}
@@ -45,9 +46,24 @@ def planned(filled_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
         )  # fmt: skip
     transfer.extract(SHARD)
     transfer.withhold(SHARD)
+    transfer.validate(SHARD)
     transfer.plan_changes(SHARD)
     filled_world.connect_medflex(attempts=1)
     return filled_world
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, number: int, **states: str) -> None:
+    """Go on as another attempt of whichever task comes next, beside tasks of the run in these states."""
+
+    def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None) -> dict[str, dict[str, str]]:
+        return {"r": {name: state for name, state in states.items() if task_ids is None or name in task_ids}}
+
+    context = {
+        "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r", conf={}),
+        "ti": SimpleNamespace(try_number=number, get_task_states=task_states),
+        "params": {},
+    }
+    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
 
 
 def lpu_id(world: World, clinic_id: int) -> int:
@@ -103,14 +119,6 @@ def test_rows_of_clinics_that_were_not_asked_for_are_the_querys_fault() -> None:
         raise UngroupedError("The clinic_id of a row is in no group.")
 
 
-def attempt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Go on as another attempt of whichever task comes next."""
-    context = {
-        "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"), "ti": SimpleNamespace(try_number=number)
-    }  # fmt: skip
-    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
-
-
 def test_an_extract_that_was_cleared_alone_makes_its_rows_no_younger(
     planned: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,8 +144,116 @@ def test_a_plan_of_rows_that_were_judged_anew_is_not_loaded(planned: World, monk
     with pytest.raises(AirflowFailException, match="judged anew after its plan was made: clear it from validate on"):
         transfer.load(SHARD)
     assert not planned.control.records()
+    transfer.validate(SHARD)
     transfer.plan_changes(SHARD)
     assert transfer.load(SHARD)["accepted"] == len(planned.shown()) > 0
+
+
+def test_rows_that_were_not_validated_are_not_sent_whatever_validate_is_marked_as(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow clears what comes behind a task that somebody marks as successful, and it begins."""
+    refusal = "as they were judged last, have not passed validation: clear it from validate on"
+    attempt(monkeypatch, 2)
+    transfer.withhold(SHARD)
+    with pytest.raises(AirflowFailException, match=refusal):
+        transfer.plan_changes(SHARD)
+    transfer.validate(SHARD)
+    transfer.plan_changes(SHARD)
+
+    def failing(*_: object) -> int:
+        raise ValidationFailedError("1 critical expectation failed.")
+
+    attempt(monkeypatch, 3)
+    # No data of this world's fails a critical expectation here; which do, tests/quality tells.
+    with monkeypatch.context() as broken:
+        broken.setattr(sharing, "require_valid", failing)
+        with pytest.raises(AirflowFailException, match="1 critical expectation failed"):
+            transfer.validate(SHARD)
+    # The plan of the rows is there, from when they had passed.
+    for task in (transfer.plan_changes, transfer.load):
+        with pytest.raises(AirflowFailException, match=refusal):
+            task(SHARD)
+    assert not planned.control.records()
+    assert planned.read_ledger("SELECT problem FROM ledger.run_shard") == [("1 critical expectation failed.",)]
+    transfer.validate(SHARD)
+    transfer.plan_changes(SHARD)
+    assert transfer.load(SHARD)["accepted"] == len(planned.shown()) > 0
+
+
+@pytest.mark.parametrize("state", ["success", "failed", "skipped"])
+def test_a_task_that_is_cleared_alone_behind_the_runs_end_changes_nothing(
+    planned: World, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Nobody would settle the run, or remove what is staged, behind it."""
+    attempt(monkeypatch, 2, settle_run=state)
+    before = planned.read_ledger("SELECT * FROM ledger.run_shard"), planned.read_ledger("SELECT * FROM ledger.run")
+    tasks = (transfer.extract, transfer.withhold, transfer.validate, transfer.plan_changes, transfer.load)
+    for task in (lambda _: transfer.plan_shards(), *tasks):
+        with pytest.raises(
+            AirflowFailException, match=r"cleared without those behind it: clear it once more with Down"
+        ):
+            task(SHARD)
+    with pytest.raises(AirflowFailException, match="cleared without those behind it"):
+        transfer.look_at_gate(transfer.get_current_context(), 0)
+    assert before == (
+        planned.read_ledger("SELECT * FROM ledger.run_shard"), planned.read_ledger("SELECT * FROM ledger.run")
+    )  # fmt: skip
+    assert not planned.control.records()
+    # Cleared with those behind it, or while the run goes on.
+    attempt(monkeypatch, 2, settle_run="scheduled")
+    assert transfer.load(SHARD)["accepted"] > 0
+
+
+def test_what_may_no_longer_be_shared_is_withdrawn_behind_the_runs_end_as_well(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer.load(SHARD)
+    patient = int(records_of(planned).iloc[0]["patient_id"])
+    planned.edit("UPDATE medlock.patient SET refused_notifications = true WHERE id = %s", [patient])
+    attempt(monkeypatch, 2, settle_run="success")
+    context = transfer.get_current_context()
+    context["outlet_events"] = {}
+    assert transfer.withdraw_revoked(SHARD)["withdrawn"] > 0
+
+
+def test_a_shards_task_makes_a_report_that_was_there_before_it_out_of_date(planned: World) -> None:
+    with planned.parts() as (_, ledger, _):
+        key = ledger.run("medflex_transfer", "r").run_key
+        for task in (transfer.extract, transfer.withhold, transfer.validate, transfer.plan_changes, transfer.load):
+            ledger.set_report(key, "file:///report")
+            task(SHARD)
+            assert ledger.report(key) is None
+
+
+def test_rows_that_were_read_days_ago_are_not_sent(planned: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DAG was paused in between. Whether an appointment was moved or cancelled, the last look does not ask."""
+    read_at = transfer._noted(transfer._staging(transfer.get_current_context()).read(0, "clinics", 0), "extracted_at")
+    monkeypatch.setattr(transfer, "CLOCK", FakeClock(read_at + timedelta(days=1, seconds=1)))
+    with pytest.raises(AirflowFailException, match="read from Medlock more than a day ago: clear it from extract on"):
+        transfer.load(SHARD)
+    assert not planned.control.records()
+    monkeypatch.setattr(transfer, "CLOCK", SystemClock())
+    assert transfer.load(SHARD)["accepted"] > 0
+
+
+def test_an_attempt_that_was_thought_dead_says_nothing_about_the_shard(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes behind the attempt that has sent everything."""
+    acquire = Ledger.acquire
+
+    def overtaken(ledger: Ledger, clinic_ids: Any, holder: str, *arguments: Any, **named: Any) -> dict[int, int]:
+        monkeypatch.setattr(Ledger, "acquire", acquire)
+        assert transfer.load(SHARD)["accepted"] > 0
+        return acquire(ledger, clinic_ids, holder, *arguments, **named)
+
+    monkeypatch.setattr(Ledger, "acquire", overtaken)
+    with pytest.raises(TransientFailure, match="Another attempt of this task has taken over"):
+        transfer.load(SHARD)
+    assert planned.read_ledger("SELECT stage, problem FROM ledger.run_shard") == [("loaded", None)]
+    ((accepted, to_retry),) = planned.read_ledger("SELECT sum(accepted), sum(to_retry) FROM ledger.run_clinic")
+    assert (accepted, to_retry) == (len(planned.shown()), 0)
 
 
 @pytest.mark.parametrize("task", [transfer.validate, transfer.load])
@@ -178,6 +294,7 @@ def test_a_run_that_is_planned_anew_finds_nothing_of_its_namesakes_staging(
     attempt(monkeypatch, 2)
     transfer.extract(SHARD)
     transfer.withhold(SHARD)
+    transfer.validate(SHARD)
     transfer.plan_changes(SHARD)
     record = records_of(planned).iloc[0]
     planned.edit("UPDATE medlock.patient SET phone = '8 900 555-55-55' WHERE id = %s", [int(record["patient_id"])])
@@ -186,9 +303,10 @@ def test_a_run_that_is_planned_anew_finds_nothing_of_its_namesakes_staging(
         dag_id="medflex_transfer", run_id="r", run_type="manual", conf={}, logical_date=now, run_after=now,
         data_interval_start=now, data_interval_end=now,
     )  # fmt: skip
-    context = {"dag_run": run, "ti": SimpleNamespace(try_number=1), "params": {}}
-    monkeypatch.setattr(transfer, "get_current_context", lambda: context)
+    attempt(monkeypatch, 1)
+    context = transfer.get_current_context()
+    context["dag_run"] = run  # type: ignore[typeddict-item]
     for shard in transfer.plan_shards():
-        for task in (transfer.extract, transfer.withhold, transfer.plan_changes, transfer.load):
+        for task in (transfer.extract, transfer.withhold, transfer.validate, transfer.plan_changes, transfer.load):
             task(shard)
     assert planned.shown() == planned.expected()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import psycopg
+import pyarrow as pa
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -26,12 +29,15 @@ EVENT = SimpleNamespace(extra={})
 
 
 @pytest.fixture
-def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, int]]:
+def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, int]]:
     """A function that settles a run of one shard, which has come as far as is said and counted what is said."""
     monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
+    monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}")
     run = {"dag_id": "medflex_transfer", "run_id": "r"}
     states: dict[str, str] = {"plan_shards": "success"}
-    asked = SimpleNamespace(get_task_states=lambda dag_id, run_ids: dict.fromkeys(run_ids, states))
+    asked = SimpleNamespace(
+        try_number=1, get_task_states=lambda dag_id, run_ids, task_ids: dict.fromkeys(run_ids, states)
+    )
     context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}, "ti": asked}
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
     monkeypatch.setattr(EVENT, "extra", {})
@@ -44,6 +50,7 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         mode: str = "transfer",
         report: str | None = "file:///report",
         tasks: Mapping[str, str] | None = None,
+        end: Callable[[], Any] = transfer.settle_run,
         **numbers: int,
     ) -> dict[str, int]:
         states.update(tasks or {})
@@ -56,7 +63,7 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
             ledger.set_withdraw_stage(key, 0, withdraw_stage, None)
             ledger.save_numbers(key, pd.DataFrame([{"clinic_id": 1} | WHOLE | numbers]))
             ledger.set_report(key, report)
-        return transfer.settle_run()
+        return end()
 
     return settled
 
@@ -136,3 +143,65 @@ def test_a_task_that_failed_before_it_wrote_anything_down_fails_a_run_that_was_g
         settle(tasks=many)
     with pytest.raises(AirflowFailException, match=r": Tasks have failed: publish_quality_report\. "):
         settle(tasks=dict.fromkeys([*tasks, *many], "success") | {"publish_quality_report": "failed"})
+
+
+def outcome(ledger_db: str) -> tuple[str, list[str]]:
+    """What the ledger says became of the run."""
+    with psycopg.connect(ledger_db) as connection:
+        ((found, problems),) = connection.execute("SELECT outcome, problems FROM ledger.run").fetchall()
+    return found, problems
+
+
+def test_a_run_of_which_only_failed_tasks_were_cleared_ends_like_one_that_went_through(
+    settle: Callable[..., dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report and the removal had succeeded, so they do not come again."""
+    published: list[Any] = []
+
+    def publish(ledger: Ledger, run: Any) -> None:
+        published.append(run.run_id)
+        ledger.set_report(run.run_key, "file:///new")
+
+    # How a report is made is tested with the pages; here only whether it is.
+    monkeypatch.setattr(transfer, "_publish_report", publish)
+    staging = transfer._staging(transfer.get_current_context())
+    staging.write(0, "eligible", 0, pa.table({"id": [1]}))
+    settle(tasks={"publish_quality_report": "success", "remove_staging": "running"})
+    # While it is being removed by its own task, or will be, that is left to it; and a report that is there is right.
+    assert staging.parts(0, "eligible")
+    assert not published
+    settle(report=None, tasks={"remove_staging": "success"})
+    assert not staging.folder.exists()
+    assert published == ["r"]
+    with pytest.raises(AirflowFailException, match="The quality report was not published"):
+        settle(report=None, tasks={"publish_quality_report": "failed"})
+
+
+def test_a_run_that_was_marked_as_failed_is_failed_and_says_so(
+    settle: Callable[..., dict[str, int]], ledger_db: str
+) -> None:
+    """Airflow skips what has not begun but the removal of what is staged, and takes its success for the run's."""
+    staging = transfer._staging(transfer.get_current_context())
+    staging.write(0, "eligible", 0, pa.table({"id": [1]}))
+    with pytest.raises(AirflowFailException, match="RunIncompleteError: It was ended by hand before all was done"):
+        settle("withheld", end=transfer.remove_staging, tasks={"settle_run": "skipped"})
+    assert not staging.folder.exists()
+    found, problems = outcome(ledger_db)
+    assert found == "failed"
+    assert problems == [
+        "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
+    ]
+    # A run that was marked as successful stays so in Airflow.
+    settle("withheld", end=transfer.remove_staging, tasks={"settle_run": "success"})
+    assert outcome(ledger_db)[0] == "failed"
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "scheduled"])
+def test_removing_leaves_a_run_alone_that_is_settled_by_its_own_task(
+    settle: Callable[..., dict[str, int]], ledger_db: str, state: str
+) -> None:
+    settle(end=transfer.remove_staging, tasks={"settle_run": state})
+    assert outcome(ledger_db) == ("running", [])
+    settle(tasks={"settle_run": "success"})
+    transfer.remove_staging()
+    assert outcome(ledger_db) == ("succeeded", [])

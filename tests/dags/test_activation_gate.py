@@ -183,7 +183,7 @@ def look(now: datetime, queued: int = 0, monkeypatch: pytest.MonkeyPatch | None 
     monkeypatch.setattr(transfer, "CLOCK", FixedClock(now))
     context: Any = {
         "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r"),
-        "ti": SimpleNamespace(get_dr_count=lambda **_: queued),
+        "ti": SimpleNamespace(get_dr_count=lambda **_: queued, get_task_states=lambda **_: {}),
     }
     return transfer.look_at_gate(context, 0)
 

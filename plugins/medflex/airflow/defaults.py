@@ -8,6 +8,9 @@ from typing import Any
 from airflow.sdk import Param
 
 TAGS = ("medflex", "personal-data")
+NO_BACKFILL: Any = ("scheduled", "manual", "operator_triggered", "asset_triggered", "asset_materialization")
+"""Kinds of runs that a DAG has which judges the present: a backfill's runs come beside ``max_active_runs``, and would
+take over from each other what they hold."""
 START = datetime(2026, 1, 1)  # noqa: DTZ001 - the timetable has the zone; runs that come with events need none
 
 

@@ -55,7 +55,8 @@ def part_of(slice_: int, number: int) -> int:
 
 
 class Staging:
-    """The staged parts of one run. ``kind`` is what a part holds: ``extract``, ``clinics``, ``eligible`` or ``plan``.
+    """The staged parts of one run. ``kind`` is what a part holds: ``extract``, ``clinics``, ``eligible``,
+    ``validated`` or ``plan``.
 
     Each attempt of a task writes into a folder of its own, and the newest attempt's parts are read: one that was
     thought dead and goes on writing changes nothing.

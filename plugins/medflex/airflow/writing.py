@@ -159,10 +159,14 @@ class Delivery:
 
 @dataclass
 class WriteResult:
-    """What became of records, by clinic, and what went wrong."""
+    """What became of records, by clinic, and what went wrong.
+
+    superseded: another attempt of the same task has begun since, and this one has stopped; the last problem says so.
+    """
 
     numbers: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     problems: list[MedflexPipelineError] = field(default_factory=list)
+    superseded: bool = False
 
 
 class LeaseHolder(Paced, ABC):
@@ -259,6 +263,7 @@ class LeaseHolder(Paced, ABC):
                     self._clock.sleep(self.poll_seconds)
         except LeaseLostError as error:
             self._halted = True
+            self._written.superseded = True
             self._problem(error)
         if pending:
             if not self._halted:

@@ -443,8 +443,8 @@ def _others(
         found[AlertKind.CRITICAL_VALIDATION] = _Condition(
             facts.critical_since,
             f"A critical expectation has failed in the transfer of {_at(facts.critical_since)}: nothing is sent for"
-            f" {facts.critical_clinics} clinics. Read the run's quality report, mend the source, and clear the shard"
-            " from extract on.",
+            f" {facts.critical_clinics} clinics. Read the run's quality report; mend the source and clear the"
+            " shard from extract on, or, where a clinic is rightly empty, let it through as the runbook says.",
             {"clinics": facts.critical_clinics},
         )
     if facts.questions and facts.held_since is not None:

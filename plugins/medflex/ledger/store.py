@@ -418,6 +418,11 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         with self._statement() as cursor:
             cursor.execute("UPDATE ledger.run SET report = %s WHERE run_key = %s", (report, run_key))
 
+    def forget_report(self, run_key: int) -> None:
+        """Note that a run's Data Docs, if it has any, do not say any more what became of it."""
+        with self._statement() as cursor:
+            cursor.execute("UPDATE ledger.run SET report = NULL WHERE run_key = %s AND report IS NOT NULL", (run_key,))
+
     def report(self, run_key: int) -> str | None:
         """Return where the Data Docs of a run lie, or ``None`` when they were not published."""
         with self._statement() as cursor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk import Context, get_current_context
 
 from medflex.airflow.tasks.parts import open_ledger, open_medflex, open_medlock, speaking, told
-from medflex.clock import SystemClock
+from medflex.clock import CLOCKS_DIFFER, SystemClock
 from medflex.errors import BadParameterError
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,14 @@ def carry_out(hold_id: int, answer: Mapping[str, Any]) -> dict[str, int]:
     """
     context = get_current_context()
     context["hold_label"] = f"hold {hold_id}"  # type: ignore[typeddict-unknown-key]
-    chosen, decided_by = read_answer(answer)
+    chosen, decided_by, answered_at = read_answer(answer)
     if chosen == WITHDRAW:
-        return _withdraw(hold_id, decided_by)
-    return _keep(hold_id, decided_by)
+        return _withdraw(hold_id, decided_by, answered_at)
+    return _keep(hold_id, decided_by, answered_at)
 
 
-def read_answer(answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the chosen option and the log-in of the person who chose it.
+def read_answer(answer: Mapping[str, Any]) -> tuple[str, str, datetime]:
+    """Return the chosen option, the log-in of the person who chose it, and when that was (aware).
 
     Raises:
         BadParameterError: the answer is none of the options.
@@ -70,7 +71,7 @@ def read_answer(answer: Mapping[str, Any]) -> tuple[str, str]:
     if len(options) != 1 or options[0] not in OPTIONS:
         raise BadParameterError("The answer is none of Withdraw and Keep: clear the task ask, and answer again.")
     person = answer.get("responded_by_user") or {}
-    return options[0], str(person.get("id") or "unknown")
+    return options[0], str(person.get("id") or "unknown"), answer["responded_at"]
 
 
 def question(clinic_id: int, reasons: Sequence[str], live: int) -> dict[str, str]:
@@ -101,13 +102,13 @@ def question(clinic_id: int, reasons: Sequence[str], live: int) -> dict[str, str
     }
 
 
-def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
+def _withdraw(hold_id: int, decided_by: str, answered_at: datetime) -> dict[str, int]:
     from medflex.airflow.withdrawing import Withdrawer
 
     context = get_current_context()
     with open_ledger() as ledger, open_medlock() as medlock:
         hold = ledger.hold(hold_id)
-        if not _is_ours(hold, context):
+        if not _is_ours(hold, context, answered_at):
             return {}
         if not ledger.decide_hold(hold_id, "released", decided_by) and hold.state != "released":
             log.info("Hold %d is %s already: nothing to withdraw.", hold_id, hold.state)
@@ -124,22 +125,30 @@ def _withdraw(hold_id: int, decided_by: str) -> dict[str, int]:
         return told(withdrawer.sweep([hold.clinic_id]), context, ledger)
 
 
-def _keep(hold_id: int, decided_by: str) -> dict[str, int]:
+def _keep(hold_id: int, decided_by: str, answered_at: datetime) -> dict[str, int]:
     with open_ledger() as ledger:
-        if not _is_ours(ledger.hold(hold_id), get_current_context()):
+        if not _is_ours(ledger.hold(hold_id), get_current_context(), answered_at):
             return {}
         if not ledger.decide_hold(hold_id, "kept", decided_by):
             log.info("Hold %d is %s already.", hold_id, ledger.hold(hold_id).state)
     return {}
 
 
-def _is_ours(hold: Any, context: Context) -> bool:
+def _is_ours(hold: Any, context: Context, answered_at: datetime) -> bool:
     """Tell whether the answer is one to this question.
 
-    A ledger that was restored from a backup gives the same number again to another question; and one that has stood for
-    a week is asked anew.
+    A ledger that was restored from a backup gives the same number again to another question; one that has stood for a
+    week is asked anew; and where list_holds was cleared by itself, the answer at this place is one to what stood there.
     """
-    ours = bool(hold.asked_in == context["dag_run"].run_id)
-    if not ours:
+    if hold.asked_in != context["dag_run"].run_id:
         log.warning("Hold %d is asked about in another run now: this answer counts for nothing.", hold.hold_id)
-    return ours
+        return False
+    # The one is the ledger's clock, the other Airflow's.
+    if answered_at < hold.asked_at - CLOCKS_DIFFER:
+        log.warning(
+            "Hold %d was asked about after this answer was given, which counts for nothing: clear the task ask of this"
+            " hold with Downstream, and answer.",
+            hold.hold_id,
+        )
+        return False
+    return True

@@ -66,6 +66,9 @@ GATHERED_ROWS = 8_000
 """Rows of a slice that are gathered before they are compressed, as they come in no order."""
 ENCODED_ROWS = PART_ROWS // 5
 """Records that are made ready to be sent at a time: their texts take several times as much memory as they do."""
+KEPT_FOR = timedelta(days=1)
+"""Rows that were read longer ago are not sent, in a run that was paused in between: appointments may have been moved or
+cancelled since, which the last look does not compare."""
 _NAMED_TASKS = 10
 """So many failed tasks are named in one sentence."""
 VALIDATED_ROWS = 2 * PART_ROWS
@@ -86,7 +89,7 @@ def plan_shards() -> list[dict[str, Any]]:
     from medflex.domain.packing import pack_shards
     from medflex.domain.window import clinic_windows
 
-    context = get_current_context()
+    context = _unsettled(get_current_context())
     mode, clinic_ids, _ = _parameters(context)
     target_rows = shard_rows()
     anchor = resolve_anchor(context)
@@ -237,6 +240,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
     from medflex.domain.access import AccessState, ClosedReason
 
     now = CLOCK.now()
+    _unsettled(context)
     with open_ledger() as ledger, open_medlock() as medlock:
         run = run_of(ledger, context)
         shard = ledger.shard(run.run_key, shard_number)
@@ -260,7 +264,10 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
             elif max(opens_at, now) >= takes_over - HAND_OVER:
                 sentence = f"{first}; the run of {takes_over:%Y-%m-%d %H:%M} UTC takes it over."
             elif _another_run_is_queued(context):
-                sentence = f"{first}; another run is queued, so this one gives way. The next transfer sends it."
+                sentence = (
+                    f"{first}; another run is queued, so this one gives way: what that one does not send, the next"
+                    " daily run does."
+                )
             else:
                 return Outlook(False, opens_at, now, f"{first}.")
         else:
@@ -317,11 +324,11 @@ def extract(shard: Mapping[str, Any]) -> int:
     from medflex.domain.packing import slice_clinics
     from medflex.domain.window import clinic_windows
 
-    context = _labelled(shard)
+    context = _unsettled(_labelled(shard))
     number = shard["shard"]
     now = CLOCK.now()
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = run_of(ledger, context)
+        run = _run_of_shard(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         clinics = medlock.clinics(clinic_ids, now)
         staging = _staging(context)
@@ -405,11 +412,11 @@ def withhold(shard: Mapping[str, Any]) -> dict[str, int]:
     from medflex.domain.phone import normalise_phones
     from medflex.domain.status import map_status
 
-    context = _labelled(shard)
+    context = _unsettled(_labelled(shard))
     number = shard["shard"]
     key = connections.digest_key()
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = run_of(ledger, context)
+        run = _run_of_shard(ledger, context)
         shard_row = ledger.shard(run.run_key, number)
         clinic_ids, extracted_at = shard_row.clinic_ids, shard_row.extracted_at
         if extracted_at is None:
@@ -526,24 +533,27 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
 
     Returns how many expectations passed, warned and failed.
     """
+    import pyarrow as pa
+
     from medflex.airflow import metrics
     from medflex.airflow.sharing import require_valid
     from medflex.quality.validation import validate_outgoing, validate_source
 
-    context = _labelled(shard)
+    context = _unsettled(_labelled(shard))
     number = shard["shard"]
     with open_ledger() as ledger:
-        run = run_of(ledger, context)
+        run = _run_of_shard(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
+        staging.clear(number, "validated")
         # As the rules saw them: a switch that turns between two tasks is the last look's business, not a broken rule.
         snapshot = staging.read(number, "clinics", 0)
         judged_at = _noted(snapshot, "judged_at")
         clinics = _clinics_frame(snapshot)
         windows = _saved_windows(ledger, run.run_key, number)
         history = None
-        # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty, or has suddenly
-        # shrunk, is let through, and is the measure from then on.
+        # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty is let through, and
+        # is the measure from then on.
         _, _, accepted = _parameters(context)
         if is_of_today(run.anchor, run.started_at) and not accepted:
             history = ledger.row_history(clinic_ids, before_run_key=run.run_key).rename(columns={"extracted": "rows"})
@@ -569,8 +579,11 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
             failed = sum(len(item.critical_failures) for item in results)
             ledger.set_problem(run.run_key, number, str(error), critical=failed)
             raise
-        ledger.set_stage(run.run_key, number, "validated")
         passed = sum(item.success for result in results for item in result.results)
+        # Beside the rows and not only as this task's success, which anybody can mark: see _require_validated.
+        noted = {"judged_at": judged_at.isoformat()}
+        staging.write(number, "validated", 0, pa.table({"passed": [passed]}).replace_schema_metadata(noted))
+        ledger.set_stage(run.run_key, number, "validated")
     return {"passed": passed, "warned": warned, "failed": 0}
 
 
@@ -682,14 +695,15 @@ def plan_changes(shard: Mapping[str, Any]) -> dict[str, int]:
     from medflex.airflow.sharing import at_present_lpu
     from medflex.domain.changes import Change, Known
 
-    context = _labelled(shard)
+    context = _unsettled(_labelled(shard))
     number = shard["shard"]
     with open_ledger() as ledger:
-        run = run_of(ledger, context)
+        run = _run_of_shard(ledger, context)
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         staging.clear(number, "plan")
         snapshot = staging.read(number, "clinics", 0)
+        _require_validated(staging, number, snapshot)
         clinics = _clinics_frame(snapshot)
         counts = pd.DataFrame(0, pd.Index(clinic_ids, name="clinic_id"), [change.value for change in Change])
         for parts in staging.slices(number, "eligible"):
@@ -729,16 +743,22 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
     """
     from medflex.airflow.loading import LOAD_COLUMNS, Loader
 
-    context = _labelled(shard)
+    context = _unsettled(_labelled(shard))
     number = shard["shard"]
     with open_ledger() as ledger, open_medlock() as medlock:
-        run = run_of(ledger, context)
+        run = _run_of_shard(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
         clinic_ids = ledger.shard(run.run_key, number).clinic_ids
         staging = _staging(context)
         snapshot = staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
         _same_judgement(staging, number, snapshot)
+        _require_validated(staging, number, snapshot)
+        extracted_at = _noted(snapshot, "extracted_at")
+        if CLOCK.now() - extracted_at > KEPT_FOR:
+            raise RunIncompleteError(
+                "The rows of this shard were read from Medlock more than a day ago: clear it from extract on."
+            )
 
         def planned() -> Iterator[Any]:
             for parts in staging.slices(number, "plan"):
@@ -759,10 +779,13 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
             clock=CLOCK,
             holder=f"{run.dag_id}/{run.run_id}/{number}",
             run_key=run.run_key,
-            extracted_at=_noted(snapshot, "extracted_at"),
+            extracted_at=extracted_at,
             resync=run.mode == "resync",
         )
         result = loader.load(clinic_ids, planned)
+        if result.superseded:
+            # What became of the shard is for the attempt to say that goes on with it, or has ended by now.
+            raise result.problems[-1]
         numbers = result.frame(clinic_ids)
         ledger.save_numbers(run.run_key, numbers)
         ledger.save_decisions(run.run_key, "last_look", clinic_ids, result.decisions())
@@ -787,6 +810,20 @@ def _same_judgement(staging: Any, number: int, snapshot: Any) -> None:
             )
 
 
+def _require_validated(staging: Any, number: int, snapshot: Any) -> None:
+    """Raise :class:`RunIncompleteError` unless the rows that withhold has staged last have passed validation.
+
+    In Airflow a task is successful, too, that somebody has marked so, and one that was cleared may have passed with
+    other rows.
+    """
+    parts = staging.parts(number, "validated")
+    if not parts or _noted(staging.read(number, "validated", parts[0]), "judged_at") != _noted(snapshot, "judged_at"):
+        raise RunIncompleteError(
+            "The rows of this shard, as they were judged last, have not passed validation: clear it from validate on;"
+            " to mark a task as successful sends nothing."
+        )
+
+
 # -- the end of the run ----------------------------------------------------------------------------------------------
 
 
@@ -796,6 +833,12 @@ def publish_quality_report() -> str:
 
     Before that it looks for messages that patients get twice (R15), which the run's page and its report tell.
     """
+    context = get_current_context()
+    with open_ledger() as ledger:
+        return _publish_report(ledger, run_of(ledger, context))
+
+
+def _publish_report(ledger: Any, run: Any) -> str:
     import orjson
 
     from medflex.airflow import metrics
@@ -805,22 +848,19 @@ def publish_quality_report() -> str:
     from medflex.quality.results import SuiteResult
     from medflex.quality.validation import validate_run
 
-    context = get_current_context()
-    with open_ledger() as ledger:
-        run = run_of(ledger, context)
-        ledger.set_report(run.run_key, None)
-        results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
-        funnel, history = _quality_funnels(ledger, run)
-        messages = look_for_double_messages(ledger, run, CLOCK.now(), open_medlock)
-        clinic_ids = ledger.run_clinics(run.run_key)["clinic_id"].tolist()
-        judged = validate_run(funnel, history, messages.by_clinic(clinic_ids))
-        ledger.save_validation(run.run_key, RUN_SUITE_SHARD, judged.suite, _as_json(judged))
-        results.append(judged)
-        metrics.validated(results[-1:])
-        info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
-        publish = functools.partial(publish_data_docs, funnel=funnel, messages=messages)
-        location = _publish(results, info, data_docs_url(), publish)
-        ledger.set_report(run.run_key, location)
+    ledger.set_report(run.run_key, None)
+    results = [SuiteResult.from_json(orjson.dumps(item)) for item in ledger.validations(run.run_key)]
+    funnel, history = _quality_funnels(ledger, run)
+    messages = look_for_double_messages(ledger, run, CLOCK.now(), open_medlock)
+    clinic_ids = ledger.run_clinics(run.run_key)["clinic_id"].tolist()
+    judged = validate_run(funnel, history, messages.by_clinic(clinic_ids))
+    ledger.save_validation(run.run_key, RUN_SUITE_SHARD, judged.suite, _as_json(judged))
+    results.append(judged)
+    metrics.validated(results[-1:])
+    info = RunInfo(run_id=run.run_id, day=run.anchor.date(), mode=run.mode, started_at=run.started_at)
+    publish = functools.partial(publish_data_docs, funnel=funnel, messages=messages)
+    location = _publish(results, info, data_docs_url(), publish)
+    ledger.set_report(run.run_key, location)
     log.info("Quality report: %s", location)
     return location
 
@@ -829,6 +869,9 @@ def publish_quality_report() -> str:
 def settle_run() -> dict[str, int]:
     """Check the conservation equations, write the run's outcome down, and fail if a shard did not come through.
 
+    Where only failed tasks of the run were cleared, the report and the removal of what is staged were not: then it sees
+    to both itself.
+
     Returns the run's funnel; the same numbers go out with the asset event.
     """
     from medflex.airflow import metrics
@@ -836,8 +879,13 @@ def settle_run() -> dict[str, int]:
     from medflex.domain.funnel import Funnel
 
     context = get_current_context()
+    others = _task_states(context, "publish_quality_report", "remove_staging")
+    if others.get("remove_staging") in _ENDED:
+        _staging(context).remove()
     with open_ledger() as ledger:
         run = run_of(ledger, context)
+        if ledger.report(run.run_key) is None and others.get("publish_quality_report") == "success":
+            _publish_report(ledger, run)
         clinics = ledger.run_clinics(run.run_key)
         problems: list[str] = []
         broken: list[str] = []
@@ -871,8 +919,7 @@ def settle_run() -> dict[str, int]:
 
 def _failed_tasks(context: Context) -> list[str]:
     """Return which tasks before this one have failed in this pass of the run, those first that did by themselves."""
-    run = context["dag_run"]
-    states = context["ti"].get_task_states(dag_id=run.dag_id, run_ids=[run.run_id]).get(run.run_id, {})
+    states = _task_states(context)
     found = [
         name
         for wanted in ("failed", "upstream_failed")
@@ -906,8 +953,26 @@ def _violations(shard: Any, funnel: Any) -> list[str]:
 
 @speaking
 def remove_staging() -> None:
-    """Remove what the run staged, names and phones included; runs after failures as well."""
-    _staging(get_current_context()).remove()
+    """Remove what the run staged, names and phones included; runs after failures as well.
+
+    A run that somebody has marked as failed or successful comes here, too, and nowhere else any more: so it says in the
+    ledger what became of it.
+    """
+    context = get_current_context()
+    _staging(context).remove()
+    state = _task_states(context, "settle_run").get("settle_run")
+    if state not in ("skipped", "success"):
+        return
+    with open_ledger() as ledger:
+        dag_run = context["dag_run"]
+        if not ledger.is_unsettled(dag_run.dag_id, dag_run.run_id):
+            return
+        ended = "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
+        ledger.settle_run(run_of(ledger, context).run_key, [ended])
+    if state == "skipped":
+        # With nothing but skipped tasks and a removal that succeeded, Airflow would show it as successful.
+        raise RunIncompleteError(ended)
+    log.warning(ended)
 
 
 def _publish(results: Any, info: Any, url: str, publish: Callable[..., Path]) -> str:
@@ -963,6 +1028,40 @@ def _quality_funnels(ledger: Any, run: Any) -> tuple[Any, list[Any]]:
 
 
 # -- what tasks share ------------------------------------------------------------------------------------------------
+
+
+_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+"""States of Airflow in which a task stays until it is cleared."""
+
+
+def _task_states(context: Context, *task_ids: str) -> dict[str, str | None]:
+    """Return the states of these tasks in this run, or of all; a mapped one has its index behind it."""
+    run = context["dag_run"]
+    of_runs = context["ti"].get_task_states(
+        dag_id=run.dag_id, run_ids=[run.run_id], task_ids=list(task_ids) if task_ids else None
+    )
+    return dict(of_runs.get(run.run_id, {}))
+
+
+def _unsettled(context: Context) -> Context:
+    """Return the context of a task that changes what the ledger says of its run, or what is staged.
+
+    Raises:
+        RunIncompleteError: nobody would settle the run or remove what is staged behind it.
+    """
+    if _task_states(context, "settle_run").get("settle_run") in _ENDED:
+        raise RunIncompleteError(
+            "This run has been settled, and this task was cleared without those behind it: clear it once more with"
+            " Downstream."
+        )
+    return context
+
+
+def _run_of_shard(ledger: Any, context: Context) -> Any:
+    """Return the run, of which a report that was published before this task is out of date."""
+    run = run_of(ledger, context)
+    ledger.forget_report(run.run_key)
+    return run
 
 
 def _staging(context: Context) -> Any:
