@@ -24,8 +24,8 @@ what it could; the rest goes out with the next run, or when that shard is cleare
 `wait_for_activation` says in its log why the clinic is not open.
 
 **Clearing.** Clear what has failed, or a task with *Downstream*; a task that is cleared by itself after the run's end
-changes nothing and says so. A run that is marked as failed or successful before its end removes what it has staged, and
-the ledger says that it was ended by hand.
+changes nothing and says so. A run that is marked before its end, as failed or as successful, removes what it has
+staged and has failed; the ledger says that it was ended by hand.
 
 **Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
 judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
@@ -64,8 +64,9 @@ with DAG(
     max_active_runs=1,
     tags=TAGS,
     # A run may rightly wait for a day, for a clinic whose 24 hours are not over: the callback looks what is missing.
+    # Not from when it was queued: no task of a run with such a deadline can be cleared (Airflow 3.3.2).
     deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=DeadlineReference.DAGRUN_LOGICAL_DATE,
         interval=daily_deadline(),
         callback=SyncCallback(note_missed_deadline),
     ),

@@ -191,7 +191,7 @@ def test_a_run_that_was_marked_as_failed_is_failed_and_says_so(
     assert problems == [
         "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
     ]
-    # A run that was marked as successful stays so in Airflow.
+    # Where settle_run itself was marked as successful, the run stays so in Airflow.
     settle("withheld", end=transfer.remove_staging, tasks={"settle_run": "success"})
     assert outcome(ledger_db)[0] == "failed"
 

@@ -552,8 +552,8 @@ def validate(shard: Mapping[str, Any]) -> dict[str, int]:
         clinics = _clinics_frame(snapshot)
         windows = _saved_windows(ledger, run.run_key, number)
         history = None
-        # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty is let through, and
-        # is the measure from then on.
+        # Taken as they are, numbers of rows are no longer doubted: so a clinic that is rightly empty is let through,
+        # and is the measure from then on.
         _, _, accepted = _parameters(context)
         if is_of_today(run.anchor, run.started_at) and not accepted:
             history = ledger.row_history(clinic_ids, before_run_key=run.run_key).rename(columns={"extracted": "rows"})
@@ -955,8 +955,8 @@ def _violations(shard: Any, funnel: Any) -> list[str]:
 def remove_staging() -> None:
     """Remove what the run staged, names and phones included; runs after failures as well.
 
-    A run that somebody has marked as failed or successful comes here, too, and nowhere else any more: so it says in the
-    ledger what became of it.
+    A run that somebody has marked before its end, as failed or as successful, comes here, too, and nowhere else any
+    more: so it says in the ledger what became of it.
     """
     context = get_current_context()
     _staging(context).remove()
