@@ -310,3 +310,12 @@ def test_a_run_that_is_planned_anew_finds_nothing_of_its_namesakes_staging(
         for task in (transfer.extract, transfer.withhold, transfer.validate, transfer.plan_changes, transfer.load):
             task(shard)
     assert planned.shown() == planned.expected()
+
+
+def test_a_task_that_meets_a_ledger_of_another_version_sends_nothing_and_says_so(planned: World) -> None:
+    """It began before the ledger was migrated, or a migration has failed before it began."""
+    with planned.parts() as (_, ledger, _), ledger._transaction() as cursor:
+        cursor.execute("UPDATE ledger.schema_version SET version_num = '0009'")
+    with pytest.raises((AirflowFailException, TransientFailure), match="LedgerOutdatedError"):
+        transfer.load(SHARD)
+    assert not planned.control.records()

@@ -223,20 +223,21 @@ def test_what_is_open_in_the_ledger(ledger_db: str, monkeypatch: pytest.MonkeyPa
             connection.execute(
                 "INSERT INTO ledger.watch VALUES ('consent', %s), ('sweep', %s)", (now - timedelta(30), now)
             )
-            for run, (mode, ids, outcome, age) in enumerate(
+            for run, (mode, ids, outcome, age, is_of_today) in enumerate(
                 [
-                    ("transfer", None, "succeeded", 7200),
-                    ("resync", None, "succeeded", 3600),
-                    ("transfer", [1], "succeeded", 60),
-                    ("transfer", None, "failed", 60),
-                    ("plan", None, "succeeded", 60),
-                    ("backfill", None, "succeeded", 60),
+                    ("transfer", None, "succeeded", 7200, None),
+                    ("resync", None, "succeeded", 3600, True),
+                    ("transfer", [1], "succeeded", 60, True),
+                    ("transfer", None, "failed", 60, True),
+                    ("transfer", None, "succeeded", 60, False),
+                    ("plan", None, "succeeded", 60, True),
+                    ("backfill", None, "succeeded", 60, None),
                 ]
             ):
                 run_type = "backfill" if mode == "backfill" else "manual"
                 connection.execute(
                     "INSERT INTO ledger.run (dag_id, run_id, run_type, mode, anchor, clinic_ids, started_at,"
-                    " settled_at, outcome) VALUES ('d', %s, %s, %s, %s, %s, %s, %s, %s)",
+                    " settled_at, outcome, is_of_today) VALUES ('d', %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                     (
                         str(run),
                         run_type,
@@ -246,6 +247,7 @@ def test_what_is_open_in_the_ledger(ledger_db: str, monkeypatch: pytest.MonkeyPa
                         now,
                         now - timedelta(seconds=age),
                         outcome,
+                        is_of_today,
                     ),
                 )
         with statsd() as server, airflow_sends_to(server.port, monkeypatch):

@@ -97,6 +97,10 @@ def test_a_backfill_day_is_cut_down_to_what_may_be_sent_today(filled_world: Worl
     both = {key: record for key, record in today.items() if key in then}
     assert filled_world.shown() == both
     assert 0 < len(both) < len(today)
+    # However it came about, it is not the daily run that alerts wait for; the next one is.
+    assert run_transfer().state == "success"
+    assert filled_world.read_ledger("SELECT is_of_today FROM ledger.run ORDER BY run_key") == [(False,), (True,)]
+    assert filled_world.read_ledger("SELECT count(*) FROM ledger.daily_run") == [(1,)]
 
 
 def test_a_day_wholly_outside_is_green_and_says_so(filled_world: World, log_text: Callable[[], str]) -> None:

@@ -64,6 +64,7 @@ class Scene:
         mode: str = "transfer",
         run_type: str = "scheduled",
         clinic_ids: list[int] | None = None,
+        is_of_today: bool | None = None,
         waiting: bool = False,
     ) -> Run:
         """A run that starts now, with a shard of one clinic at each of these stages."""
@@ -73,7 +74,7 @@ class Scene:
         shards = [Shard(f"shard {i}", (i,), kind) for i, kind in enumerate(kinds)]
         made = self.ledger.start_run(
             dag_id=DAG, run_id=run_id, run_type=run_type, mode=mode, anchor=self.time.now, clinic_ids=clinic_ids,
-            started_at=self.time.now, shards=shards,
+            started_at=self.time.now, shards=shards, is_of_today=is_of_today,
             clinics=[{"clinic_id": i, "lpu_id": 7000 + i, "access_state": "open", "closed_reason": None,
                       "opens_at": None} for i in range(len(stages))],
         )  # fmt: skip
@@ -375,6 +376,8 @@ def test_a_run_that_never_began_has_missed_its_deadline_until_it_is_done(scene: 
     [
         {"mode": "plan"},
         {"run_type": "backfill"},
+        # An older day's run that was cleared, or triggered by hand.
+        {"is_of_today": False},
         {"clinic_ids": [1]},
     ],
 )
@@ -387,6 +390,16 @@ def test_without_a_daily_run_for_a_day_and_its_deadline_it_is_missed_whatever_el
     assert scene.round() == []
     scene.looked()
     assert scene.round(seconds=1) == [("daily_run_missed", "raised")]
+
+
+def test_a_run_of_today_that_was_begun_anew_as_a_backfill_brings_everything_over(scene: Scene) -> None:
+    """What Airflow makes of a failed run for which somebody asks to have it reprocessed."""
+    scene.time.now += DAY + timedelta(hours=3)
+    scene.run("another", "loaded", run_type="backfill", is_of_today=True)
+    scene.looked()
+    assert scene.round() == []
+    scene.looked()
+    assert scene.round(seconds=1) == []
 
 
 def test_what_the_validation_has_stopped_is_one_alert_and_ends_for_those_clinics_only(scene: Scene) -> None:

@@ -567,10 +567,10 @@ def test_places_in_the_rate_follow_each_other(ledger: Ledger, time: Time) -> Non
 # -- runs and numbers
 
 
-def start(ledger: Ledger, run_id: str = "r1", clinics: tuple[int, ...] = (CLINIC, 18)) -> Run:
+def start(ledger: Ledger, run_id: str = "r1", clinics: tuple[int, ...] = (CLINIC, 18), is_of_today: bool = True) -> Run:
     return ledger.start_run(
         dag_id="medflex_transfer", run_id=run_id, run_type="manual", mode="transfer", anchor=NOW, clinic_ids=None,
-        started_at=NOW, shards=[Shard("open-01", clinics, AccessState.OPEN)],
+        started_at=NOW, is_of_today=is_of_today, shards=[Shard("open-01", clinics, AccessState.OPEN)],
         clinics=[
             {"clinic_id": key, "lpu_id": key, "access_state": "open", "closed_reason": None, "opens_at": NOW}
             for key in clinics
@@ -606,8 +606,11 @@ def test_a_cleared_run_starts_anew_under_its_key(ledger: Ledger) -> None:
     ledger.save_numbers(first.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [10]}))
     ledger.save_decisions(first.run_key, "withhold", [CLINIC], [Decision(CLINIC, "withheld", ("doctor_banned",), [1])])
     ledger.settle_run(first.run_key, ["something"])
-    again = start(ledger)
+    # It is cleared on a later day.
+    again = start(ledger, is_of_today=False)
     assert again.run_key == first.run_key
+    with ledger._transaction() as cursor:
+        assert not cursor.execute("SELECT * FROM ledger.daily_run").fetchall()
     assert ledger.run_clinics(again.run_key)["extracted"].isna().all()
     assert ledger.reasons(again.run_key).empty
 

@@ -59,7 +59,7 @@ transfers AS (
     CROSS JOIN clock
     WHERE
         run.mode IN ('transfer', 'resync') AND run.outcome = 'succeeded' AND run.clinic_ids IS NULL
-        AND run.run_type <> 'backfill'
+        AND coalesce(run.is_of_today, run.run_type <> 'backfill')
 ),
 
 looks AS (

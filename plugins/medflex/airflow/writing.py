@@ -239,6 +239,8 @@ class LeaseHolder(Paced, ABC):
     def begin(self) -> None:
         """Become the living attempt of this task, once; what a dead one still holds is let go."""
         if self._token is None:
+            # Before anything is sent: this task may have begun before, or behind, a migration of the ledger.
+            self._ledger.check_schema()
             self._token = self._ledger.begin_writing(self._holder)
 
     def _under_leases(self, clinic_ids: Sequence[int], deadline: datetime | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from medflex.errors import ConfigurationError, LedgerRefusedError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0010"
+HEAD = "0011"
 """The schema version that this code needs; a test holds it equal to the newest migration."""
 
 

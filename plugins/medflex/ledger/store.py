@@ -157,12 +157,14 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
         started_at: datetime,
         clinics: Iterable[Mapping[str, Any]],
         shards: Sequence[Shard],
+        is_of_today: bool | None = None,
     ) -> Run:
         """Write down a run with its clinics and shards; a run that was cleared starts anew under its old key.
 
         Args:
             clinics: one mapping per clinic with ``clinic_id``, ``lpu_id``, ``access_state``, ``closed_reason``,
                 ``opens_at``, and ``expected_rows`` where the plan knows them.
+            is_of_today: of a transfer, whether its window is that of the day on which it is planned.
         """
         shard_of = {clinic_id: index for index, shard in enumerate(shards) for clinic_id in shard.clinic_ids}
         with self._transaction() as cursor:
@@ -176,6 +178,7 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
                     "anchor": anchor,
                     "clinic_ids": list(clinic_ids) if clinic_ids is not None else None,
                     "started_at": started_at,
+                    "is_of_today": is_of_today,
                 },
             )
             run_key = cursor.fetchone()["run_key"]  # type: ignore[index]

@@ -132,6 +132,7 @@ def plan_shards() -> list[dict[str, Any]]:
             anchor=anchor,
             clinic_ids=clinic_ids,
             started_at=now,
+            is_of_today=is_of_today(anchor, now),
             shards=shards,
             expected_rows=packed.set_index("clinic_id")["expected_rows"].round().astype("int64").to_dict(),
         )
