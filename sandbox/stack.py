@@ -484,7 +484,7 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         # Threads of a task share what memory they give back, and a task needs less of it at most.
         "MALLOC_ARENA_MAX": "1",
         # How soon the next task begins after the one before: with the default of 1 s a run of small tasks mostly waits.
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
         # Airflow begins an unpaused DAG's watch for refusals only when it reads the file next.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
         # A worker lost as a whole is noticed by this only, and a run of medflex_withdraw keeps the next one waiting.
