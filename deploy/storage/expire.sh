@@ -1,6 +1,6 @@
 #!/bin/sh
-# Let what is staged expire also where the store's own collector does not run: each object gets the bucket's time as it
-# is written. For the store of docker-compose.yml only; safe to run again.
+# Let what is staged expire also where the store's own collector does not run: each object gets the time of the bucket's
+# rule for its folder (make_buckets.py) as it is written. For the store of docker-compose.yml only; safe to run again.
 #   MEDFLEX_STAGING_URL   names the bucket, for example s3://medflex_storage@medflex-staging/runs
 #   STORAGE_URL           another store than this one looks after its buckets by itself
 #   MASTER                address of SeaweedFS's master

@@ -185,9 +185,13 @@ class Deployment:
         run_script(self.medlock, "deploy/demo/medlock.sh", **self._only(self.services["medlock"], "POSTGRES_PASSWORD"))
         self.medflex.start()
         self.processes.start("redis", self._redis(), self._environment_of("redis"))
-        self.processes.start("storage", self._storage(), self._environment_of("storage"))
+        self.start_storage()
         wait_for("redis", lambda: self._says_pong())
         wait_for("storage", lambda: self._is_healthy("storage"))
+
+    def start_storage(self) -> None:
+        """The object store; it takes some seconds to answer."""
+        self.processes.start("storage", self._storage(), self._environment_of("storage"))
 
     def fill_medlock(self, appointments: int, clinics: int) -> str:
         return fill(

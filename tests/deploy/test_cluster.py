@@ -86,6 +86,7 @@ def test_staging_is_gone_and_the_report_is_there(deployment: Deployment, run_id:
 def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
     rules = deployment.s3("print(s3.get_bucket_lifecycle_configuration(Bucket='medflex-staging')['Rules'])")
     assert "'Days': 3" in rules
+    assert "'Prefix': 'runs/'" in rules
     assert "'Enabled'" in rules
     none = deployment.s3(
         "try: s3.get_bucket_lifecycle_configuration(Bucket='medflex-data-docs')\n"
@@ -97,12 +98,15 @@ def test_staging_expires_and_the_reports_do_not(deployment: Deployment) -> None:
     done = deployment.let_staging_expire()
     assert done.returncode == 0, done.stderr
     # And it is so of each object, since the collector that the rule is for does not run.
-    for bucket, seconds in (("medflex-staging", 3 * 86_400), ("medflex-data-docs", 0)):
-        deployment.s3(f"s3.put_object(Bucket='{bucket}', Key='probe-of-expiry', Body=b'x')")
-        address = f"http://127.0.0.1:{deployment.ports['filer']}/buckets/{bucket}/probe-of-expiry?metadata=true"
+    for bucket, key, seconds in (
+        ("medflex-staging", "runs/probe-of-expiry", 3 * 86_400),
+        ("medflex-data-docs", "reports/probe-of-expiry", 0),
+    ):
+        deployment.s3(f"s3.put_object(Bucket='{bucket}', Key='{key}', Body=b'x')")
+        address = f"http://127.0.0.1:{deployment.ports['filer']}/buckets/{bucket}/{key}?metadata=true"
         with urlopen(address, timeout=10) as answer:
             assert json.load(answer)["TtlSec"] == seconds
-        deployment.s3(f"s3.delete_object(Bucket='{bucket}', Key='probe-of-expiry')")
+        deployment.s3(f"s3.delete_object(Bucket='{bucket}', Key='{key}')")
 
 
 @pytest.mark.parametrize(

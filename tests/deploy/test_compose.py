@@ -109,18 +109,102 @@ def test_what_ends_by_itself_is_not_started_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_airflow_waits_for_both_migrations_and_for_the_buckets(name: str) -> None:
-    needs = {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
-    done = {"airflow-migrate", "ledger-migrate", "storage-buckets", "storage-expiry"}
-    assert {other for other, how in needs.items() if how == "service_completed_successfully"} == done
-    assert {"postgres", "redis", "storage"} <= {other for other, how in needs.items() if how == "service_healthy"}
+    needs = SERVICES[name]["depends_on"]
+    done = {other for other, how in needs.items() if how["condition"] == "service_completed_successfully"}
+    assert done == {"airflow-migrate", "ledger-migrate", "storage-buckets"}
+    assert {"postgres", "redis"} <= {other for other, how in needs.items() if how["condition"] == "service_healthy"}
+    # Withdrawals and alerts need no object store, so Airflow is started without one, too; and without nothing else.
+    assert {other for other, how in needs.items() if not how.get("required", True)} == {"storage-buckets"}
 
 
 def test_what_is_waited_for_can_become_what_is_waited_for() -> None:
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
-            assert how["condition"] == ("service_completed_successfully" if other in ONCE else "service_healthy")
+            becomes = "service_completed_successfully" if other in ONCE else "service_healthy"
+            # The buckets' service waits by itself, and not for ever.
+            waits = (name, other) == ("storage-buckets", "storage")
+            assert how["condition"] == ("service_started" if waits else becomes)
             # A profile that is off must not keep others from starting.
             assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), (name, other)
+
+
+class AbortedError(Exception):
+    """``docker compose up`` ends, and starts nothing of what it has not started yet."""
+
+
+def started(broken: dict[str, str]) -> set[str]:
+    """The services that ``docker compose up`` starts, as Compose does it (``pkg/compose``, alike from 2.24 to 5.5).
+
+    A service is started after all that it depends on, required or not. Where one of these is unhealthy or fails, it is
+    an error of the whole command if it is required, and a warning if it is not.
+
+    Args:
+        broken: service -> ``unhealthy``, ``fails`` (ends with another code than 0), or ``loops``: it starts over and
+            over, and Docker calls its health "starting" each time.
+    """
+    found: set[str] = set()
+    waiting = {name for name, service in SERVICES.items() if "profiles" not in service}
+
+    def goes_on(other: str, how: dict[str, Any]) -> bool:
+        state = broken.get(other)
+        if how["condition"] == "service_started" or state is None:
+            return True
+        if state == "loops":
+            return False
+        if how.get("required", True):
+            raise AbortedError(other)
+        return True
+
+    while True:
+        needs = {name: SERVICES[name].get("depends_on", {}) for name in waiting}
+        ready = {
+            name for name in waiting
+            if needs[name].keys() <= found and all(goes_on(other, how) for other, how in needs[name].items())
+        }  # fmt: skip
+        if not ready:
+            return found
+        found |= ready
+        waiting -= ready
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"storage": "unhealthy", "storage-buckets": "fails", "storage-expiry": "fails"},
+        {"storage": "loops", "storage-buckets": "fails"},
+        {"storage-buckets": "fails"},
+        {"storage-buckets": "fails", "storage-expiry": "fails"},
+        {"storage-expiry": "fails"},
+    ],
+    ids=" ".join,
+)
+def test_airflow_is_started_without_an_object_store(broken: dict[str, str]) -> None:
+    """Who puts a new token into .env runs `up`, which has recreated Airflow, and so stopped it, before it waits."""
+    up = started(broken)
+    assert up >= PARTS
+    if broken.get("storage") != "loops":
+        assert up == {name for name, service in SERVICES.items() if "profiles" not in service}
+
+
+@pytest.mark.parametrize("broken", ["postgres", "redis", "airflow-migrate", "ledger-migrate"])
+def test_airflow_is_not_started_without_anything_else(broken: str) -> None:
+    with pytest.raises(AbortedError, match=broken):
+        started({broken: "fails" if broken in ONCE else "unhealthy"})
+
+
+def test_up_waits_for_the_end_of_what_ends() -> None:
+    """With ``--wait`` Compose wants a service to be running, unless another one waits for its success."""
+    needs = [how for service in SERVICES.values() for how in service.get("depends_on", {}).items()]
+    ends = {other for other, how in needs if how["condition"] == "service_completed_successfully"}
+    assert ends == {name for name in ONCE if "profiles" not in SERVICES[name]}
+
+
+def test_the_documents_ask_for_a_compose_that_knows_what_is_not_required() -> None:
+    found = re.search(r"Compose (\d+)\.(\d+) or newer", (ROOT / "docs/deployment.md").read_text())
+    assert found is not None
+    # It is read from 2.20.0 on, and heeded from 2.20.2 on.
+    assert (int(found[1]), int(found[2])) >= (2, 21)
 
 
 def test_the_demo_and_what_else_is_optional_are_started_by_their_profile_only() -> None:
