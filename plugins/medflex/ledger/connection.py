@@ -193,20 +193,16 @@ def translated_ledger_errors() -> Iterator[None]:
             " attempt begins with what is there now."
         ) from None
     except psycopg.Error as error:
-        raise LedgerUnavailableError(
-            f"The ledger's database answered with SQLSTATE {error.sqlstate or 'none'} ({type(error).__name__})."
-        ) from None
+        raise LedgerUnavailableError(answered(error) or _unknown(error)) from None
     except Exception as error:
         from medflex.arrow import is_driver_error
 
         if not is_driver_error(error):
             raise
         if has_no_room(error):
-            raise _no_room() from None
-        raise LedgerUnavailableError(
-            "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger"
-            " is up and reachable from the workers."
-        ) from None
+            raise LedgerUnavailableError(_ANSWERS["53300"]) from None
+        # It comes from the driver only where the server refused at once: in the middle of a result there is none.
+        raise LedgerUnavailableError(_ANSWERS.get(getattr(error, "sqlstate", None) or "", _AWAY)) from None
 
 
 def _operational(error: psycopg.OperationalError) -> MedflexPipelineError:
@@ -215,21 +211,60 @@ def _operational(error: psycopg.OperationalError) -> MedflexPipelineError:
             "A transaction of the ledger and another one waited for each other, so that Postgres has ended it: the next"
             " attempt begins with what is there now."
         )
-    if refused_login(error):
+    answer = answered(error)
+    # While connecting there is none, and later the text can quote anything.
+    if not error.sqlstate and refused_login(error):
         return LedgerRefusedError(
             "The ledger's database refuses the log-in: check user, password and database of the connection"
             " medflex_ledger."
         )
-    if has_no_room(error):
-        return _no_room()
-    return LedgerUnavailableError(
-        "The ledger's database does not answer: check that the server of the connection medflex_ledger is up and"
-        " reachable from the workers."
+    return LedgerUnavailableError(answer or _AWAY)
+
+
+def answered(error: BaseException | None) -> str | None:
+    """Return the sentence for what a server that is up says no to; ``None`` where it is away or refuses the log-in.
+
+    Of an error of psycopg's, by its SQLSTATE: most of these are OperationalErrors as a lost connection is, and who is
+    told to look for a server that is away does not find the full disk.
+    """
+    state = getattr(error, "sqlstate", None) or ""
+    if state in _ANSWERS:
+        return _ANSWERS[state]
+    if isinstance(error, Exception) and has_no_room(error):
+        return _ANSWERS["53300"]
+    if error is None or not state or state.startswith(_AWAY_OR_LOG_IN):
+        return None
+    return _unknown(error)
+
+
+def _unknown(error: BaseException) -> str:
+    state = getattr(error, "sqlstate", None) or "none"
+    return (
+        f"The ledger's database answered with SQLSTATE {state} ({type(error).__name__}): look into the log of the"
+        " server of the connection medflex_ledger."
     )
 
 
-def _no_room() -> LedgerUnavailableError:
-    return LedgerUnavailableError(
-        "The ledger's database takes no more connections: let fewer tasks run at once, or raise max_connections of the"
-        " server of the connection medflex_ledger (docs/capacity.md)."
-    )
+_AWAY = (
+    "The ledger's database does not answer or broke off: check that the server of the connection medflex_ledger is up"
+    " and reachable from the workers."
+)
+_AWAY_OR_LOG_IN = ("08", "28", "3D", "57P")
+"""Classes of SQLSTATE: the connection, the log-in, the database's name, a server that stops or begins."""
+_HELD_UP = (
+    "The ledger's database does not answer in time, or somebody has cancelled what it was asked: look whether a table"
+    " is locked there, or the server of the connection medflex_ledger is overloaded."
+)
+_ANSWERS = {
+    "25006": "The ledger's database takes no writes (SQLSTATE 25006), since it is a standby or set to read only: point"
+    " the connection medflex_ledger at the primary.",
+    "53100": "The ledger's database has no room left on its disk: make room on the server of the connection"
+    " medflex_ledger.",
+    "53200": "The ledger's database has run out of memory, its own or that for its locks: give the server of the"
+    " connection medflex_ledger more (max_locks_per_transaction), or let fewer tasks run at once.",
+    "53300": "The ledger's database takes no more connections: let fewer tasks run at once, or raise max_connections of"
+    " the server of the connection medflex_ledger (docs/capacity.md).",
+    "55P03": _HELD_UP,
+    "57014": _HELD_UP,
+}
+"""SQLSTATE -> what has happened and what to do."""

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from medflex.errors import ConfigurationError, LedgerRefusedError
+from medflex.errors import ConfigurationError, LedgerOutdatedError, LedgerRefusedError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0011"
@@ -27,11 +27,14 @@ def migrate(uri: str, version: str = "head") -> None:
         version: of the schema; ``head`` is its newest.
 
     Raises:
-        LedgerRefusedError: the database cannot be reached, refuses the log-in or the rights.
+        LedgerRefusedError: the database cannot be reached, refuses the log-in or the rights, or has no room.
+        LedgerOutdatedError: a newer release has migrated it.
     """
     import sqlalchemy as sa
     from alembic import command
     from alembic.config import Config
+    from alembic.script.revision import ResolutionError
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -47,10 +50,22 @@ def migrate(uri: str, version: str = "head") -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, version)
             connection.commit()
-    except sa.exc.OperationalError:
+    except CommandError as error:
+        unknown = error.__cause__
+        if not isinstance(unknown, ResolutionError) or unknown.argument == version:
+            raise
+        raise LedgerOutdatedError(
+            f"The ledger is newer than this release (its schema is at version {unknown.argument}, this one knows"
+            f" {HEAD}): deploy the release that it was migrated by, or a newer one."
+        ) from None
+    except (sa.exc.OperationalError, sa.exc.InternalError) as error:
+        # Not at the top: that module takes the version from this one.
+        from medflex.ledger.connection import answered
+
         raise LedgerRefusedError(
-            "The ledger's database cannot be reached or refuses the log-in: check host, port, user and password of the"
-            " connection medflex_ledger."
+            answered(error.orig)
+            or "The ledger's database cannot be reached or refuses the log-in: check host, port, user and password of"
+            " the connection medflex_ledger."
         ) from None
     except sa.exc.ProgrammingError:
         raise LedgerRefusedError(
