@@ -25,7 +25,7 @@ what it could; the rest goes out with the next run, or when that shard is cleare
 
 **Clearing.** Clear what has failed, or a task with *Downstream*; a task that is cleared by itself after the run's end
 changes nothing and says so. A run that is marked before its end, as failed or as successful, removes what it has
-staged and has failed; the ledger says that it was ended by hand.
+staged and has failed, and the ledger says that it was ended by hand; to begin it anew, clear it as a whole.
 
 **Running again, backfills.** Both are safe at any time: what Medflex has acknowledged is not sent again, and consent is
 judged by the present, never by the day of the run. A backfill of an older day sends only what today's window still
@@ -141,5 +141,6 @@ with DAG(
     shards = work_on_shard.expand(shard=plan_shards)
     # Both are leaves, so that either one's failure fails the run.
     shards >> publish >> [settle, remove]
-    # Where only what has failed is cleared, the report is not, and settle would not wait for the shard.
-    shards >> settle
+    # Where only what has failed is cleared, the report is not, nor what comes behind withdrawals: they would not wait.
+    shards >> [settle, remove]
+    dag.get_task("shard.withdraw_revoked") >> settle

@@ -141,7 +141,7 @@ def test_an_extract_that_was_cleared_alone_makes_its_rows_no_younger(
 def test_a_plan_of_rows_that_were_judged_anew_is_not_loaded(planned: World, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt(monkeypatch, 2)
     transfer.withhold(SHARD)
-    with pytest.raises(AirflowFailException, match="judged anew after its plan was made: clear it from validate on"):
+    with pytest.raises(AirflowFailException, match="judged anew after its plan was made: clear it from extract on"):
         transfer.load(SHARD)
     assert not planned.control.records()
     transfer.validate(SHARD)
@@ -153,7 +153,7 @@ def test_rows_that_were_not_validated_are_not_sent_whatever_validate_is_marked_a
     planned: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Airflow clears what comes behind a task that somebody marks as successful, and it begins."""
-    refusal = "as they were judged last, have not passed validation: clear it from validate on"
+    refusal = "as they were judged last, have not passed validation: clear it from extract on"
     attempt(monkeypatch, 2)
     transfer.withhold(SHARD)
     with pytest.raises(AirflowFailException, match=refusal):
@@ -310,6 +310,27 @@ def test_a_run_that_is_planned_anew_finds_nothing_of_its_namesakes_staging(
         for task in (transfer.extract, transfer.withhold, transfer.validate, transfer.plan_changes, transfer.load):
             task(shard)
     assert planned.shown() == planned.expected()
+
+
+def test_a_withdrawing_attempt_that_was_thought_dead_says_nothing_about_the_shard(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer.load(SHARD)
+    patient = int(records_of(planned).iloc[0]["patient_id"])
+    planned.edit("UPDATE medlock.patient SET refused_notifications = true WHERE id = %s", [patient])
+    transfer.get_current_context()["outlet_events"] = {}  # type: ignore[typeddict-item]
+    acquire = Ledger.acquire
+
+    def overtaken(ledger: Ledger, clinic_ids: Any, holder: str, *arguments: Any, **named: Any) -> dict[int, int]:
+        monkeypatch.setattr(Ledger, "acquire", acquire)
+        assert transfer.withdraw_revoked(SHARD)["withdrawn"] > 0
+        return acquire(ledger, clinic_ids, holder, *arguments, **named)
+
+    monkeypatch.setattr(Ledger, "acquire", overtaken)
+    with pytest.raises(TransientFailure, match="Another attempt of this task has taken over"):
+        transfer.withdraw_revoked(SHARD)
+    assert planned.read_ledger("SELECT withdraw_stage, withdraw_problem FROM ledger.run_shard") == [("withdrawn", None)]
+    assert planned.read_ledger("SELECT sum(revoked) = sum(withdrawn) FROM ledger.run_clinic") == [(True,)]
 
 
 def test_a_task_that_meets_a_ledger_of_another_version_sends_nothing_and_says_so(planned: World) -> None:

@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from medflex.airflow.assets import APPOINTMENTS
+from medflex.airflow.staging import Staging
 from medflex.airflow.tasks import transfer
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
@@ -177,6 +178,23 @@ def test_a_run_of_which_only_failed_tasks_were_cleared_ends_like_one_that_went_t
         settle(report=None, tasks={"publish_quality_report": "failed"})
 
 
+def test_a_run_is_settled_though_what_was_left_out_cannot_be_made_up_for(
+    settle: Callable[..., dict[str, int]], ledger_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OSError("a text that may quote anything")
+
+    monkeypatch.setattr(transfer, "_publish_report", away)
+    monkeypatch.setattr(Staging, "remove", away)
+    with pytest.raises(AirflowFailException, match=r"2 problems in this run: A shard was begun anew behind the end"):
+        settle(report=None, tasks={"publish_quality_report": "success", "remove_staging": "success"})
+    found, problems = outcome(ledger_db)
+    assert (found, len(problems)) == ("failed", 2)
+    assert "clear remove_staging" in problems[0]
+    assert "clear publish_quality_report" in problems[1]
+    assert "quote" not in str(problems)
+
+
 def test_a_run_that_was_marked_as_failed_is_failed_and_says_so(
     settle: Callable[..., dict[str, int]], ledger_db: str
 ) -> None:
@@ -191,6 +209,18 @@ def test_a_run_that_was_marked_as_failed_is_failed_and_says_so(
     assert problems == [
         "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
     ]
+    # In a second pass of a run as well, whose first one had ended well, and of one that was never planned.
+    with pytest.raises(AirflowFailException, match="It was ended by hand"):
+        settle(end=lambda: (transfer.settle_run(), transfer.remove_staging()), tasks={"settle_run": "skipped"})
+    assert outcome(ledger_db) == ("failed", problems)
+
+    def cancelled() -> None:
+        with psycopg.connect(ledger_db) as connection:
+            connection.execute("DELETE FROM ledger.run")
+        transfer.remove_staging()
+
+    with pytest.raises(AirflowFailException, match="It was ended by hand"):
+        settle(end=cancelled)
     # Where settle_run itself was marked as successful, the run stays so in Airflow.
     settle("withheld", end=transfer.remove_staging, tasks={"settle_run": "success"})
     assert outcome(ledger_db)[0] == "failed"

@@ -10,6 +10,7 @@ import pytest
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, AssetAlias, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
+from airflow.sdk.api.datamodels._generated import DagRunType
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from medflex.airflow.assets import APPOINTMENTS, CONSENT, GO_ON_ALIAS, HELD, HELD_ALIAS, SWEEP
@@ -311,3 +312,21 @@ def test_parsing_reads_no_connection_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_end_of_a_transfer_waits_for_all_that_may_be_cleared_without_what_is_between() -> None:
+    found = dag("medflex_transfer")
+    assert found.get_task("settle_run").upstream_task_ids == {
+        "publish_quality_report", "shard.load", "shard.withdraw_revoked"
+    }  # fmt: skip
+    assert found.get_task("remove_staging").upstream_task_ids == {"publish_quality_report", "shard.load"}
+
+
+@pytest.mark.parametrize("dag_id", sorted(path.stem for path in (ROOT / "dags").glob("medflex_*.py")))
+def test_what_judges_the_present_takes_no_backfill(dag_id: str) -> None:
+    """Its runs come beside max_active_runs, and take over from each other what they hold."""
+    allowed = dag(dag_id).allowed_run_types
+    if dag_id == "medflex_transfer":
+        assert allowed is None
+    else:
+        assert set(DagRunType) - allowed == {DagRunType.BACKFILL}

@@ -138,6 +138,48 @@ def test_a_run_that_is_marked_before_its_end_has_failed_says_so_and_leaves_nothi
     assert runs.end(run_id) == "failed"
     assert runs.account(run_id)[:2] == ("failed", ENDED_BY_HAND)
     assert not runs.staged()
+    # Its skipped tasks are not among those that have failed.
+    runs.clear(run_id, only_failed=True)
+    assert runs.end(run_id) == "failed"
+    assert runs.account(run_id)[0] == "failed"
+    assert not runs.staged()
+    runs.clear(run_id)
+    assert runs.end(run_id) == "success"
+    assert runs.account(run_id)[:2] == ("succeeded", [])
+    # Marked in its second pass, as the first one had ended well.
+    with psycopg.connect(runs.stack.ledger()) as connection:
+        runs.clear(run_id, "shard.extract", include_downstream=True)
+        connection.execute("LOCK TABLE ledger.run_validation IN ACCESS EXCLUSIVE MODE")
+        wait_for(lambda: runs.states(run_id).get("shard.validate") == "running", "validate")
+        runs.mark(run_id, state)
+    assert runs.end(run_id) == "failed"
+    assert runs.account(run_id)[:2] == ("failed", ENDED_BY_HAND)
+
+
+def test_a_run_that_is_cancelled_before_it_was_planned_has_failed(runs: Runs) -> None:
+    with psycopg.connect(runs.stack.ledger()) as connection:
+        connection.execute("LOCK TABLE ledger.run_validation IN ACCESS EXCLUSIVE MODE")
+        run_id = runs.trigger()
+        wait_for(lambda: runs.states(run_id).get("plan_shards") == "running", "plan_shards")
+        runs.mark(run_id, "failed")
+        assert runs.end(run_id) == "failed"
+
+
+def test_where_only_a_withdrawal_has_failed_the_run_is_settled_behind_it(runs: Runs) -> None:
+    """What sends had come to its end, so that nothing but the withdrawal was cleared before settle_run."""
+    with psycopg.connect(runs.stack.ledger()) as connection:
+        # Where a withdrawal's account goes; what sends does not write there.
+        connection.execute("LOCK TABLE ledger.revocation IN ACCESS EXCLUSIVE MODE")
+        run_id = runs.trigger()
+        wait_for(lambda: runs.states(run_id).get("shard.withdraw_revoked") == "running", "withdraw_revoked")
+        runs.mark_task(run_id, "shard.withdraw_revoked", "failed")
+    assert runs.end(run_id) == "failed"
+    assert {task for task, state in runs.states(run_id).items() if state == "failed"} == {
+        "shard.withdraw_revoked", "settle_run"
+    }  # fmt: skip
+    runs.clear(run_id, only_failed=True)
+    assert runs.end(run_id) == "success"
+    assert runs.account(run_id)[:2] == ("succeeded", [])
 
 
 def test_a_run_of_which_only_failed_tasks_are_cleared_comes_to_a_good_end(runs: Runs) -> None:
@@ -175,9 +217,8 @@ def test_a_task_that_is_cleared_by_itself_behind_the_end_changes_nothing(runs: R
 
 def test_what_judges_the_present_is_not_backfilled(runs: Runs) -> None:
     body = {"dag_id": "medflex_withdraw", "from_date": "2026-11-01T00:00:00Z", "to_date": "2026-11-02T00:00:00Z"}
-    with pytest.raises(AirflowError):
+    with pytest.raises(AirflowError, match="backfill"):
         runs.airflow.call("POST", "/backfills", body=body)
-    # For the right reason.
     with psycopg.connect(runs.stack.cluster.uri("airflow", "airflow")) as connection:
         assert connection.execute("SELECT count(*) FROM backfill").fetchone() == (0,)
     assert "backfill" not in runs.airflow.call("GET", "/dags/medflex_withdraw/details")["allowed_run_types"]

@@ -144,6 +144,13 @@ class WithdrawResult(WriteResult):
         )
         return frame, [Decision(*key, sorted(ids)) for key, ids in together.items()]
 
+    def drop_left(self) -> None:
+        """Forget what was found and not brought to its end: the attempt that has taken over finds and counts that."""
+        for numbers in self.numbers.values():
+            ended = {name: numbers[name] for name in ("withdrawn", "permitted_again")}
+            numbers.clear()
+            numbers.update({**ended, "revoked": sum(ended.values())})
+
     def total(self, name: str) -> int:
         """Return one of NUMBERS, summed over the clinics."""
         return sum(numbers[name] for numbers in self.numbers.values())

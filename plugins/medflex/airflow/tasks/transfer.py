@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -216,7 +216,12 @@ def withdraw_revoked(shard: Mapping[str, Any]) -> dict[str, int]:
             ledger.save_numbers(run.run_key, result.frame(clinic_ids)[["clinic_id", "revoked", "held"]])
             ledger.save_decisions(run.run_key, "revoke", clinic_ids, result.decisions())
         else:
+            if result.superseded:
+                result.drop_left()
             note_withdrawals(result, ledger, run, clinic_ids)
+        if result.superseded:
+            # How far the shard has come is for the attempt to say that goes on with it.
+            raise result.problems[-1]
         problem = " ".join(map(str, result.problems)) or None
         ledger.set_withdraw_stage(run.run_key, number, "found" if is_plan else "withdrawn", problem)
         return told(result, context, ledger)
@@ -277,6 +282,7 @@ def look_at_gate(context: Context, shard_number: int) -> Outlook:
             gone = len(shard.clinic_ids) - len(clinics)
             parts += [f"{gone} × The clinic is gone from Medlock."] if gone else []
             sentence = "Not switched on: " + " ".join(parts)
+        ledger.forget_report(run.run_key)
         ledger.set_stage(run.run_key, shard_number, "skipped", because=sentence)
         return Outlook(False, wait_until, now, sentence)
 
@@ -807,7 +813,7 @@ def _same_judgement(staging: Any, number: int, snapshot: Any) -> None:
     for part in staging.parts(number, "plan")[:1]:
         if _noted(staging.read(number, "plan", part), "judged_at") != _noted(snapshot, "judged_at"):
             raise RunIncompleteError(
-                "The rows of this shard were judged anew after its plan was made: clear it from validate on."
+                "The rows of this shard were judged anew after its plan was made: clear it from extract on."
             )
 
 
@@ -820,7 +826,7 @@ def _require_validated(staging: Any, number: int, snapshot: Any) -> None:
     parts = staging.parts(number, "validated")
     if not parts or _noted(staging.read(number, "validated", parts[0]), "judged_at") != _noted(snapshot, "judged_at"):
         raise RunIncompleteError(
-            "The rows of this shard, as they were judged last, have not passed validation: clear it from validate on;"
+            "The rows of this shard, as they were judged last, have not passed validation: clear it from extract on;"
             " to mark a task as successful sends nothing."
         )
 
@@ -875,18 +881,12 @@ def settle_run() -> dict[str, int]:
 
     Returns the run's funnel; the same numbers go out with the asset event.
     """
-    from medflex.airflow import metrics
     from medflex.airflow.assets import APPOINTMENTS
     from medflex.domain.funnel import Funnel
 
     context = get_current_context()
-    others = _task_states(context, "publish_quality_report", "remove_staging")
-    if others.get("remove_staging") in _ENDED:
-        _staging(context).remove()
     with open_ledger() as ledger:
         run = run_of(ledger, context)
-        if ledger.report(run.run_key) is None and others.get("publish_quality_report") == "success":
-            _publish_report(ledger, run)
         clinics = ledger.run_clinics(run.run_key)
         problems: list[str] = []
         broken: list[str] = []
@@ -894,16 +894,13 @@ def settle_run() -> dict[str, int]:
             problems += _unfinished(shard, run.mode)
             of_shard = Funnel.of(clinics[clinics["shard"] == shard.shard])
             broken += [f"Shard {shard.label}: {violation}" for violation in _violations(shard, of_shard)]
-        if ledger.report(run.run_key) is None:
-            problems.append("The quality report was not published, see the log of publish_quality_report.")
+        problems += _left_out(context, ledger, run)
         if not problems and (failed := _failed_tasks(context)):
             # What the ledger has of these is from an earlier pass of the run: it was cleared, and they did not come to
             # where they write anything down.
             problems.append(f"Tasks have failed: {', '.join(failed)}. See their logs, then clear them.")
         funnel = Funnel.of(clinics)
-        ledger.settle_run(run.run_key, [*broken, *problems], broken=len(broken))
-        states = clinics["access_state"].value_counts().to_dict()
-        metrics.run_settled(ledger, run, funnel=vars(funnel), states=states, problems=[*broken, *problems])
+        _settle(ledger, run, clinics, funnel, [*broken, *problems], broken=len(broken))
     if funnel.held:
         log.warning(
             "%d records whose rows have vanished are held; medflex_release asks a person about them.", funnel.held
@@ -916,6 +913,36 @@ def settle_run() -> dict[str, int]:
     if problems:
         raise RunIncompleteError(f"{len(problems)} problems in this run: {' '.join(problems)}")
     return numbers
+
+
+def _left_out(context: Context, ledger: Any, run: Any) -> Iterator[str]:
+    """Do what a run lacks of which only failed tasks were cleared, as the tasks for it had not failed; yield what did
+    not succeed. The run is settled all the same.
+    """
+    others = _task_states(context, "publish_quality_report", "remove_staging")
+    wanted: list[tuple[str, Callable[[], object]]] = []
+    if others.get("remove_staging") in _ENDED:
+        wanted.append(("what is staged could not be removed, clear remove_staging", _staging(context).remove))
+    if ledger.report(run.run_key) is None and others.get("publish_quality_report") == "success":
+        report = functools.partial(_publish_report, ledger, run)
+        wanted.append(("its report could not be published anew, clear publish_quality_report with Downstream", report))
+    elif ledger.report(run.run_key) is None:
+        yield "The quality report was not published, see the log of publish_quality_report."
+    for what, do in wanted:
+        try:
+            do()
+        except Exception as error:
+            # Its type only: the text may quote what was read.
+            log.warning("%s: %s", type(error).__name__, what)
+            yield f"A shard was begun anew behind the end of the run, and {what}."
+
+
+def _settle(ledger: Any, run: Any, clinics: Any, funnel: Any, problems: list[str], *, broken: int = 0) -> None:
+    from medflex.airflow import metrics
+
+    ledger.settle_run(run.run_key, problems, broken=broken)
+    states = clinics["access_state"].value_counts().to_dict()
+    metrics.run_settled(ledger, run, funnel=vars(funnel), states=states, problems=problems)
 
 
 def _failed_tasks(context: Context) -> list[str]:
@@ -959,17 +986,23 @@ def remove_staging() -> None:
     A run that somebody has marked before its end, as failed or as successful, comes here, too, and nowhere else any
     more: so it says in the ledger what became of it.
     """
+    from medflex.domain.funnel import Funnel
+
     context = get_current_context()
     _staging(context).remove()
-    state = _task_states(context, "settle_run").get("settle_run")
+    dag_run, state = context["dag_run"], _task_states(context, "settle_run").get("settle_run")
     if state not in ("skipped", "success"):
         return
+    ended = "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
     with open_ledger() as ledger:
-        dag_run = context["dag_run"]
-        if not ledger.is_unsettled(dag_run.dag_id, dag_run.run_id):
+        # An earlier pass of the run may have been settled: one that was skipped is over all the same.
+        if state == "success" and not ledger.is_unsettled(dag_run.dag_id, dag_run.run_id):
             return
-        ended = "It was ended by hand before all was done; what is left is sent and withdrawn by the next runs."
-        ledger.settle_run(run_of(ledger, context).run_key, [ended])
+        # Ended before it was planned, it is not written down.
+        with suppress(RunIncompleteError):
+            run = run_of(ledger, context)
+            clinics = ledger.run_clinics(run.run_key)
+            _settle(ledger, run, clinics, Funnel.of(clinics), [ended])
     if state == "skipped":
         # With nothing but skipped tasks and a removal that succeeded, Airflow would show it as successful.
         raise RunIncompleteError(ended)
