@@ -64,7 +64,9 @@ def rule_for(prefix: str) -> dict[str, Any]:
 
 def is_own(rule: dict[str, Any], prefix: str) -> bool:
     """Tell whether a rule of the bucket is this installation's: the one for ``prefix``, or for all of the bucket."""
-    is_former = rule.get("ID") == FORMER_RULE and rule.get("Filter") in ({}, {"Prefix": ""})
+    # Some stores (Ceph) give the prefix back beside the filter instead of in it.
+    folder = (rule.get("Filter") or {}).get("Prefix", rule.get("Prefix", ""))
+    is_former = rule.get("ID") == FORMER_RULE and set(rule.get("Filter") or {}) <= {"Prefix"} and not folder
     return is_former or rule.get("ID") in (RULE + prefix, RULE)
 
 
@@ -86,7 +88,7 @@ def let_expire(s3: Any, bucket: str, prefix: str, *, is_new: bool) -> None:
         )
     rule = rule_for(prefix)
     # Nothing is written without need: what this library does not know of others' rules would be lost.
-    if [*others, rule] != rules:
+    if rule not in rules or len(others) + 1 != len(rules):
         put_rules(s3, bucket, others, rule, present)
 
 

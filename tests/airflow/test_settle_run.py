@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from medflex.airflow.assets import APPOINTMENTS
 from medflex.airflow.staging import Staging
 from medflex.airflow.tasks import transfer
+from medflex.airflow.tasks.parts import TransientFailure
 from medflex.domain.access import AccessState
 from medflex.domain.packing import Shard
 from medflex.ledger.store import Ledger
@@ -37,7 +38,7 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     run = {"dag_id": "medflex_transfer", "run_id": "r"}
     states: dict[str, str] = {"plan_shards": "success"}
     asked = SimpleNamespace(
-        try_number=1, get_task_states=lambda dag_id, run_ids, task_ids: dict.fromkeys(run_ids, states)
+        try_number=3, max_tries=2, get_task_states=lambda dag_id, run_ids, task_ids: dict.fromkeys(run_ids, states)
     )
     context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}, "ti": asked}
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
@@ -186,6 +187,12 @@ def test_a_run_is_settled_though_what_was_left_out_cannot_be_made_up_for(
 
     monkeypatch.setattr(transfer, "_publish_report", away)
     monkeypatch.setattr(Staging, "remove", away)
+    attempts = transfer.get_current_context()["ti"]
+    monkeypatch.setattr(attempts, "try_number", 2)
+    with pytest.raises(TransientFailure, match="settle_run failed with OSError"):
+        settle(report=None, tasks={"publish_quality_report": "success", "remove_staging": "success"})
+    assert outcome(ledger_db)[0] == "running"
+    monkeypatch.setattr(attempts, "try_number", 3)
     with pytest.raises(AirflowFailException, match=r"2 problems in this run: A shard was begun anew behind the end"):
         settle(report=None, tasks={"publish_quality_report": "success", "remove_staging": "success"})
     found, problems = outcome(ledger_db)
@@ -213,6 +220,12 @@ def test_a_run_that_was_marked_as_failed_is_failed_and_says_so(
     with pytest.raises(AirflowFailException, match="It was ended by hand"):
         settle(end=lambda: (transfer.settle_run(), transfer.remove_staging()), tasks={"settle_run": "skipped"})
     assert outcome(ledger_db) == ("failed", problems)
+
+    # What did not add up is not forgotten over it.
+    with pytest.raises(AirflowFailException, match="It was ended by hand"):
+        settle("loaded", end=transfer.remove_staging, tasks={"settle_run": "skipped"}, accepted=2)
+    with psycopg.connect(ledger_db) as connection:
+        assert connection.execute("SELECT broken, cardinality(problems) FROM ledger.run").fetchone() == (1, 2)
 
     def cancelled() -> None:
         with psycopg.connect(ledger_db) as connection:

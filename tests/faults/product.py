@@ -32,16 +32,18 @@ def transfer(process: Process, holder: str, *, resync: bool = False) -> str:
         return "nothing is open"
     with medlock.stream_appointments(windows) as batches:
         frames = [to_pandas(batch, nullable_ids=("patient_id", "doctor_id")) for batch in batches]
-    if not frames:
-        return "nothing is there"
-    # The query promises no order; this one makes a schedule replay.
-    rows = pd.concat(frames).sort_values(["clinic_id", "appointment_id"], ignore_index=True)
     clinic_ids = windows["clinic_id"].tolist()
-    clinics = medlock.clinics(clinic_ids, clock.now())
-    records = records_of(rows[judge(rows, clinics).eligible], clinics, DIGEST_KEY)
-    known = at_present_lpu(ledger.known(clinic_ids), clinics)
-    changes = plan_changes(records, known, resync=resync)
-    planned = records.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
+    # Without rows it loads nothing, like the task: the clinics' leases are taken all the same, and what a crash has left
+    # open there is closed.
+    planned = pd.DataFrame(columns=list(LOAD_COLUMNS))
+    if frames:
+        # The query promises no order; this one makes a schedule replay.
+        rows = pd.concat(frames).sort_values(["clinic_id", "appointment_id"], ignore_index=True)
+        clinics = medlock.clinics(clinic_ids, clock.now())
+        records = records_of(rows[judge(rows, clinics).eligible], clinics, DIGEST_KEY)
+        known = at_present_lpu(ledger.known(clinic_ids), clinics)
+        changes = plan_changes(records, known, resync=resync)
+        planned = records.loc[(changes["change"] != Change.UNCHANGED).to_numpy(), list(LOAD_COLUMNS)]
     result = Loader(
         client=process.client,
         medlock=medlock,

@@ -199,10 +199,8 @@ def translated_ledger_errors() -> Iterator[None]:
 
         if not is_driver_error(error):
             raise
-        if has_no_room(error):
-            raise LedgerUnavailableError(_ANSWERS["53300"]) from None
         # It comes from the driver only where the server refused at once: in the middle of a result there is none.
-        raise LedgerUnavailableError(_ANSWERS.get(getattr(error, "sqlstate", None) or "", _AWAY)) from None
+        raise LedgerUnavailableError(answered(error) or _AWAY) from None
 
 
 def _operational(error: psycopg.OperationalError) -> MedflexPipelineError:

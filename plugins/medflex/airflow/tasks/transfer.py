@@ -889,11 +889,9 @@ def settle_run() -> dict[str, int]:
         run = run_of(ledger, context)
         clinics = ledger.run_clinics(run.run_key)
         problems: list[str] = []
-        broken: list[str] = []
+        broken = _broken(ledger, run, clinics)
         for shard in ledger.shards(run.run_key):
             problems += _unfinished(shard, run.mode)
-            of_shard = Funnel.of(clinics[clinics["shard"] == shard.shard])
-            broken += [f"Shard {shard.label}: {violation}" for violation in _violations(shard, of_shard)]
         problems += _left_out(context, ledger, run)
         if not problems and (failed := _failed_tasks(context)):
             # What the ledger has of these is from an earlier pass of the run: it was cleared, and they did not come to
@@ -917,7 +915,7 @@ def settle_run() -> dict[str, int]:
 
 def _left_out(context: Context, ledger: Any, run: Any) -> Iterator[str]:
     """Do what a run lacks of which only failed tasks were cleared, as the tasks for it had not failed; yield what did
-    not succeed. The run is settled all the same.
+    not succeed at the last attempt. The run is settled all the same.
     """
     others = _task_states(context, "publish_quality_report", "remove_staging")
     wanted: list[tuple[str, Callable[[], object]]] = []
@@ -932,9 +930,23 @@ def _left_out(context: Context, ledger: Any, run: Any) -> Iterator[str]:
         try:
             do()
         except Exception as error:
+            task_instance = context["ti"]
+            if task_instance.try_number <= task_instance.max_tries:
+                raise  # It may pass, and another attempt comes.
             # Its type only: the text may quote what was read.
             log.warning("%s: %s", type(error).__name__, what)
             yield f"A shard was begun anew behind the end of the run, and {what}."
+
+
+def _broken(ledger: Any, run: Any, clinics: Any) -> list[str]:
+    """Return the conservation equations that do not hold, one sentence each."""
+    from medflex.domain.funnel import Funnel
+
+    return [
+        f"Shard {shard.label}: {violation}"
+        for shard in ledger.shards(run.run_key)
+        for violation in _violations(shard, Funnel.of(clinics[clinics["shard"] == shard.shard]))
+    ]
 
 
 def _settle(ledger: Any, run: Any, clinics: Any, funnel: Any, problems: list[str], *, broken: int = 0) -> None:
@@ -1002,7 +1014,8 @@ def remove_staging() -> None:
         with suppress(RunIncompleteError):
             run = run_of(ledger, context)
             clinics = ledger.run_clinics(run.run_key)
-            _settle(ledger, run, clinics, Funnel.of(clinics), [ended])
+            broken = _broken(ledger, run, clinics)
+            _settle(ledger, run, clinics, Funnel.of(clinics), [*broken, ended], broken=len(broken))
     if state == "skipped":
         # With nothing but skipped tasks and a removal that succeeded, Airflow would show it as successful.
         raise RunIncompleteError(ended)
