@@ -33,8 +33,8 @@ def transfer(process: Process, holder: str, *, resync: bool = False) -> str:
     with medlock.stream_appointments(windows) as batches:
         frames = [to_pandas(batch, nullable_ids=("patient_id", "doctor_id")) for batch in batches]
     clinic_ids = windows["clinic_id"].tolist()
-    # Without rows it loads nothing, like the task: the clinics' leases are taken all the same, and what a crash has left
-    # open there is closed.
+    # Without rows it loads nothing, like the task: the clinics' leases are taken all the same, and what a crash has
+    # left open there is closed.
     planned = pd.DataFrame(columns=list(LOAD_COLUMNS))
     if frames:
         # The query promises no order; this one makes a schedule replay.
