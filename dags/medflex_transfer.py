@@ -42,10 +42,11 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task, task_group
 from airflow.sdk.definitions.callback import SyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from medflex.airflow import lineage
 from medflex.airflow.assets import APPOINTMENTS, HELD_ALIAS
+from medflex.airflow.deadline import DailyRunQueued
 from medflex.airflow.defaults import START, TAGS, clinic_ids_param, task_defaults
 from medflex.airflow.schedule import CRON, TIMEZONE, daily_deadline
 from medflex.airflow.sensors.activation import ActivationSensor
@@ -64,9 +65,8 @@ with DAG(
     max_active_runs=1,
     tags=TAGS,
     # A run may rightly wait for a day, for a clinic whose 24 hours are not over: the callback looks what is missing.
-    # Not from when it was queued: no task of a run with such a deadline can be cleared (Airflow 3.3.2).
     deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_LOGICAL_DATE,
+        reference=DailyRunQueued(),
         interval=daily_deadline(),
         callback=SyncCallback(note_missed_deadline),
     ),

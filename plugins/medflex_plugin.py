@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from medflex.airflow.deadline import DailyRunQueued
 from medflex.ui.links import BatchesLink, QualityReportLink
 from medflex.ui.mount import PREFIX, VIEWS, LazyApp
 
@@ -17,4 +18,5 @@ class MedflexPlugin(AirflowPlugin):
     name = "medflex"
     fastapi_apps = [{"app": LazyApp(), "url_prefix": PREFIX, "name": "Medflex"}]  # noqa: RUF012 - read by Airflow
     external_views = VIEWS
+    deadline_references = [DailyRunQueued]  # noqa: RUF012
     global_operator_extra_links = [QualityReportLink(), BatchesLink()]  # noqa: RUF012

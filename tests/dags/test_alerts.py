@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk import CronTriggerTimetable
 from airflow.sdk.definitions.callback import SyncCallback
-from airflow.sdk.definitions.deadline import DeadlineReference
 from airflow.sdk.execution_time.callback_supervisor import execute_callback
 
+from medflex.airflow.deadline import DailyRunQueued
 from medflex.ledger.store import Ledger
 from tests.airflow.dag_runs import ROOT, dag, run_dag, task_states
 from tests.airflow.receiver import SECRET, receiving
@@ -55,7 +55,7 @@ def test_the_daily_run_has_a_deadline_whose_callback_is_found_by_its_path(
     ledger_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (deadline,) = dag("medflex_transfer").deadline
-    assert deadline.reference == DeadlineReference.DAGRUN_LOGICAL_DATE
+    assert isinstance(deadline.reference, DailyRunQueued)
     assert deadline.interval == timedelta(hours=3)
     assert isinstance(deadline.callback, SyncCallback)
     monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
@@ -99,7 +99,7 @@ def test_airflow_makes_the_deadline_with_the_run_and_gives_the_callback_what_it_
         run = stored.create_dagrun(
             run_id="scheduled__deadline",
             run_type=DagRunType.SCHEDULED,
-            logical_date=now,
+            logical_date=now - timedelta(hours=5),  # The scheduler was down.
             run_after=now,
             triggered_by=DagRunTriggeredByType.TEST,
             state=DagRunState.QUEUED,
@@ -107,10 +107,21 @@ def test_airflow_makes_the_deadline_with_the_run_and_gives_the_callback_what_it_
         )
         session.flush()
         deadline = session.scalars(select(Deadline).where(Deadline.dagrun_id == run.id)).one()
-        assert deadline.deadline_time == now + timedelta(hours=3)
-        # In Airflow 3.3.2 that fails where the deadline is counted from when the run was queued.
+        assert deadline.deadline_time == run.queued_at + timedelta(hours=3)
+        assert abs(run.queued_at - now) < timedelta(minutes=1)
+        # In Airflow 3.3.2 that fails with its own deadline that counts from when a run was queued.
         clear_task_instances(run.task_instances, session)
-        assert deadline.deadline_time == now + timedelta(hours=3)
+        by_hand = stored.create_dagrun(
+            run_id="manual__deadline",
+            run_type=DagRunType.MANUAL,
+            logical_date=now,
+            run_after=now,
+            triggered_by=DagRunTriggeredByType.TEST,
+            state=DagRunState.QUEUED,
+            session=session,
+        )
+        session.flush()
+        assert not session.scalars(select(Deadline).where(Deadline.dagrun_id == by_hand.id)).all()
         deadline.handle_miss(session)
         given = deadline.callback.data["kwargs"]["context"]["dag_run"]
         assert (given["dag_id"], given["dag_run_id"], given["run_type"]) == (

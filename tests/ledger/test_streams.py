@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 
 from medflex import arrow
 from medflex.arrow import Streams, is_driver_error
+from tests.sandbox.medflex.helpers import until
 
 LAST = "SELECT current_setting('medflex.asked', true) AS asked, pg_backend_pid() AS session"
 
@@ -115,10 +115,7 @@ def test_what_the_server_refuses_is_an_error_and_ends_its_session(streams: Strea
     assert is_driver_error(raised.value)
     alone = {session(streams)}
     # A session is still listed for a moment after it has ended, also those in which this looks.
-    end = time.monotonic() + 20
-    while (found := set(sessions(ledger_db))) != alone and time.monotonic() < end:
-        time.sleep(0.01)
-    assert found == alone
+    until(lambda: set(sessions(ledger_db)) == alone)
 
 
 class Line:

@@ -17,6 +17,8 @@ ALERTS_CRON = setting("MEDFLEX_ALERTS_CRON", "*/2 * * * *")
 """How often it is judged whether somebody has to be told something."""
 DAILY_DEADLINE_HOURS = 3.0
 """So long may the daily run take before somebody is alerted; clinics that wait for their 24 hours do not count."""
+DAILY = "scheduled"
+"""Airflow's kind of the runs that the schedule has made, of which the transfer's is the daily one."""
 TIMEZONE = "Europe/Moscow"
 """03:00 in Moscow: it is the same calendar day in all of Russia then, Kaliningrad (02:00) to Kamchatka (12:00)."""
 

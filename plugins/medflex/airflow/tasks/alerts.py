@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import get_current_context
 
 from medflex.airflow import connections
-from medflex.airflow.schedule import daily_deadline, longest_wait_for_actions
+from medflex.airflow.schedule import DAILY, daily_deadline, longest_wait_for_actions
 from medflex.airflow.tasks.parts import parameters_of, speaking
 from medflex.airflow.tasks.withdraw import deadline_seconds
 from medflex.errors import BadParameterError
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from medflex.ledger.alerts import AlertLedger
 
 log = logging.getLogger(__name__)
-
-DAILY = "scheduled"
-"""Airflow's name of the kind of run that is the day's; whoever starts another one looks at it."""
 
 
 @speaking
