@@ -66,6 +66,18 @@ def attempt(monkeypatch: pytest.MonkeyPatch, number: int, **states: str) -> None
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
 
 
+def overtaken_by(monkeypatch: pytest.MonkeyPatch, another: Callable[[], int]) -> None:
+    """Let another attempt do all of the work as soon as the next one asks for its leases."""
+    acquire = Ledger.acquire
+
+    def wakes_up_late(ledger: Ledger, *arguments: Any, **named: Any) -> dict[int, int]:
+        monkeypatch.setattr(Ledger, "acquire", acquire)
+        assert another() > 0
+        return acquire(ledger, *arguments, **named)
+
+    monkeypatch.setattr(Ledger, "acquire", wakes_up_late)
+
+
 def lpu_id(world: World, clinic_id: int) -> int:
     return int(world.read("SELECT lpu_id FROM medlock.clinic WHERE id = %s", [clinic_id])[0][0])
 
@@ -241,14 +253,7 @@ def test_an_attempt_that_was_thought_dead_says_nothing_about_the_shard(
     planned: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wakes behind the attempt that has sent everything."""
-    acquire = Ledger.acquire
-
-    def overtaken(ledger: Ledger, clinic_ids: Any, holder: str, *arguments: Any, **named: Any) -> dict[int, int]:
-        monkeypatch.setattr(Ledger, "acquire", acquire)
-        assert transfer.load(SHARD)["accepted"] > 0
-        return acquire(ledger, clinic_ids, holder, *arguments, **named)
-
-    monkeypatch.setattr(Ledger, "acquire", overtaken)
+    overtaken_by(monkeypatch, lambda: transfer.load(SHARD)["accepted"])
     with pytest.raises(TransientFailure, match="Another attempt of this task has taken over"):
         transfer.load(SHARD)
     assert planned.read_ledger("SELECT stage, problem FROM ledger.run_shard") == [("loaded", None)]
@@ -319,14 +324,7 @@ def test_a_withdrawing_attempt_that_was_thought_dead_says_nothing_about_the_shar
     patient = int(records_of(planned).iloc[0]["patient_id"])
     planned.edit("UPDATE medlock.patient SET refused_notifications = true WHERE id = %s", [patient])
     transfer.get_current_context()["outlet_events"] = {}  # type: ignore[typeddict-item]
-    acquire = Ledger.acquire
-
-    def overtaken(ledger: Ledger, clinic_ids: Any, holder: str, *arguments: Any, **named: Any) -> dict[int, int]:
-        monkeypatch.setattr(Ledger, "acquire", acquire)
-        assert transfer.withdraw_revoked(SHARD)["withdrawn"] > 0
-        return acquire(ledger, clinic_ids, holder, *arguments, **named)
-
-    monkeypatch.setattr(Ledger, "acquire", overtaken)
+    overtaken_by(monkeypatch, lambda: transfer.withdraw_revoked(SHARD)["withdrawn"])
     with pytest.raises(TransientFailure, match="Another attempt of this task has taken over"):
         transfer.withdraw_revoked(SHARD)
     assert planned.read_ledger("SELECT withdraw_stage, withdraw_problem FROM ledger.run_shard") == [("withdrawn", None)]
