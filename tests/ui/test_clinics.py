@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import pandas as pd
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
+from medflex.ledger.store import BatchOutcome, Decision, Ledger
 from medflex.ui.directory import DIRECTORY, SORTS, Clinic, chosen
 from tests.airflow.world import World
+from tests.ui import story
+from tests.ui.test_pages import section, words
+from tests.ui.test_switch import set_switch
 
 SignIn = Callable[..., TestClient]
 
@@ -185,3 +191,93 @@ def test_a_clinic_s_runs_reasons_and_records_to_mend(client: TestClient, clinics
     assert "waits for its withdrawal" in page
     assert "run_id=scheduled__one" in page
     assert "40.0 %" in client.get("/medflex/clinics").text
+
+
+def test_what_partners_can_see_is_told_by_the_ledger_s_rule(clinics: World, sign_in: SignIn) -> None:
+    """Of a record whose update was rejected the older version is still shown, and is withdrawn with all others."""
+    set_switch(clinics, True, datetime.now(UTC) - timedelta(days=3), 11)
+    with Ledger(clinics.ledger) as ledger:
+        run = story.begin(ledger, "day", datetime.now(UTC))
+        about: dict[str, Any] = {
+            "run_key": run.run_key, "clinic_id": 1, "lpu_id": 101, "holder": "test",
+            "epoch": ledger.acquire([1], "test")[1], "operation": "send", "appointment_ids": [41, 42],
+        }  # fmt: skip
+        for version, rejected in ((1, {}), (2, {42: ("mobile_phone",)})):
+            sent = ledger.record_intent(versions=[version] * 2, digests=[version] * 2, **about)
+            ledger.resolve(sent.batch_id, BatchOutcome("acknowledged", 200, rejected=rejected))
+        assert ledger.live_counts([1]) == {1: 2}
+    head = sign_in("head-1")
+    assert "At Medflex now 2 records" in words(head.get("/medflex/clinics/1").text)
+    assert "2 records that partners see or may see now" in head.get("/medflex/clinics/1/switch?to=off").text
+
+
+@pytest.mark.parametrize(
+    ("mode", "run_type", "is_of_today"),
+    [("plan", "manual", False), ("transfer", "backfill", False), ("plan", "manual", None), ("resync", "manual", None)],
+)
+def test_a_run_of_an_older_day_replaces_no_figures_of_today(
+    client: TestClient, clinics: World, mode: str, run_type: str, is_of_today: bool | None
+) -> None:
+    """Its window is another one. ``None``: it is from before the ledger noted which day a run is of."""
+    now = datetime.now(UTC)
+
+    def follow(run_id: str, at: datetime, held: list[int], reason: str, **more: Any) -> None:
+        with Ledger(clinics.ledger) as ledger:
+            run = story.begin(ledger, run_id, at, **more)
+            numbers = {"extracted": 100, "withheld": 0, "quarantined": len(held), "eligible": 100 - len(held)}
+            ledger.save_numbers(run.run_key, pd.DataFrame([{"clinic_id": 1, **numbers}]))
+            ledger.save_decisions(run.run_key, "withhold", [1], [Decision(1, "quarantined", (reason,), held)])
+            ledger.settle_run(run.run_key, [])
+
+    follow("day", now - timedelta(hours=5), [201, 202], "phone_missing")
+    older = {"mode": mode, "run_type": run_type, "anchor": now - timedelta(days=100), "is_of_today": is_of_today}
+    follow("older", now - timedelta(hours=4), [901, 902, 903], "name_missing", **older)
+    DIRECTORY.forget()
+    line = client.get("/medflex/clinics").text.split("Clinic One")[1].split("</tr>")[0]
+    assert "run_id=day" in line
+    assert "2.0 %" in line
+    page = client.get("/medflex/clinics/1").text
+    assert "201, 202" in section(page, "mend")
+    assert "901" not in page
+    assert "name_missing" not in section(page, "why")
+    assert "first name" not in section(page, "why").lower()
+    assert "of another day" in section(page, "funnel")
+    with Ledger(clinics.ledger) as ledger:
+        quick = story.begin(ledger, "quick", now, is_of_today=True)
+        story.numbers(ledger, quick)
+    DIRECTORY.forget()
+    assert "run_id=quick" in client.get("/medflex/clinics").text
+
+
+def test_the_list_needs_no_ledger(clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By it a head comes to the clinic's page, and to the switch."""
+    monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", "postgresql://nobody:secret@127.0.0.1:1/none")
+    DIRECTORY.forget()
+    head = sign_in("head-1")
+    for _ in range(2):  # the second time from what is kept
+        answer = head.get("/medflex/clinics")
+        assert answer.status_code == 200
+        assert 'href="/medflex/clinics/1"' in answer.text
+        assert "ledger&#39;s database does not answer" in answer.text
+        assert "secret" not in answer.text
+
+
+def test_every_turn_of_a_switch_is_counted(client: TestClient, clinics: World) -> None:
+    with psycopg.connect(clinics.ledger) as connection:
+        connection.execute(
+            "INSERT INTO ledger.switch_event (clinic_id, enabled, changed_at, role, via, seen_at)"
+            " SELECT 1, n %% 2 = 0, now() - n * interval '1 day', 'head', 'medlock', now()"
+            " FROM generate_series(1, %s) AS n",
+            [25],
+        )
+    page = client.get("/medflex/clinics/1").text
+    assert "History: 25 turns" in page
+    assert "20 of 25" in page
+
+
+def test_modes_of_runs_are_in_the_readers_language(clinics: World, sign_in: SignIn) -> None:
+    with Ledger(clinics.ledger) as ledger:
+        story.begin(ledger, "again", datetime.now(UTC), mode="resync")
+    page = sign_in("viewer", **{"accept-language": "ru"}).get("/medflex/clinics/1").text
+    assert "полная повторная отправка" in section(page, "funnel")
+    assert "resync" not in section(page, "funnel")

@@ -14,7 +14,7 @@ import pytest
 from medflex.domain.funnel import NUMBERS, Funnel
 from medflex.domain.messages import MessageLook, MessageWarning, Twice
 from medflex.errors import LedgerRefusedError, LedgerUnavailableError
-from medflex.ledger.overview import BUCKETS, LedgerOverview
+from medflex.ledger.overview import BUCKETS, LedgerOverview, OpenHolds
 from medflex.ledger.report import funnel_text
 from medflex.ledger.store import Decision, Ledger, Run
 from medflex.quality.results import Severity
@@ -242,6 +242,14 @@ def test_quality_over_runs_oldest_first(ledger: Ledger, run: Run, overview: Ledg
     assert [one.run_id for one in overview.quality(2)] == ["scheduled__2", "without results"]
 
 
+def test_the_trend_of_quality_is_that_of_todays_windows(ledger: Ledger, run: Run, overview: LedgerOverview) -> None:
+    """A backfill of older days would fill the whole strip with runs of other windows."""
+    for run_id, anchor, is_of_today in (("noted", NOW, False), ("of an older version", NOW - 50 * DAY, None)):
+        begun = story.begin(ledger, run_id, NOW + DAY, anchor=anchor, is_of_today=is_of_today)
+        ledger.settle_run(begun.run_key, [])
+    assert [one.run_id for one in overview.quality()] == ["scheduled__1", "scheduled__2"]
+
+
 def test_messages_that_patients_get_twice(ledger: Ledger, run: Run, overview: LedgerOverview) -> None:
     assert overview.messages(run.run_key) is None
     warning = MessageWarning(1, Twice.DOUBLED, "greeting", (7,), 3, (41, 42, 43))
@@ -273,14 +281,26 @@ def test_nothing_open_is_nothing(ledger_db: str) -> None:
     with LedgerOverview(ledger_db) as empty:
         found = empty.open_withdrawals(900.0)
         assert (found.records, found.late, found.all_lines, found.lines) == (0, 0, 0, [])
-        assert empty.open_holds() == []
+        assert empty.open_holds() == OpenHolds(0, 0, [])
         assert empty.withdraw_times([NOW]).total.p95 is None
         assert (empty.runs(), empty.quality(), empty.newest_actions()) == ([], [], [])
 
 
 def test_questions_that_wait_for_a_person(run: Run, overview: LedgerOverview) -> None:
-    (hold,) = overview.open_holds()
+    (hold,) = overview.open_holds().lines
     assert (hold.clinic_id, hold.records, hold.live, hold.reasons) == (2, 2, 50, ["appointment_gone"])
+
+
+def test_questions_beyond_those_shown_are_counted(ledger: Ledger, run: Run) -> None:
+    with psycopg.connect(ledger._conninfo) as connection:
+        connection.execute(
+            "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live)"
+            " VALUES (1, %s, '{1, 2, 3}', '{101, 101, 101}', array_fill('appointment_gone'::text, '{3}'), 9)",
+            [NOW],
+        )
+    with LedgerOverview(ledger._conninfo) as overview:
+        found = overview.open_holds(1)
+    assert (found.records, found.all_lines, [hold.clinic_id for hold in found.lines]) == (5, 2, [2])
 
 
 def test_times_to_withdraw_in_all_by_day_by_reason_and_by_length(

@@ -113,6 +113,20 @@ def test_runs_come_in_pages(client: TestClient, ledger: Ledger) -> None:
     assert 'rel="prev"' in second
 
 
+@pytest.mark.parametrize("path", ["runs?page=9", "actions?page=9", of_run("scheduled__2", shard=0, page=9)])
+def test_a_page_behind_the_last_does_not_say_that_there_is_nothing(client: TestClient, run: Run, path: str) -> None:
+    page = read(client, path)
+    assert "There is nothing on this page" in page
+    for untrue in ("knows no run", "No partner has asked", "Nothing was sent or withdrawn"):
+        assert untrue not in page
+    (first,) = (str(a["href"]) for a in Outline(page).all("a") if a.get("rel") == "first")
+    assert "There is nothing on this page" not in client.get(first).text
+
+
+def test_shards_behind_the_last_page_are_those_of_the_last(client: TestClient, run: Run) -> None:
+    assert "open-001" in section(read(client, of_run(run, page=9)), "shards")
+
+
 @pytest.mark.parametrize(
     "path", ["runs?page=0", "runs?dag_id=", "withdrawals?days=8", "actions?days=x", of_run("a\0b")]
 )
@@ -252,6 +266,37 @@ def test_open_withdrawals_are_on_top_with_those_that_are_late(client: TestClient
     assert "appointment_gone 2 50" in section(page, "holds")
 
 
+def test_questions_beyond_those_shown_count_too(client: TestClient, run: Run, ledger: Ledger) -> None:
+    with psycopg.connect(ledger._conninfo) as connection:
+        connection.execute(
+            "INSERT INTO ledger.hold (clinic_id, found_at, appointment_ids, lpu_ids, reasons, live)"
+            " SELECT clinic_id, now(), '{71, 72}', '{103, 103}', '{appointment_gone, appointment_gone}', 50"
+            " FROM generate_series(3, 61) AS clinic_id"
+        )
+    page = read(client, "withdrawals")
+    assert "120 held: a person is asked" in words(page)
+    assert "25 of 60 questions" in section(page, "holds")
+
+
+@pytest.mark.parametrize(
+    ("language", "tiles"),
+    [
+        ("en", ("1 to be withdrawn", "1 held: a person is asked", "1 without a decision yet")),
+        ("ru", ("1 в очереди на отзыв", "1 на решении у человека", "1 пока без решения")),
+    ],
+)
+def test_a_tile_reads_well_with_any_number(
+    sign_in: SignIn, run: Run, ledger: Ledger, language: str, tiles: tuple[str, ...]
+) -> None:
+    with psycopg.connect(ledger._conninfo) as connection:
+        connection.execute("DELETE FROM ledger.revocation WHERE appointment_id <> 61")
+        connection.execute("UPDATE ledger.hold SET appointment_ids = '{71}', lpu_ids = '{102}', reasons = '{x}'")
+    client = sign_in("viewer", **{"accept-language": language})
+    read_at_once = words(read(client, "withdrawals") + read(client, "actions"))
+    for tile in tiles:
+        assert tile in read_at_once
+
+
 def test_the_deadline_is_that_of_the_alert(client: TestClient, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDFLEX_WITHDRAW_DEADLINE_SECONDS", "86400")
     assert "late" not in section(read(client, "withdrawals"), "open")
@@ -280,7 +325,7 @@ def test_days_begin_at_the_readers_midnight() -> None:
 
 def test_actions_by_type_and_decision(client: TestClient, run: Run) -> None:
     page = read(client, "actions")
-    assert "1 wait for a decision" in words(page)
+    assert "1 without a decision yet" in words(page)
     decisions = section(page, "decisions")
     assert "recorded 204 0 0 0 2 0 2 40.0 %" in decisions
     assert "done 204 0 1 0 0 0 1 20.0 %" in decisions

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
@@ -111,13 +112,33 @@ def test_what_goes_wrong_inside_tells_no_more_than_its_type(
     assert "Canary" not in answer.text + caplog.text
 
 
+def test_the_log_says_where_a_page_failed(
+    client: TestClient, clinics: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By route, file, line and function: an address may have what somebody typed, a message what was read."""
+    from medflex.ledger.overview import LedgerOverview
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Canary Secret +79001112233")
+
+    monkeypatch.setattr(LedgerOverview, "clinic_runs", fail)
+    assert client.get(f"{PREFIX}/clinics/1?turned=off&q=Canary").status_code == 500
+    (said,) = [record for record in caplog.records if record.name == "medflex.ui.app"]
+    assert "GET /clinics/{clinic_id}" in said.getMessage()
+    assert re.search(r"test_routes\.py:\d+ fail\b", said.getMessage())
+    assert re.search(r"clinics\.py:\d+ _history\b", said.getMessage())
+    assert "Canary" not in said.getMessage()
+    assert "raise RuntimeError" not in caplog.text
+    assert said.exc_info is None
+
+
 def test_a_database_that_is_away_gets_a_sentence(
     client: TestClient, clinics: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for conn_id in ("MEDFLEX_LEDGER", "MEDLOCK_DB"):
+    for conn_id, path in (("MEDFLEX_LEDGER", "runs"), ("MEDLOCK_DB", "clinics")):
         with monkeypatch.context() as patch:
             patch.setenv(f"AIRFLOW_CONN_{conn_id}", "postgresql://nobody:secret@127.0.0.1:1/none")
-            answer = client.get(f"{PREFIX}/clinics")
+            answer = client.get(f"{PREFIX}/{path}")
         assert answer.status_code == 503
         assert "does not answer" in answer.text
         assert "secret" not in answer.text
@@ -144,6 +165,46 @@ def test_only_data_docs_are_handed_out(client: TestClient, clinics: World, path:
     answer = client.get(f"{PREFIX}/data-docs/{path}")
     assert answer.status_code == 404
     assert "secret" not in answer.text
+
+
+def test_a_report_of_an_impossible_name_is_not_there(client: TestClient, clinics: World) -> None:
+    runs = clinics.data_docs / "runs"
+    (runs / "loop").mkdir(parents=True)
+    (runs / "loop" / "run.html").symlink_to("run.html")
+    for name in ("a" * 300, "loop"):
+        assert client.get(f"{PREFIX}/data-docs/runs/{name}/run.html").status_code == 404
+
+
+@pytest.mark.parametrize("url", ["nonsense://Canary/x", "s3://Canary/x"])
+def test_a_storage_that_cannot_be_used_gets_a_sentence(
+    client: TestClient, clinics: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    monkeypatch.setenv("MEDFLEX_DATA_DOCS_URL", url)
+    _is_refused(client, caplog)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Canary"), RuntimeError("Canary"), OSError(5, "Canary")])
+def test_a_storage_that_refuses_gets_a_sentence(
+    client: TestClient,
+    clinics: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def refuse(_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(ObjectStoragePath, "read_bytes", refuse)
+    _is_refused(client, caplog)
+    answer = client.get(f"{PREFIX}/data-docs/", headers={"accept-language": "ru"})
+    assert "Хранилище" in answer.text
+
+
+def _is_refused(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    answer = client.get(f"{PREFIX}/data-docs/")
+    assert answer.status_code == 503
+    assert "MEDFLEX_DATA_DOCS_URL" in answer.text
+    assert "Canary" not in answer.text + caplog.text
 
 
 def test_data_docs_may_run_no_script(client: TestClient, clinics: World) -> None:

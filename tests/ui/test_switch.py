@@ -227,6 +227,94 @@ def test_it_is_turned_also_where_the_ledger_is_away(
         assert ledger.note_switches(switches_of(seen)) == 0  # the same turn is one event
 
 
+def test_the_note_holds_the_page_up_no_longer_than_any_read(
+    clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch is turned by then, and whoever turned it waits for the answer."""
+    from medflex.ledger.store import Ledger
+
+    asked: list[Any] = []
+
+    def note(ledger: Ledger, *_: Any, **__: Any) -> int:
+        with ledger._statement() as cursor:
+            asked.append(cursor.execute("SHOW statement_timeout").fetchone()["statement_timeout"])
+        return 1
+
+    monkeypatch.setattr(Ledger, "note_switches", note)
+    head = sign_in("head-1")
+    assert head.post(SWITCH, data=form(head, "on")).status_code == 303
+    assert asked == ["10s"]
+
+
+def test_a_note_that_takes_too_long_is_given_up(
+    clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from medflex.ui.pages import clinics as pages
+
+    monkeypatch.setattr(pages, "TIMEOUT_SECONDS", 1, raising=False)
+    head = sign_in("head-1")
+    data = form(head, "on")
+    with psycopg.connect(clinics.ledger) as connection:
+        connection.execute("LOCK TABLE ledger.switch_event IN ACCESS EXCLUSIVE MODE")
+        assert head.post(SWITCH, data=data).status_code == 303
+    assert (stands(clinics) or ())[0] is True
+    assert "not noted in the ledger" in caplog.text
+
+
+class Slow:
+    """The clock of an api-server that is behind Medlock's."""
+
+    def __init__(self, behind: timedelta) -> None:
+        self.behind = behind
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) - self.behind
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError
+
+
+def test_r3_a_clock_that_is_behind_medlocks_shows_what_was_just_turned_on_as_waiting(
+    clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medflex.ui import view
+
+    monkeypatch.setattr(view, "CLOCK", Slow(timedelta(seconds=20)))
+    head = sign_in("head-1")
+    answer = head.post(SWITCH, data=form(head, "on"))
+    page = head.get(answer.headers["location"]).text
+    assert "Access is on" in page
+    assert "waiting" in page
+    assert "in the future" not in page
+    assert "waiting" in head.get("/medflex/clinics").text.split("Clinic One")[1].split("</tr>")[0]
+    assert head.get(SWITCH, params={"to": "on"}).text.count('name="token"') == 0  # the 24 hours would begin anew
+
+
+@pytest.mark.parametrize(
+    ("seconds_ahead", "changed_by", "said"),
+    [(40, 12, "was not turned on by the head"), (40, 99, "by nobody known"), (90, 11, "since a time in the future")],
+)
+def test_r2_a_stamp_ahead_is_no_way_around_the_other_rules(
+    clinics: World, sign_in: SignIn, seconds_ahead: int, changed_by: int, said: str
+) -> None:
+    set_switch(clinics, True, datetime.now(UTC) + timedelta(seconds=seconds_ahead), changed_by)
+    page = sign_in("viewer").get("/medflex/clinics/1").text
+    assert said in page
+    assert "counts as off" in page
+
+
+def test_what_was_turned_is_told_to_who_turned_it_right_after_it(clinics: World, sign_in: SignIn) -> None:
+    """The address can be passed on, and opened again much later."""
+    head, path = sign_in("head-1"), "/medflex/clinics/1?turned=off"
+    assert "Access is off. What" not in head.get(path).text  # it was never on
+    set_switch(clinics, False, datetime.now(UTC), 11)
+    assert "Access is off. What" in head.get(path).text
+    assert "Access is off. What" not in sign_in("viewer").get(path).text
+    assert "Access is on. The" not in head.get("/medflex/clinics/1?turned=on").text
+    set_switch(clinics, False, datetime.now(UTC) - timedelta(hours=1), 11)
+    assert "Access is off. What" not in head.get(path).text
+
+
 def test_without_its_connection_it_says_where_to_turn(
     clinics: World, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ TRANSFER = "medflex_transfer"
 
 
 class LastRun(NamedTuple):
-    """What the newest transfer did with a clinic; numbers are ``None`` where it did not come to them."""
+    """What the newest transfer of its day did with a clinic; numbers are ``None`` where it did not come to them."""
 
     clinic_id: int
     run_id: str
@@ -61,14 +61,16 @@ class ClinicOverview:
         rows = self._rows(query("ledger/pages/clinic_last_runs"), {"dag_id": TRANSFER, "clinic_id": clinic_id})
         return {row["clinic_id"]: LastRun(**row) for row in rows}
 
-    def switch_events(self, clinic_id: int, shown: int = 20) -> list[SwitchEvent]:
-        """Return how a clinic's switch was turned, the newest first."""
+    def switch_events(self, clinic_id: int, shown: int = 20) -> tuple[list[SwitchEvent], int]:
+        """Return how a clinic's switch was turned, the newest first, and how often in all."""
         rows = self._rows(
-            "SELECT enabled, changed_at, role, via, seen_at FROM ledger.switch_event WHERE clinic_id = %(clinic_id)s"
-            " ORDER BY coalesce(changed_at, seen_at) DESC, event_id DESC LIMIT %(shown)s",
+            "SELECT enabled, changed_at, role, via, seen_at, count(*) OVER () AS turns FROM ledger.switch_event"
+            " WHERE clinic_id = %(clinic_id)s ORDER BY coalesce(changed_at, seen_at) DESC, event_id DESC"
+            " LIMIT %(shown)s",
             {"clinic_id": clinic_id, "shown": shown},
         )
-        return [SwitchEvent(**row) for row in rows]
+        names = ("enabled", "changed_at", "role", "via", "seen_at")
+        return [SwitchEvent(**{name: row[name] for name in names}) for row in rows], rows[0]["turns"] if rows else 0
 
     def clinic_runs(self, clinic_id: int, since: datetime) -> list[dict[str, Any]]:
         """Return the clinic's funnel in each transfer since then, the newest first (clinic_runs.sql)."""
@@ -90,10 +92,18 @@ class ClinicOverview:
         """Return what Medflex rejects of the clinic, by fields, with the first ids."""
         return self._rows(query("ledger/pages/clinic_rejected"), {"clinic_id": clinic_id})
 
-    def clinic_states(self, clinic_id: int) -> dict[str, int]:
-        """Return how many of the clinic's records are in each state."""
-        rows = self._rows(query("ledger/pages/clinic_states"), {"clinic_id": clinic_id})
-        return {row["state"]: row["records"] for row in rows}
+    def live_count(self, clinic_id: int) -> int:
+        """Return how many of the clinic's records Medflex shows or may show, by the rule of withdrawals."""
+        rows = self._rows(query("ledger/live_counts"), {"clinic_ids": [clinic_id], "in_window": False})
+        return rows[0]["records"] if rows else 0
+
+    def has_records(self, clinic_id: int) -> bool:
+        """Tell whether the ledger has any record of the clinic, withdrawn ones included."""
+        rows = self._rows(
+            "SELECT EXISTS (SELECT FROM ledger.record WHERE clinic_id = %(clinic_id)s) AS known",
+            {"clinic_id": clinic_id},
+        )
+        return bool(rows[0]["known"])
 
     def clinic_withdrawals(self, clinic_id: int, shown: int = 20) -> list[dict[str, Any]]:
         """Return the clinic's newest withdrawals by batch and reason (clinic_withdrawals.sql)."""

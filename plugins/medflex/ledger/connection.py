@@ -35,7 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STATEMENT_SECONDS = 120
-"""So long may one statement take."""
+"""So long may one statement of a task take."""
 IDLE_SECONDS = 60
 """How long a transaction may stand still. A machine that is lost closes no connection: without it, what its tasks had
 locked, such as the shared rate, would hold up all others until TCP gives up, which takes two hours.
@@ -69,15 +69,17 @@ class LedgerConnection:
     Args:
         conninfo: libpq connection string or URI.
         now: fixed source of the present for tests; ``None`` uses the database server's clock, which all workers share.
+        statement_seconds: so long may one statement take; ``None``: :data:`STATEMENT_SECONDS`.
 
     Raises (all methods):
         LedgerUnavailableError: the database does not answer.
         LedgerRefusedError: it refuses the log-in; LedgerOutdatedError: its schema is missing or of another version.
     """
 
-    def __init__(self, conninfo: str, now: Any = None) -> None:
+    def __init__(self, conninfo: str, now: Any = None, statement_seconds: float | None = None) -> None:
         self._conninfo = conninfo
         self._now = now
+        self._statement_seconds = statement_seconds
         self._connections = ThreadConnections(self._connect)
         self._lock = threading.Lock()
         self._opened: Streams | None = None
@@ -135,7 +137,7 @@ class LedgerConnection:
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10, row_factory=dict_row)
-        connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'".encode())
+        connection.execute(f"SET statement_timeout = '{self._statement_seconds or STATEMENT_SECONDS}s'".encode())
         connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'".encode())
         # Compiling these queries takes longer than running them.
         connection.execute("SET jit = off")

@@ -201,6 +201,15 @@ class HoldLine:
 
 
 @dataclass(frozen=True)
+class OpenHolds:
+    """Questions that wait for a person: all in numbers, and those that wait longest (``lines`` of ``all_lines``)."""
+
+    records: int
+    all_lines: int
+    lines: list[HoldLine]
+
+
+@dataclass(frozen=True)
 class Times:
     """How long some withdrawals took, in seconds; ``None`` of nothing. Exact to a tenth below ten, else to a second."""
 
@@ -484,9 +493,12 @@ class LedgerOverview(ClinicOverview):
         first = rows[0] if rows else {"all_records": 0, "all_late": 0, "all_rows": 0}
         return OpenWithdrawals(first["all_records"], first["all_late"], first["all_rows"], lines)
 
-    def open_holds(self, size: int = 100) -> list[HoldLine]:
+    def open_holds(self, size: int = 100) -> OpenHolds:
         """Return the questions that wait for a person, the oldest first."""
-        return [HoldLine(**row) for row in self._rows(query("ledger/pages/open_holds"), {"size": size})]
+        rows = self._rows(query("ledger/pages/open_holds"), {"size": size})
+        totals = [(row.pop("all_records"), row.pop("all_rows")) for row in rows]
+        records, all_lines = totals[0] if totals else (0, 0)
+        return OpenHolds(records, all_lines, [HoldLine(**row) for row in rows])
 
     def withdraw_times(self, days: Sequence[datetime]) -> WithdrawTimes:
         """Return how long withdrawals took that Medflex acknowledged since the first of these days.

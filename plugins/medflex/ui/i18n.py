@@ -85,7 +85,7 @@ class Speech:
         self.zone_name = "UTC"
         self._zone: tzinfo = UTC
         if zone and zone != "UTC":
-            with suppress(KeyError, ValueError, OSError):  # a zone that nobody knows
+            with suppress(KeyError, ValueError, OSError, TypeError):  # a zone that nobody knows
                 self._zone, self.zone_name = ZoneInfo(zone), zone
         self._locale = Locale.parse(language)
 

@@ -16,10 +16,19 @@ from airflow.configuration import conf
 from fastapi import Depends, HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
+from medflex.ui.i18n import LANGUAGES, Speech
 from medflex.ui.mount import DAG_ID
 
 FORM_SECONDS = 15 * 60
 """So long may somebody think about a form before it has to be opened again."""
+
+
+class Refusal(HTTPException):
+    """A refusal with a text in each language (``locales``): programs are told it in English, by ``detail``."""
+
+    def __init__(self, status_code: int, key: str, /, **values: Any) -> None:
+        super().__init__(status_code, Speech(LANGUAGES[0]).text(key, **values).unescape())
+        self.key, self.values = key, values
 
 
 def signed_in(request: Request, user: Annotated[BaseUser, Depends(get_user)]) -> BaseUser:
@@ -34,7 +43,7 @@ def require_dag(user: BaseUser, dag_id: str) -> None:
         method="GET", access_entity=DagAccessEntity.RUN, details=DagDetails(id=dag_id), user=user
     )
     if not allowed:
-        raise HTTPException(403, "Your Airflow user may not read the runs of this DAG.")
+        raise Refusal(403, "error.not_allowed")
 
 
 def login_url(next_url: str) -> str:
@@ -57,7 +66,7 @@ def require_same_site(request: Request) -> None:
         known = {_origin(str(request.url)), _origin(str(conf.get("api", "base_url", fallback="")))} - {None}
         is_ours = origin is None or _origin(origin) in known
     if not is_ours:
-        raise HTTPException(403, "This request comes from another site and was not carried out.")
+        raise Refusal(403, "error.other_site")
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
@@ -82,7 +91,7 @@ def check_form_token(token: str, user: BaseUser, **what: Any) -> None:
     except BadSignature:
         said = None
     if said != {"user": user.get_id(), **what}:
-        raise HTTPException(403, "This form is too old or not yours: open the page again.")
+        raise Refusal(403, "error.old_form")
 
 
 def _serializer() -> URLSafeTimedSerializer:

@@ -15,13 +15,14 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from medflex.airflow import connections
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.clock import Clock, SystemClock
 from medflex.ledger.overview import TIMEOUT_SECONDS, LedgerOverview
 from medflex.ui.i18n import LANGUAGES, Speech, accepted, known_language
-from medflex.ui.security import signed_in
+from medflex.ui.security import Refusal, signed_in
 
 LANGUAGE_COOKIE, ZONE_COOKIE = "medflex_language", "medflex_zone"
 """Set by static/medflex.js to what the reader has chosen in Airflow."""
@@ -146,7 +147,7 @@ class View:
 
     def not_found(self, key: str, /, **values: Any) -> HTTPException:
         """Return the 404 that says so in the reader's language; to be raised."""
-        return HTTPException(404, str(self.speech.text(key, **values)))
+        return Refusal(404, key, **values)
 
 
 def view_of(request: Request, user: Annotated[BaseUser, Depends(signed_in)]) -> View:
@@ -154,6 +155,14 @@ def view_of(request: Request, user: Annotated[BaseUser, Depends(signed_in)]) -> 
     return View(request, user)
 
 
-def error_page(request: Request, status_code: int, sentence: str) -> HTMLResponse:
-    """Return an error as a page."""
-    return View(request, None).page("error.html", status_code, code=status_code, sentence=sentence)
+def error_page(request: Request, error: AnyHTTPException) -> HTMLResponse:
+    """Return an error as a page; what has no text in the reader's language is marked as English."""
+    view = View(request, None)
+    told = view.speech.text(error.key, **error.values) if isinstance(error, Refusal) else None
+    return view.page(
+        "error.html",
+        error.status_code,
+        code=error.status_code,
+        sentence=told or str(error.detail),
+        is_english=told is None,
+    )

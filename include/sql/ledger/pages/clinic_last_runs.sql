@@ -1,22 +1,35 @@
--- Purpose:    what the newest transfers did with each clinic: its row in the newest run that was about it.
+-- Purpose:    what the newest transfers did with each clinic: its row in the newest run of today that was about it.
 -- Grain:      one row per clinic.
 -- Parameters: dag_id  text; clinic_id  bigint or NULL for all
 -- Personal:   none.
-WITH recent AS (
-    -- The newest settled run over all clinics, and whatever came behind it.
+WITH of_its_day AS (
+    -- A run of another day sees another window. Rows of an older version do not say which day they are of.
     SELECT
         run.run_key,
         run.run_id,
         run.mode,
         run.started_at,
-        run.outcome
+        run.outcome,
+        run.clinic_ids IS NULL AND run.settled_at IS NOT NULL AS is_whole
     FROM ledger.run AS run
     WHERE
         run.dag_id = %(dag_id)s
-        AND run.started_at >= coalesce(
+        AND coalesce(
+            run.is_of_today,
+            run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+        )
+),
+
+recent AS (
+    -- The newest settled run over all clinics, and whatever came behind it.
+    SELECT of_its_day.*
+    FROM of_its_day
+    WHERE
+        of_its_day.started_at >= coalesce(
             (
-                SELECT max(whole.started_at) FROM ledger.run AS whole
-                WHERE whole.dag_id = %(dag_id)s AND whole.clinic_ids IS NULL AND whole.settled_at IS NOT NULL
+                SELECT max(whole.started_at)
+                FROM of_its_day AS whole
+                WHERE whole.is_whole
             ),
             '-infinity'
         )

@@ -1,4 +1,4 @@
--- Purpose:    the funnel of one clinic, run by run.
+-- Purpose:    the funnel of one clinic, run by run. A run that is not of its day sees another window than today's.
 -- Grain:      one row per transfer in which the clinic was, newest first.
 -- Parameters: dag_id  text; clinic_id  bigint; since  timestamptz
 -- Personal:   none.
@@ -9,6 +9,11 @@ SELECT
     run.anchor,
     run.started_at,
     run.outcome,
+    -- Rows of an older version do not say which day they are of.
+    coalesce(
+        run.is_of_today,
+        run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+    ) AS is_of_its_day,
     run_clinic.access_state,
     run_clinic.closed_reason,
     run_clinic.shard,

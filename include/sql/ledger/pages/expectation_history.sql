@@ -1,4 +1,5 @@
--- Purpose:    how each expectation came out in the last transfers of all clinics, so that a trend is seen.
+-- Purpose:    how each expectation came out in the last transfers of all clinics for the day on which they ran, so
+--             that a trend is seen.
 -- Grain:      one row per run and expectation; a run without results has one row with NULLs.
 -- Parameters: dag_id text, runs int
 -- Personal:   none.
@@ -16,6 +17,11 @@ WITH wanted AS MATERIALIZED (
         AND run.mode IN ('transfer', 'resync')
         AND run.clinic_ids IS NULL
         AND run.settled_at IS NOT NULL
+        -- A run of another day sees another window. Rows of an older version do not say which day they are of.
+        AND coalesce(
+            run.is_of_today,
+            run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+        )
     ORDER BY run.started_at DESC, run.run_key DESC
     LIMIT %(runs)s
 )

@@ -1,5 +1,5 @@
 -- Purpose:    questions that wait for a person: rows that have vanished in numbers.
--- Grain:      one row per clinic with an open question, the oldest first.
+-- Grain:      one row per clinic with an open question, the oldest first, with the totals over all of them on each.
 -- Parameters: size int
 -- Personal:   none.
 SELECT
@@ -10,6 +10,8 @@ SELECT
     hold.live,
     hold.asked_in,
     hold.asked_at,
+    (sum(cardinality(hold.appointment_ids)) OVER ())::bigint AS all_records,
+    count(*) OVER () AS all_rows,
     array(
         SELECT DISTINCT reason.code
         FROM unnest(hold.reasons) AS reason (code)

@@ -19,10 +19,22 @@ from medflex.airflow import connections
 from medflex.airflow.hooks.medlock_switch import turn_switch
 from medflex.domain.access import HOLD
 from medflex.errors import ConfigurationError, MedflexPipelineError, NotHeadError, SwitchTurnedError
+from medflex.ledger.clinic_overview import LastRun
+from medflex.ledger.overview import TIMEOUT_SECONDS
 from medflex.ledger.store import Ledger
 from medflex.ledger.switches import Switch
 from medflex.ui.charts import stacked_days
-from medflex.ui.directory import DIRECTORY, PAGE_SIZE, SORTS, STATES, Clinic, chosen, gone_clinic, read_clinics
+from medflex.ui.directory import (
+    DIRECTORY,
+    PAGE_SIZE,
+    SORTS,
+    STATES,
+    Clinic,
+    Listing,
+    chosen,
+    gone_clinic,
+    read_clinics,
+)
 from medflex.ui.security import check_form_token, form_token, require_same_site
 from medflex.ui.view import View, view_of
 
@@ -33,6 +45,8 @@ router = APIRouter()
 Reader = Annotated[View, Depends(view_of)]
 Target = Literal["on", "off"]
 HISTORY_DAYS = 30
+JUST_TURNED = timedelta(minutes=5)
+"""So long is whoever has turned a switch told so."""
 
 
 # -- pages ---------------------------------------------------------------------------------------------------------
@@ -54,10 +68,19 @@ def clinics_page(
     order: Literal["asc", "desc"] = "asc",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> Response:
-    """All clinics: search, filter, sort, one page of them."""
-    everyone = DIRECTORY.clinics(lambda: _read(view))
-    with view.overview() as ledger:
-        alerts = ledger.open_alerts()
+    """All clinics: search, filter, sort, one page of them.
+
+    By it a head comes to the switch: it is shown also while the ledger is away, without last runs and alerts.
+    """
+    everyone, problem = DIRECTORY.clinics(lambda: _read(view))
+    alerts = []
+    # Asked once more, a ledger that does not answer would hold the page up once more.
+    if problem is None:
+        try:
+            with view.overview() as ledger:
+                alerts = ledger.open_alerts()
+        except MedflexPipelineError as error:
+            problem = _told(error)
     found = chosen(everyone, text=q, state=state, overlap=overlap, sort=sort, descending=order == "desc")
     pages = max(1, -(-len(found) // PAGE_SIZE))
     page = min(page, pages)
@@ -68,6 +91,7 @@ def clinics_page(
         "clinics.html",
         section="clinics_page",
         alerts=alerts,
+        problem=problem,
         clinics=found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE],
         counts=counts,
         total=len(everyone),
@@ -94,20 +118,26 @@ def clinic_page(clinic_id: int, view: Reader, turned: Target | None = None) -> R
     except MedflexPipelineError as error:
         if clinic is None:
             raise
-        log.warning("%s: %s", type(error).__name__, error)
-        context = {"events": [], "problem": str(error)}
+        context = {"events": [], "problem": _told(error)}
     else:
-        if clinic is None and not (context["runs"] or context["record_states"] or context["events"]):
+        if clinic is None and not (context["runs"] or context["has_records"] or context["events"]):
             raise view.not_found("clinic.unknown", id=str(clinic_id))
+    is_head = clinic is not None and _is_head(view, clinic_id)
     return view.page(
         "clinic.html",
         section="clinics_page",
         clinic=clinic or gone_clinic(clinic_id),
-        is_head=clinic is not None and _is_head(view, clinic_id),
+        is_head=is_head,
         days=HISTORY_DAYS,
-        turned=turned,
+        # The address says it to everybody who opens it, whenever that is.
+        turned=turned if is_head and clinic is not None and _was_just_turned(view, clinic) else None,
         **context,
     )
+
+
+def _was_just_turned(view: View, clinic: Clinic) -> bool:
+    # Medlock's clock may be ahead.
+    return clinic.changed_at is not None and abs(view.now - clinic.changed_at) < JUST_TURNED
 
 
 def _history(view: View, clinic_id: int) -> dict[str, Any]:
@@ -115,7 +145,8 @@ def _history(view: View, clinic_id: int) -> dict[str, Any]:
     since = view.now - timedelta(days=HISTORY_DAYS)
     with view.overview() as ledger:
         runs = ledger.clinic_runs(clinic_id, since)
-        newest = next((run for run in runs if run["extracted"] is not None), None)
+        newest = next((run for run in runs if run["extracted"] is not None and run["is_of_its_day"]), None)
+        events, turns = ledger.switch_events(clinic_id)
         return {
             "problem": None,
             "runs": runs,
@@ -123,19 +154,24 @@ def _history(view: View, clinic_id: int) -> dict[str, Any]:
             "reasons_chart": _reasons_chart(view, runs, ledger.clinic_reasons(clinic_id, since)),
             "quarantined": ledger.clinic_held_back(newest["run_key"], clinic_id) if newest else [],
             "rejected": ledger.clinic_rejected(clinic_id),
-            "record_states": ledger.clinic_states(clinic_id),
+            "has_records": ledger.has_records(clinic_id),
+            "shown": ledger.live_count(clinic_id),
             "withdrawals": ledger.clinic_withdrawals(clinic_id),
             "revocations": ledger.clinic_open_revocations(clinic_id),
             "actions": ledger.clinic_actions(clinic_id),
-            "events": ledger.switch_events(clinic_id),
+            "events": events,
+            "turns": turns,
         }
 
 
 def _reasons_chart(view: View, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Markup | None:
-    """Return a picture of reasons over the reader's days, by the newest run of each; ``None`` without any reason."""
+    """Return a picture of reasons over the reader's days, by the newest run of each; ``None`` without any reason.
+
+    A run of an older day is none of the day on which it ran.
+    """
     newest: dict[date, dict[str, Any]] = {}
     for run in runs:  # the newest first
-        if run["extracted"] is not None:
+        if run["extracted"] is not None and run["is_of_its_day"]:
             newest.setdefault(view.speech.local(run["started_at"]).date(), run)
     counts: dict[int, Counter[str]] = {run["run_key"]: Counter() for run in newest.values()}
     for row in rows:
@@ -164,12 +200,10 @@ def _confirmation(
     shown = None
     try:
         with view.overview() as ledger:
-            states = ledger.clinic_states(clinic.clinic_id)
+            shown = ledger.live_count(clinic.clinic_id)
     except MedflexPipelineError as error:
         # Who wants to stop the sharing must not wait for our own database.
-        log.warning("%s: %s", type(error).__name__, error)
-    else:
-        shown = sum(states.get(state, 0) for state in ("sending", "sent", "withdrawing", "aged_out"))
+        _told(error)
     return view.page(
         "switch.html",
         status_code,
@@ -203,8 +237,8 @@ def turn(
             seen_enabled=clinic.enabled,
             seen_changed_at=clinic.changed_at,
         )
-    except SwitchTurnedError as error:
-        return _confirmation(view, _clinic(view, clinic_id), to, str(error), 409)
+    except SwitchTurnedError:
+        return _confirmation(view, _clinic(view, clinic_id), to, view.speech.text("switch.turned_meanwhile"), 409)
     DIRECTORY.forget()
     _write_down(view, clinic_id, to, turned.changed_at, turned.role)
     return RedirectResponse(view.url("clinic_page", clinic_id=clinic_id, turned=to), 303)
@@ -228,7 +262,8 @@ def _write_down(view: View, clinic_id: int, to: Target, changed_at: datetime, ro
     the turn in the ledger as well.
     """
     try:
-        with Ledger(connections.postgres_conninfo(connections.LEDGER)) as ledger:
+        conninfo = connections.postgres_conninfo(connections.LEDGER)
+        with Ledger(conninfo, statement_seconds=TIMEOUT_SECONDS) as ledger:
             ledger.note_switches([Switch(clinic_id, to == "on", changed_at, role)], via="page")
     except MedflexPipelineError as error:
         log.warning("The switch of clinic %d was turned %s, but not noted in the ledger: %s", clinic_id, to, error)
@@ -243,7 +278,7 @@ def _write_down(view: View, clinic_id: int, to: Target, changed_at: datetime, ro
 
 def _require_head(view: View, clinic_id: int) -> None:
     if not _is_head(view, clinic_id):
-        raise NotHeadError(str(view.speech.text("switch.not_head")))
+        raise NotHeadError(f"Only the head of clinic {clinic_id} can turn its switch.")
 
 
 def _is_head(view: View, clinic_id: int) -> bool:
@@ -263,9 +298,26 @@ def _switch_connection() -> str:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(view: View) -> list[Clinic]:
-    with view.overview() as ledger, view.medlock() as medlock:
-        return read_clinics(medlock, ledger.last_runs, view.now)
+def _read(view: View) -> Listing:
+    problems: list[str] = []
+
+    def last_runs() -> dict[int, LastRun]:
+        try:
+            with view.overview() as ledger:
+                return ledger.last_runs()
+        except MedflexPipelineError as error:
+            problems.append(_told(error))
+            return {}
+
+    with view.medlock() as medlock:
+        clinics = read_clinics(medlock, last_runs, view.now)
+    return Listing(clinics, problems[0] if problems else None)
+
+
+def _told(error: MedflexPipelineError) -> str:
+    """Return the sentence about the ledger that a page goes on without, and log it."""
+    log.warning("%s: %s", type(error).__name__, error)
+    return str(error)
 
 
 def _clinic(view: View, clinic_id: int) -> Clinic:

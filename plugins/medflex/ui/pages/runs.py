@@ -90,6 +90,8 @@ def run_page(
             mine = ledger.shard(run.run_key, shard)
             if mine is None:
                 raise view.not_found("run.unknown_shard", shard=str(shard))
+        if mine is None:
+            page = min(page, max(1, -(-run.shards // SHARDS_SHOWN)))
         context = _of_shard(ledger, run, mine) if mine else _of_run(ledger, run, page)
         size = BATCHES_SHOWN if mine else FIRST_BATCHES
         context["found_batches"] = ledger.batches(

@@ -28,13 +28,16 @@
   // Tells the server of another language or zone, and asks for the page once more if that changes it.
   const showChoices = () => {
     const { root: path, languages, zone: shownZone } = document.body.dataset;
-    const language = (stored("i18nextLng") ?? "").split("-")[0].toLowerCase();
+    const known = languages.split(" ");
+    const chosen = (stored("i18nextLng") ?? "").split("-")[0].toLowerCase();
+    // Of a language that the pages do not speak, they speak the first of theirs, and not the one chosen before.
+    const language = chosen && !known.includes(chosen) ? known[0] : chosen;
     let zone = (stored("timezone") ?? "").replaceAll('"', "");
     if (zone === "local") {
       zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
     }
     let changed = false;
-    if (languages.split(" ").includes(language) && language !== root.lang) {
+    if (language && language !== root.lang) {
       changed = cookie("medflex_language", language, path) || changed;
     }
     if (/^[A-Za-z0-9_+\/-]+$/.test(zone) && zone !== shownZone) {
