@@ -454,9 +454,11 @@ def render(figures: Figures, looked: Measured) -> str:
 def connections(slots: int, of_a_worker: int) -> int:
     """Connections to Postgres where a run may have so many tasks at a time, and a worker so many of all runs.
 
-    What is beside a run may send or withdraw as its loads do.
+    What is beside a run may send or withdraw as its loads do; each other task has one. And each process of a worker's
+    pool keeps one more, whatever it runs: Celery's, for how its tasks have ended.
     """
-    return LOAD_CONNECTIONS * (slots + BESIDE) + WORKERS * of_a_worker + OTHER_CONNECTIONS
+    tasks, loads = WORKERS * of_a_worker, slots + BESIDE
+    return LOAD_CONNECTIONS * loads + (tasks - loads) + tasks + OTHER_CONNECTIONS
 
 
 def _settings() -> list[str]:
@@ -468,6 +470,7 @@ def _settings() -> list[str]:
             of_a_worker,
             max(PARALLELISM, WORKERS * of_a_worker),
             max(DEPLOYED_CONNECTIONS, connections(slots, of_a_worker)),
+            WORKERS * of_a_worker,
         )
         rows.append(f"| {slots}{', as deployed' if slots == DEPLOYED_SLOTS else ''} | {' | '.join(map(str, values))} |")
     return [
@@ -476,24 +479,33 @@ def _settings() -> list[str]:
         f"Both deployments allow a run {DEPLOYED_SLOTS} slots. More are there only when all of these are set:",
         "",
         "| `AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG`: slots of a run | `AIRFLOW__CELERY__WORKER_CONCURRENCY` of each of"
-        f" {WORKERS} workers | `AIRFLOW__CORE__PARALLELISM` | `max_connections` of Postgres |",
-        "| ---: | ---: | ---: | ---: |",
+        f" {WORKERS} workers | `AIRFLOW__CORE__PARALLELISM` | `max_connections` of Postgres | heartbeats a second"
+        " that the api-servers take |",
+        "| ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
         f"- A worker takes {BESIDE} more at a time than a run may have, so that a withdrawal and a search for deleted"
         " rows find a place also while only one worker is left. Its memory grows with it.",
         f"- In all, no more tasks begin than `AIRFLOW__CORE__PARALLELISM` says (for each scheduler; {PARALLELISM} by"
         " default): as many as all workers take.",
-        f"- Connections (d): {LOAD_CONNECTIONS} × (slots + {BESIDE}) + {WORKERS} × concurrency + {OTHER_CONNECTIONS}. A"
-        f" load has up to {LOAD_CONNECTIONS}, every other task one, and Airflow's other parts and whoever looks at it"
-        f" {OTHER_CONNECTIONS}. On Kubernetes, where there are two api-servers and two triggerers, reckon with"
-        f" {2 * OTHER_CONNECTIONS} for these: from 16 slots on take {OTHER_CONNECTIONS} more than the last column"
-        " says.",
+        f"- Connections (d): {LOAD_CONNECTIONS} × (slots + {BESIDE}) + ({WORKERS} × concurrency − slots − {BESIDE}) +"
+        f" {WORKERS} × concurrency + {OTHER_CONNECTIONS}. A load has up to {LOAD_CONNECTIONS}, every other task one;"
+        " each process of a worker keeps one for how its tasks have ended (m: Celery 5.6.3, by its own code in three"
+        f" processes); and Airflow's other parts and whoever looks at it have {OTHER_CONNECTIONS}. On Kubernetes, where"
+        f" there are two api-servers and two triggerers, reckon with {2 * OTHER_CONNECTIONS} for these: from 16 slots"
+        f" on take {OTHER_CONNECTIONS} more than stands under `max_connections`.",
+        "- Heartbeats (d): each running task tells an api-server once a second that it lives"
+        " (`AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL` is 1), and each is a small transaction; a task that no api-server"
+        " hears of is ended. An api-server is one process (`AIRFLOW__API__WORKERS` is 1 by default), that is one core"
+        " at most, for these and for all that tasks and people ask. How many it takes was not measured, and the largest"
+        f" runs here had far fewer than {(SLOTS[-1] + BESIDE) * WORKERS}: watch its core and the time of its answers,"
+        " and give it more processes, or better more api-servers, before they are many more than as deployed. For each"
+        f" one more reckon with up to {OTHER_CONNECTIONS} connections more.",
         "",
         "With Docker Compose these are `AIRFLOW_MAX_ACTIVE_TASKS_PER_DAG`, `AIRFLOW_WORKER_CONCURRENCY`,"
-        " `AIRFLOW_PARALLELISM` and `POSTGRES_MAX_CONNECTIONS` in `.env`; on Kubernetes `env` and"
-        " `config.celery.worker_concurrency` in `deploy/helm/values.yaml`, with them the memory of"
-        " `workers.celery.resources`, and your Postgres.",
+        " `AIRFLOW_PARALLELISM`, `POSTGRES_MAX_CONNECTIONS` and `AIRFLOW_API_WORKERS` in `.env`, with them"
+        " `AIRFLOW_WORKER_MEMORY`; on Kubernetes `env`, `config.celery.worker_concurrency` and `apiServer.replicas` in"
+        " `deploy/helm/values.yaml`, with them the memory of `workers.celery.resources`, and your Postgres.",
         "",
     ]
 

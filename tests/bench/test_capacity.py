@@ -17,6 +17,7 @@ from bench.scale import CLINICS, EXPECTED_ROWS, OUTPUT, shard_tasks
 from medflex.airflow.hooks.medflex import MedflexSettings
 from medflex.domain.packing import MOST_OPEN
 from tests.airflow.dag_runs import dag
+from tests.deploy.compose import raw
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +151,18 @@ def test_what_moves_with_the_slots_is_told_for_each_number_of_them() -> None:
     section = text.partition("### What moves with the slots\n")[2].partition("\n## ")[0]
     rows = [list(map(int, re.findall(r"\d+", line))) for line in section.splitlines() if re.match(r"\| \d", line)]
     assert [row[0] for row in rows] == list(capacity.SLOTS)
-    for slots, of_a_worker, parallelism, lets_in in rows:
+    for slots, of_a_worker, parallelism, lets_in, heartbeats in rows:
         assert f" {slots} slots |" in text
         assert of_a_worker == slots + 2
         assert parallelism >= 2 * of_a_worker
-        assert lets_in >= connections(slots, of_a_worker) == 10 * (slots + 2) + 2 * of_a_worker + 50
+        # Loads, other tasks, and one more for each process of a worker, which Celery keeps whatever the process runs.
+        others = 2 * of_a_worker - (slots + 2)
+        assert lets_in >= connections(slots, of_a_worker) == 10 * (slots + 2) + others + 2 * of_a_worker + 50
+        assert heartbeats == 2 * of_a_worker
+    assert connections(64, 66) == 660 + 66 + 132 + 50
+    environment = raw()["services"]["airflow-api-server"]["environment"]
+    assert environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] == "1"
+    assert environment["AIRFLOW__API__WORKERS"] == "${AIRFLOW_API_WORKERS:-1}"
 
 
 def test_rate_and_batch_size_are_the_connections_defaults() -> None:

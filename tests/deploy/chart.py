@@ -53,9 +53,10 @@ def why_not() -> str | None:
 
 
 @cache
-def manifests() -> tuple[dict[str, Any], ...]:
-    """All that the chart renders, after it has judged the values by its schema."""
+def manifests(*settings: str) -> tuple[dict[str, Any], ...]:
+    """All that the chart renders, after it has judged the values by its schema. ``settings``: of ``--set``."""
     values = [word for name in ("values", "statsd") for word in ("--values", str(ROOT / f"deploy/helm/{name}.yaml"))]
+    values += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(
         ["helm", "template", RELEASE, os.environ["HELM_CHART"], "--namespace", NAMESPACE, *values],
         capture_output=True, text=True, check=False,

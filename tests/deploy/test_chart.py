@@ -87,7 +87,7 @@ def test_every_secret_is_one_that_the_page_makes() -> None:
                 asked.add((key["name"], key["key"]))
     assert asked == {*SECRETS, ("medflex-product", None), ("medflex-airflow-redis-password", "password")}
     for name, key in asked:
-        (file,) = re.findall(rf"generic {name} --from-env-file=(\S+)", PAGE)
+        (file,) = set(re.findall(rf"generic {name} --from-env-file=(\S+)", PAGE))
         assert key is None or f"| `{file}` | `{key}=" in PAGE
     for name in PRODUCT:
         assert f"`{name}`" in PAGE, name
@@ -107,6 +107,53 @@ def test_what_a_pod_is_told_reaches_every_part_of_airflow() -> None:
     for part in set(PARTS.values()):
         found_env = {item["name"]: item.get("value") for item in container(f"{RELEASE}-{part}", part)["env"]}
         assert ours.items() <= found_env.items(), part
+
+
+def test_certificates_are_in_every_part_of_airflow() -> None:
+    (mount,), images = VALUES["volumeMounts"], VALUES["images"]
+    with_image = {name: item for name, item in containers() if images["airflow"]["repository"] in item["image"]}
+    assert len(with_image) > len(set(PARTS.values()))
+    for name, item in with_image.items():
+        assert mount in item["volumeMounts"], name
+    for workload, pod in pods():
+        mounts = any(mount in item.get("volumeMounts", []) for item in pod["containers"])
+        assert not mounts or VALUES["volumes"][0] in pod["volumes"], workload
+
+
+def test_what_removes_old_logs_does_not_ask_the_database_for_it() -> None:
+    asks = {name: item for name, item in containers() if name.endswith("-log-groomer")}
+    assert len(asks) == 4
+    for name, item in asks.items():
+        assert {"name": "CONNECTION_CHECK_MAX_COUNT", "value": "0"} in item["env"], name
+
+
+def test_an_update_takes_workers_and_triggerers_one_after_another() -> None:
+    for part in ("worker", "triggerer"):
+        spec = chart.manifest("Deployment", f"{RELEASE}-{part}")["spec"]
+        assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+        assert spec["replicas"] > 1
+
+
+@pytest.mark.parametrize("path", ["", "/airflow"])
+def test_tasks_find_airflow_below_the_path_of_its_address(path: str) -> None:
+    """The chart takes the path from the address by itself, as docker-compose.yml cannot."""
+    made = chart.manifests(f"config.api.base_url=https://host{path}")
+    (config,) = [item for item in made if item["metadata"]["name"] == f"{RELEASE}-config"]
+    assert f"base_url = https://host{path}\n" in config["data"]["airflow.cfg"]
+    assert (
+        f"execution_api_server_url = http://{RELEASE}-api-server:8080{path}/execution/\n"
+        in config["data"]["airflow.cfg"]
+    )
+
+
+def test_all_of_airflow_is_what_the_page_stops() -> None:
+    (scaled,) = re.findall(r"scale deployment ((?:\S+ )+)--replicas=0", PAGE)
+    (waited,) = re.findall(r"component in \(([^)]*)\)", PAGE)
+    parts = {f"{RELEASE}-{part}" for part in PARTS.values()}
+    assert set(scaled.split()) == {f"{RELEASE}-{part}" for part in waited.split(", ")} == parts
+    for part in parts:
+        labels = chart.manifest("Deployment", part)["spec"]["template"]["metadata"]["labels"]
+        assert f"{RELEASE}-{labels['component']}" == part
 
 
 # -- the parts, started ----------------------------------------------------------------------------------------------

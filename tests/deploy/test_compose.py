@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import yaml
+from cryptography.fernet import Fernet
 
 from bench import capacity
 from medflex.ledger.migrate import migrate
 from sandbox.containers import fill
 from sandbox.medflex.process import MedflexProcess
 from sandbox.medlock import LOGINS
-from sandbox.postgres import Cluster, binaries
+from sandbox.postgres import Cluster, binaries, free_port
 from sandbox.stack import Stack, stack_environment
 from scripts import new_env
 from tests.deploy import chart
@@ -113,19 +114,28 @@ def test_airflow_waits_for_both_migrations_and_for_the_buckets(name: str) -> Non
     done = {other for other, how in needs.items() if how["condition"] == "service_completed_successfully"}
     assert done == {"airflow-migrate", "ledger-migrate", "storage-buckets"}
     assert {"postgres", "redis"} <= {other for other, how in needs.items() if how["condition"] == "service_healthy"}
-    # Withdrawals and alerts need no object store, so Airflow is started without one, too; and without nothing else.
-    assert {other for other, how in needs.items() if not how.get("required", True)} == {"storage-buckets"}
+    # Withdrawals and alerts need no object store, so Airflow is started without one, too, and without a profile's
+    # metrics; and without nothing else.
+    assert {other for other, how in needs.items() if not how.get("required", True)} == {"storage-buckets", "statsd"}
+
+
+@pytest.mark.parametrize("name", sorted(PARTS | {"airflow-clean"}))
+def test_metrics_are_there_before_airflow_which_looks_once(name: str) -> None:
+    # Only begun: what is unhealthy there must not keep Airflow, and withdrawals with it, from starting.
+    assert SERVICES[name]["depends_on"]["statsd"] == {"condition": "service_started", "required": False}
+    assert SERVICES["airflow-scheduler"]["environment"]["AIRFLOW__METRICS__STATSD_HOST"] == "statsd"
 
 
 def test_what_is_waited_for_can_become_what_is_waited_for() -> None:
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
             becomes = "service_completed_successfully" if other in ONCE else "service_healthy"
-            # The buckets' service waits by itself, and not for ever.
-            waits = (name, other) == ("storage-buckets", "storage")
+            # The buckets' service waits by itself, and not for ever; of statsd Airflow needs the name.
+            waits = (name, other) == ("storage-buckets", "storage") or other == "statsd"
             assert how["condition"] == ("service_started" if waits else becomes)
             # A profile that is off must not keep others from starting.
-            assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), (name, other)
+            same = set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", []))
+            assert same or not how.get("required", True), (name, other)
 
 
 class AbortedError(Exception):
@@ -136,7 +146,8 @@ def started(broken: dict[str, str]) -> set[str]:
     """The services that ``docker compose up`` starts, as Compose does it (``pkg/compose``, alike from 2.24 to 5.5).
 
     A service is started after all that it depends on, required or not. Where one of these is unhealthy or fails, it is
-    an error of the whole command if it is required, and a warning if it is not.
+    an error of the whole command if it is required, and a warning if it is not. What is not required and of a profile
+    that is off is passed over.
 
     Args:
         broken: service -> ``unhealthy``, ``fails`` (ends with another code than 0), or ``loops``: it starts over and
@@ -156,7 +167,13 @@ def started(broken: dict[str, str]) -> set[str]:
         return True
 
     while True:
-        needs = {name: SERVICES[name].get("depends_on", {}) for name in waiting}
+        needs = {
+            name: {
+                other: how for other, how in SERVICES[name].get("depends_on", {}).items()
+                if how.get("required", True) or "profiles" not in SERVICES[other]
+            }
+            for name in waiting
+        }  # fmt: skip
         ready = {
             name for name in waiting
             if needs[name].keys() <= found and all(goes_on(other, how) for other, how in needs[name].items())
@@ -243,11 +260,52 @@ def test_every_folder_that_is_kept_is_a_volume_and_every_file_exists() -> None:
             source, target, *mode = volume.split(":")
             assert target.startswith("/")
             if source.startswith("./"):
-                assert (ROOT / source).is_file(), source
+                assert (ROOT / source).exists(), source
                 assert mode == ["ro"]
             else:
                 used.add(source)
     assert used == set(volumes)
+
+
+def test_a_file_that_a_running_container_reads_again_is_not_mounted_by_itself() -> None:
+    """Of a file alone it keeps the one that was there at its start: a checkout writes a new one in its place."""
+    sources = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    alone = {source.removeprefix("./deploy/") for source in sources if (ROOT / source).is_file()}
+    assert alone == {"postgres/init.sh", "demo/medlock.sh", "storage/expire.sh", "statsd/mapping.yml"}
+
+
+def test_scripts_for_a_person_lie_where_the_documents_say() -> None:
+    folders = {
+        name: dict(reversed(volume.split(":")[:2]) for volume in SERVICES[name]["volumes"])
+        for name in ("postgres", "airflow-clean")
+    }
+    texts = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("deployment", "runbook"))
+    restored = re.findall(r"(/\S*)/restore\.sh (?:ledger|airflow)\b", texts)
+    assert len(restored) >= 4
+    for target in restored:
+        assert (ROOT / folders["postgres"][target] / "restore.sh").is_file()
+    (target,) = re.findall(r"bash (/\S+)/clean\.sh", str(SERVICES["airflow-clean"]["command"]))
+    assert (ROOT / folders["airflow-clean"][target] / "clean.sh").is_file()
+
+
+def test_every_part_of_airflow_sees_the_certificates_that_the_documents_name() -> None:
+    texts = EXAMPLE + (ROOT / "docs/deployment.md").read_text()
+    named = set(re.findall(r"(?<![\w.])(/\w+)/\w+\.pem", texts))
+    assert len(named) == 1
+    assert {"sslrootcert", "ca_bundle"} <= set(re.findall(r"(sslrootcert|ca_bundle)\W+\w+/\w+\.pem", texts))
+    with_image = {name for name, service in SERVICES.items() if "MEDFLEX_IMAGE" in service["image"]}
+    assert with_image == PARTS | {
+        "airflow-clean",
+        "airflow-cli",
+        "airflow-migrate",
+        "ledger-migrate",
+        "storage-buckets",
+    }
+    for name in with_image:
+        assert {f"./deploy/certs:{folder}:ro" for folder in named} <= set(SERVICES[name]["volumes"]), name
+    # A clone has the folder, or Docker would make one that is root's; what lies in it is nobody's but this machine's.
+    assert {path.name for path in (ROOT / "deploy/certs").glob("*.md")} == {"README.md"}
+    assert (ROOT / "deploy/certs/.gitignore").read_text().splitlines() == ["*", "!.gitignore", "!README.md"]
 
 
 def test_commands_are_those_of_airflow_and_of_the_product() -> None:
@@ -307,7 +365,8 @@ def test_nothing_that_looks_like_a_secret_is_written_down() -> None:
 def test_every_variable_is_in_the_example_and_the_other_way_round() -> None:
     in_example = re.findall(r"^#?([A-Z_]+)=", EXAMPLE, flags=re.MULTILINE)
     assert len(in_example) == len(set(in_example))
-    assert set(in_example) == set(variables())
+    # One is read by Compose itself.
+    assert set(in_example) == {*variables(), "COMPOSE_PROFILES"}
     # An empty value would not be the default, so these are commented out.
     assert set(re.findall(r"^#([A-Z_]+)=", EXAMPLE, flags=re.MULTILINE)) == OPTIONAL
 
@@ -364,8 +423,60 @@ def test_every_part_of_airflow_has_the_same_settings(tree: dict[str, Any]) -> No
     ):  # fmt: skip
         assert shared[name], name
     assert shared["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
-    address = urlsplit(shared["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"])
-    assert (address.hostname, address.port, address.path) == ("airflow-api-server", 8080, "/execution/")
+
+
+@pytest.mark.parametrize("path", ["", "/airflow"])
+def test_tasks_find_airflow_below_the_path_of_its_address(demo: dict[str, str], path: str) -> None:
+    service = interpolated(demo | {"AIRFLOW_BASE_URL": "https://host", "AIRFLOW_BASE_PATH": path})
+    environment = service["services"]["airflow-worker-1"]["environment"]
+    assert environment["AIRFLOW__API__BASE_URL"] == f"https://host{path}"
+    address = urlsplit(environment["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"])
+    assert (address.hostname, address.port, address.path) == ("airflow-api-server", 8080, f"{path}/execution/")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("url", "path", "healthy"),
+    [
+        ("http://host", "", True),
+        ("https://host", "/airflow", True),
+        # A path where none belongs: the rest of the api-server looks well, and no task would run.
+        ("https://host/airflow", "", False),
+        ("http://host/", "/airflow", False),
+    ],
+)
+def test_the_api_server_is_healthy_only_where_tasks_find_it(tmp_path: Path, url: str, path: str, healthy: bool) -> None:
+    service = interpolated(
+        {**dict.fromkeys(SECRETS, "x"), "AIRFLOW_BASE_URL": url, "AIRFLOW_BASE_PATH": path}
+    )["services"]["airflow-api-server"]  # fmt: skip
+    port = str(free_port())
+    wanted = ("AIRFLOW__API__BASE_URL", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL")
+    addresses = {
+        name: service["environment"][name].replace("airflow-api-server:8080", f"127.0.0.1:{port}") for name in wanted
+    }
+    environment = airflow_environment(tmp_path, f"sqlite:///{tmp_path}/airflow.db", Fernet.generate_key().decode())
+    environment |= {"AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__API__PORT": port, **addresses}
+
+    def run(*words: str) -> int:
+        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, check=False).returncode
+
+    assert run("airflow", "db", "migrate") == 0
+    _, command = service["healthcheck"]["test"]
+    database, tasks = command.replace("localhost:8080", f"127.0.0.1:{port}").split(" && ")
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(["airflow", "api-server"], env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        wait_for("the database is told of", lambda: run("sh", "-c", database) == 0, 90)
+        both = f"{database} && {tasks}"
+        if healthy:
+            wait_for("tasks find it", lambda: run("sh", "-c", both) == 0, 90)
+        else:
+            # Not only at its first look, which is slow.
+            assert all(run("sh", "-c", both) != 0 for _ in range(3))
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def test_every_setting_that_the_documents_name_reaches_airflow() -> None:
@@ -413,7 +524,7 @@ def test_what_the_stack_sets_for_a_reason_is_set_here_too(tmp_path: Path) -> Non
     of_the_machine = {
         "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
-        "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT", "AIRFLOW__API__WORKERS",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL",
         "AIRFLOW__SCHEDULER__MP_START_METHOD", "AIRFLOW__CORE__MP_FORKSERVER_PRELOAD",
     }  # fmt: skip
@@ -682,6 +793,161 @@ def test_the_runbooks_way_to_the_ledger_leads_there(tmp_path: Path) -> None:
         assert b"ledger       |     2" in done.stdout
 
 
+def test_the_runbooks_way_to_the_ledger_on_kubernetes_shows_nobody_its_password(tmp_path: Path) -> None:
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    (command,) = re.findall(r"^kubectl \S+ \S+ exec -it deploy/\S+ -- (.*psql.*)$", runbook, flags=re.MULTILINE)
+    # What others see of a process, and then the real one.
+    shown = tmp_path / "psql"
+    shown.write_text(
+        f'#!/bin/sh\ntr "\\0" " " < /proc/$$/cmdline >> {tmp_path}/seen\nexec {binaries() / "psql"} "$@"\n'
+    )
+    shown.chmod(0o755)
+    with ledger_with_backup(tmp_path) as (server, _, _):
+        (kept,) = re.findall(
+            r"^AIRFLOW_CONN_MEDFLEX_LEDGER=(.*)$", (ROOT / "docs/deployment.md").read_text(), flags=re.MULTILINE
+        )
+        # As the page has it, but for TLS, which this server has not.
+        address = kept.partition("?")[0].replace("VALUE@HOST", f"for-nobodys-eyes@127.0.0.1:{server.port}")
+        environment = {
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "AIRFLOW_CONN_MEDFLEX_LEDGER": address,
+        }
+        with server.connect() as connection:
+            connection.execute("ALTER ROLE ledger PASSWORD 'for-nobodys-eyes'")
+        asked = b"SELECT current_user, count(*) FROM ledger.watch"
+        done = subprocess.run(["sh", "-c", command], input=asked, env=environment, capture_output=True, check=False)
+        assert b"ledger       |     2" in done.stdout, done.stderr
+    assert "for-nobodys-eyes" not in (tmp_path / "seen").read_text()
+
+
+def test_the_fernet_key_is_told_of_as_one_to_keep() -> None:
+    """Whoever takes it for the key of a few connections loses the watch for refusals with it."""
+    from airflow.cli.cli_parser import get_parser
+
+    page = (ROOT / "docs/deployment.md").read_text()
+    (in_example,) = re.findall(r"((?:^# .*\n)+)^AIRFLOW_FERNET_KEY=", EXAMPLE, flags=re.MULTILINE)
+    (row,) = re.findall(r"^\| `AIRFLOW_FERNET_KEY` \|.*$", page, flags=re.MULTILINE)
+    for text in (in_example, row):
+        assert "watch for refusals" in text
+        assert "no triggerer runs" in text
+    for command in ("airflow-cli airflow", "deploy/medflex-api-server -- airflow"):
+        (words,) = re.findall(rf"{command} (rotate-\S+?)`?$", page, flags=re.MULTILINE)
+        get_parser().parse_args([words])
+    kept = page.partition("## Back up and restore")[2].partition("\n## ")[0]
+    assert {"`AIRFLOW_FERNET_KEY`", "`MEDFLEX_DIGEST_KEY`"} <= set(re.findall(r"`\w+_KEY`", kept))
+
+
+def airflow_environment(folder: Path, database: str, key: str) -> dict[str, str]:
+    """Of an Airflow of its own with the product, in ``folder``: as far as the compose file's matters here."""
+    return {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(folder),
+        "AIRFLOW_HOME": str(folder / "home"),
+        "PYTHONPATH": str(ROOT / "plugins"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__FERNET_KEY": key,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+        "AIRFLOW__API_AUTH__JWT_SECRET": "x" * 64,
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "0",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+# A task that waits for its instant, as shard.wait_for_activation does.
+WAITS = """
+import datetime as dt
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.trigger import Trigger
+from airflow.providers.standard.triggers.temporal import DateTimeTrigger
+from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+now = dt.datetime.now(dt.UTC)
+with create_session() as session:
+    dag = SerializedDagModel.get("medflex_withdraw", session=session).dag
+    run = dag.create_dagrun(
+        run_id="waits", logical_date=now, run_after=now, run_type=DagRunType.MANUAL, state="running",
+        triggered_by=DagRunTriggeredByType.TEST, session=session,
+    )
+    trigger = Trigger.from_object(DateTimeTrigger(moment=now + dt.timedelta(hours=9)))
+    session.add(trigger)
+    session.flush()
+    task = run.get_task_instance("withdraw_revoked_now", session=session)
+    task.state, task.trigger_id, task.next_method = "deferred", trigger.id, "execute"
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_the_triggerer_runs_again_with_another_key_by_the_runbooks_way_and_after_a_rotation(tmp_path: Path) -> None:
+    """Airflow encrypts what its triggers are made with: with another key no triggerer runs, for none of them."""
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    (way,) = re.findall(
+        r"^docker compose exec -T postgres sh -c '([^']*)' <<'SQL'\n(.*?)^SQL$", runbook, flags=re.MULTILINE | re.DOTALL
+    )
+    server = Cluster(tmp_path / "pg", durable=False)
+    server.start()
+    run_script(server, "deploy/postgres/init.sh", POSTGRES_AIRFLOW_PASSWORD="a", POSTGRES_LEDGER_PASSWORD="l")
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags/medflex_withdraw.py").write_text((ROOT / "dags/medflex_withdraw.py").read_text())
+    lost, new, newer = (Fernet.generate_key().decode() for _ in range(3))
+
+    def run(key: str, *words: str, seconds: float = 120) -> tuple[bool, str]:
+        """Whether it ended by itself, and what it said."""
+        environment = airflow_environment(tmp_path, server.uri("airflow", "airflow", "a", "psycopg2"), key)
+        with (tmp_path / "said").open("w") as said, subprocess.Popen(
+            words, env=environment, cwd=tmp_path, stdout=said, stderr=said
+        ) as process:  # fmt: skip
+            try:
+                ended = process.wait(seconds) is not None
+            except subprocess.TimeoutExpired:
+                ended = False
+                process.terminate()
+        return ended, (tmp_path / "said").read_text()
+
+    def look(sql: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(server.uri("airflow")) as airflow:
+            return airflow.execute(sql.encode()).fetchall()
+
+    triggerer, reads = ("airflow", "triggerer", "--skip-serve-logs"), ("airflow", "dag-processor", "--num-runs")
+    waiting = "SELECT state, trigger_id IS NULL FROM task_instance WHERE task_id = 'withdraw_revoked_now'"
+    watched = "SELECT count(*) FROM asset_watcher JOIN trigger ON trigger.id = trigger_id WHERE kwargs <> '{}'"
+    try:
+        run(lost, "airflow", "db", "migrate")
+        run(lost, *reads, "2")
+        run(lost, sys.executable, "-c", WAITS)
+        assert look("SELECT count(*) FROM trigger") == [(2,)]
+        ended, said = run(new, *triggerer)
+        assert ended
+        assert "InvalidToken" in said
+        assert "InvalidToken" in run(new, *reads, "1")[1]
+
+        environment = {
+            "PATH": f"{binaries()}:/usr/bin:/bin", "PGPORT": str(server.port), "POSTGRES_AIRFLOW_PASSWORD": "a",
+        }  # fmt: skip
+        subprocess.run(["sh", "-c", way[0]], input=way[1], env=environment, text=True, capture_output=True, check=True)
+        assert "InvalidToken" not in run(new, *reads, "1")[1]
+        ended, said = run(new, *triggerer, seconds=20)
+        assert not ended
+        assert "InvalidToken" not in said
+        # The watch is made anew; what waited goes on as a failed attempt, and its run is still there.
+        assert look(watched) == [(1,)]
+        assert look(waiting) == [("scheduled", True)]
+
+        run(f"{newer},{new}", "airflow", "rotate-fernet-key")
+        ended, said = run(newer, *triggerer, seconds=20)
+        assert not ended
+        assert "InvalidToken" not in said + run(newer, *reads, "1")[1]
+        assert look(watched) == [(1,)]
+    finally:
+        server.remove()
+
+
 def test_the_documents_commands_name_services_and_parts_that_there_are() -> None:
     text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("runbook", "deployment"))
     services = set(re.findall(r"docker compose (?:exec(?: -T)?|run --rm) ([a-z-]+)", text))
@@ -752,7 +1018,7 @@ def test_the_sandbox_serves_others_its_contract_and_nobody_its_control(tmp_path:
 
 def test_the_page_about_it_tells_of_every_variable_and_service() -> None:
     page = (ROOT / "docs/deployment.md").read_text()
-    for name in [*variables(), *SERVICES]:
+    for name in [*variables(), *SERVICES, "COMPOSE_PROFILES"]:
         assert f"`{name}`" in page, name
 
 
@@ -784,6 +1050,20 @@ def test_a_large_run_has_the_slots_and_the_connections_that_the_plan_counts_on()
     assert capacity.connections(loads, of_a_worker) <= capacity.DEPLOYED_CONNECTIONS
     more = interpolated({**dict.fromkeys(SECRETS, "x"), "POSTGRES_MAX_CONNECTIONS": "900"})
     assert "max_connections=900" in more["services"]["postgres"]["command"]
+
+
+def test_a_worker_takes_no_more_memory_than_with_helm_and_goes_before_postgres() -> None:
+    limit = yaml.safe_load((ROOT / "deploy/helm/values.yaml").read_text())["workers"]["celery"]["resources"]["limits"]
+    services = with_defaults()["services"]
+    more = interpolated({**dict.fromkeys(SECRETS, "x"), "AIRFLOW_WORKER_MEMORY": "12g"})["services"]
+    for name in WORKERS:
+        # The same unit: 2 to the power of 30.
+        assert services[name]["mem_limit"] == limit["memory"].replace("Gi", "g") == "6g"
+        assert more[name]["mem_limit"] == "12g"
+        # Where the machine runs short, the kernel ends what has most, and this much more; a task is tried again.
+        assert services[name]["oom_score_adj"] > max(
+            service.get("oom_score_adj", 0) for other, service in services.items() if other not in WORKERS
+        )
 
 
 def test_postgres_keeps_more_in_memory_than_its_own_default_and_as_much_as_one_says() -> None:

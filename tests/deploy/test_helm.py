@@ -25,8 +25,10 @@ images.airflow.repository images.airflow.tag images.redis.repository images.redi
 images.statsd.repository images.statsd.tag
 securityContexts.pod securityContexts.containers
 data.metadataSecretName data.brokerUrlSecretName fernetKeySecretName apiSecretKeySecretName jwtSecretName
-extraEnvFrom env config
+extraEnvFrom env config volumes volumeMounts
 workers.celery.replicas workers.celery.resources workers.celery.terminationGracePeriodSeconds
+workers.celery.strategy.rollingUpdate.maxSurge workers.celery.strategy.rollingUpdate.maxUnavailable
+triggerer.strategy.rollingUpdate.maxSurge triggerer.strategy.rollingUpdate.maxUnavailable
 workers.celery.persistence.enabled workers.celery.podDisruptionBudget.enabled
 workers.celery.podDisruptionBudget.config.maxUnavailable
 scheduler.replicas scheduler.resources
@@ -44,6 +46,8 @@ statsd.serviceAccount.automountServiceAccountToken
 workers.celery.logGroomerSidecar.requirePersistence workers.celery.logGroomerSidecar.resources
 scheduler.startupProbe.failureThreshold scheduler.livenessProbe.timeoutSeconds
 dagProcessor.livenessProbe.timeoutSeconds triggerer.livenessProbe.timeoutSeconds
+workers.celery.logGroomerSidecar.env scheduler.logGroomerSidecar.env dagProcessor.logGroomerSidecar.env
+triggerer.logGroomerSidecar.env
 scheduler.logGroomerSidecar.resources dagProcessor.logGroomerSidecar.resources triggerer.logGroomerSidecar.resources
 redis.enabled redis.passwordSecretName redis.uid redis.resources
 redis.persistence.enabled redis.persistence.size redis.securityContexts.pod redis.securityContexts.container
@@ -140,6 +144,51 @@ def test_each_part_says_what_it_needs(name: str) -> None:
     part = VALUES["workers"]["celery"] if name == "celery" else VALUES[name]
     assert part["resources"]["requests"].keys() == {"cpu", "memory"}
     assert "memory" in part["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", ["celery", "scheduler", "dagProcessor", "triggerer"])
+def test_what_removes_old_logs_does_not_ask_the_database_for_it(name: str) -> None:
+    """The image's start would run Airflow for that, which needs as much memory as the container may have."""
+    sidecar = (VALUES["workers"]["celery"] if name == "celery" else VALUES[name])["logGroomerSidecar"]
+    assert sidecar["env"] == [{"name": "CONNECTION_CHECK_MAX_COUNT", "value": "0"}]
+
+
+def test_an_update_needs_no_room_for_more_workers_and_triggerers_and_leaves_one_of_each() -> None:
+    for part in (VALUES["workers"]["celery"], VALUES["triggerer"]):
+        assert part["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+        assert part["replicas"] > 1
+
+
+def test_certificates_are_where_compose_has_them_and_may_be_missing() -> None:
+    (volume,), (mount,) = VALUES["volumes"], VALUES["volumeMounts"]
+    assert volume == {"name": mount["name"], "configMap": {"name": "medflex-certs", "optional": True}}
+    assert mount["readOnly"] is True
+    assert f"./deploy/certs:{mount['mountPath']}:ro" in raw()["services"]["airflow-worker-1"]["volumes"]
+    page = (ROOT / "docs/deployment.md").read_text()
+    (made,) = re.findall(r"create configmap medflex-certs (.*)$", page, flags=re.MULTILINE)
+    named = set(re.findall(rf"{mount['mountPath']}/(\w+\.pem)", page))
+    assert named == set(re.findall(r"--from-file=(\S+)", made))
+
+
+def test_the_address_of_airflows_database_is_one_that_both_of_its_drivers_take() -> None:
+    from sqlalchemy.dialects.postgresql import asyncpg
+    from sqlalchemy.engine import make_url
+
+    page = (ROOT / "docs/deployment.md").read_text()
+    (address,) = re.findall(r"`connection=(postgresql\+psycopg2:\S+)`", page)
+    second: Any = asyncpg
+    _, parameters = second.dialect().create_connect_args(make_url(address.replace("psycopg2", "asyncpg")))
+    assert parameters.keys() == {"host", "user", "password", "database"}
+    assert address.count("@") == 1
+    # libpq and asyncpg read these alike.
+    assert {"PGSSLMODE", "PGSSLROOTCERT"} <= set(re.findall(r"^(PG[A-Z]+)=", page, flags=re.MULTILINE))
+
+
+def test_helm_waits_for_a_migration_longer_than_it_would_by_itself() -> None:
+    page = (ROOT / "docs/deployment.md").read_text()
+    lines = re.findall(r"^(?:# +)?helm upgrade --install .*$", page + TEXT, flags=re.MULTILINE)
+    assert len(lines) == 2
+    assert all(" --timeout 30m " in line for line in lines)
 
 
 def test_the_ledger_is_migrated_before_airflow_and_stops_it_by_failing() -> None:
