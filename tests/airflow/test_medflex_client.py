@@ -38,7 +38,7 @@ from medflex.airflow.hooks.medflex import (
     retry_after,
     settings_of,
 )
-from medflex.errors import ConfigurationError, MedflexContractError, MedflexRefusedError
+from medflex.errors import ActionsUnreadableError, ConfigurationError, MedflexContractError, MedflexRefusedError
 from sandbox.medflex.process import MedflexProcess
 from sandbox.postgres import free_port
 from tests.sandbox.medflex.helpers import CLINICS, LPU, record, withdrawal
@@ -531,6 +531,51 @@ def test_what_is_visible_comes_page_by_page(medflex: MedflexProcess, monkeypatch
 def test_a_page_that_cannot_be_read_is_unknown(body: Any) -> None:
     with serving(reply(200, body)) as server, pytest.raises(UnknownOutcomeError, match="an unreadable page"):
         list(client(server.url).visible(LPU))
+
+
+UNREADABLE = {
+    "half of a surrogate pair": b'"\\ud800"',
+    "an integer that nobody reads": b"1" * 5000,
+    "a number beyond all": b"1e400",
+    "what is no number": b"[NaN, Infinity, -Infinity]",
+    "a byte that is no text": b'"\xff"',
+}
+
+
+def action_page(value: bytes, cursor: bytes = b'"c"') -> bytes:
+    """Return a page of two entries; the first one has this value as JSON in an unknown field."""
+    entries = b'[{"id": "x", "value": ' + value + b'}, {"id": 9223372036854775807}]'
+    return b'{"links": {"next": null}, "count": 2, "cursor": ' + cursor + b', "data": ' + entries + b"}"
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_value_that_cannot_be_read_hides_no_other_action(name: str) -> None:
+    with serving(reply(200, action_page(UNREADABLE[name]))) as server:
+        page = client(server.url).actions(None)
+    assert [item["id"] for item in page.items] == ["x", 2**63 - 1]
+    assert page.cursor == "c"
+
+
+def test_a_page_of_actions_that_is_nested_too_deeply_is_told() -> None:
+    with (
+        serving(reply(200, action_page(b"[" * 100_000 + b"]" * 100_000))) as server,
+        pytest.raises(ActionsUnreadableError, match="nested too deeply") as caught,
+    ):
+        client(server.url).actions(None)
+    assert str(caught.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("body", [b"", b'{"data": [', b"<html>", b"\xff"])
+def test_a_page_of_actions_that_is_no_json_says_so(body: bytes) -> None:
+    with serving(reply(200, body)) as server, pytest.raises(UnknownOutcomeError, match="actions that is no JSON"):
+        client(server.url).actions(None)
+
+
+@pytest.mark.parametrize("cursor", [b'"\\u0000a"', b'"\\ud800"', b'"a\\n"', b'"\xd0\xb0"', b'""', b"7", b"null"])
+def test_a_cursor_that_nobody_can_keep_is_an_unreadable_page(cursor: bytes) -> None:
+    page = action_page(b"1", cursor)
+    with serving(reply(200, page)) as server, pytest.raises(UnknownOutcomeError, match="an unreadable page"):
+        client(server.url).actions(None)
 
 
 # -- Retry-After -------------------------------------------------------------------------------------------------------

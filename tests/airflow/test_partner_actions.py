@@ -136,13 +136,15 @@ def now_is(status: str) -> str:
     return SET.format(f"status = '{status}'")
 
 
-def another(start: str, status: str = "'confirmed'", doctor: str = "{d}", patient: str = "{c} * 10 + 5") -> str:
-    """Return SQL that books another appointment of half an hour."""
+def another(
+    start: str, status: str = "'confirmed'", doctor: str = "{d}", patient: str = "{c} * 10 + 5", after: str = "'30 min'"
+) -> str:
+    """Return SQL that books another appointment, which ends so long ``after`` its start."""
     time = f"'{instant(at(start)).isoformat()}'::timestamptz"
     return (
         "INSERT INTO medlock.appointment (id, clinic_id, patient_id, doctor_id, starts_at, ends_at, status,"
         " is_anonymous, entry, created_at, updated_at)"
-        f" VALUES ({{c}} * 100 + 9, {{c}}, {patient}, {doctor}, {time}, {time} + interval '30 minutes', {status},"
+        f" VALUES ({{c}} * 100 + 9, {{c}}, {patient}, {doctor}, {time}, {time} + {after}::interval, {status},"
         " false, 'direct', now(), now())"
     )
 
@@ -198,7 +200,17 @@ CASES = [
         "unreadable scenarios",
         tuple(
             Act(NOTIFICATION, R.MALFORMED, {"scenario": scenario})
-            for scenario in (..., None, "", "Евлампия, перезвоните 9951234567", "a" * 65, "greeting\n", 7, "\x00")
+            for scenario in (
+                ...,
+                None,
+                "",
+                "Евлампия, перезвоните 9951234567",
+                "a" * 65,
+                "greeting\n",
+                7,
+                "\x00",
+                "e_79951234567",
+            )
         ),
     ),
     Case("no such type", tuple(Act(CONFIRM, R.MALFORMED, {"type": type_}) for type_ in ("delete", None, [], ...))),
@@ -442,6 +454,22 @@ CASES = [
     *(
         to("17:00", "17:30", R.SLOT_TAKEN, another("17:15", status), name=[f"taken: {status}"])
         for status in ("'completed'", "'arrived'", "'lost'", "NULL", "'unconfirmed'")
+    ),
+    *(
+        to(start, end, ruling, another("17:15", after=after), name=[f"beside one that ends {after} behind its start"])
+        for after in ("NULL", "'0'", "'-1 h'", "'-infinity'", "'infinity'")
+        for start, end, ruling in (
+            ("17:00", "17:30", R.SLOT_TAKEN),
+            ("17:15", "17:30", R.SLOT_TAKEN),
+            ("17:00", "17:15", R.DONE),
+        )
+    ),
+    *(
+        to("17:16", "17:30", R.DONE, another("17:15", after=after), name=[f"behind one that ends {after} behind it"])
+        for after in ("NULL", "'0'", "'-1 h'")
+    ),
+    to(
+        "17:00", "17:30", R.PATIENT_BUSY, another("17:15", doctor="{d} + 1", patient="{p}", after="NULL"), name=["open"]
     ),
     to("14:00", "14:30", R.SLOT_TAKEN, another("14:00"), name=["patient busy, too"]),
     to("14:00", "14:30", R.PATIENT_BUSY),

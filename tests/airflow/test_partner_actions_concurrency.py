@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -26,6 +27,7 @@ from tests.airflow.acting import (
     found,
     instant,
     journal,
+    moment,
     read,
     row,
     send,
@@ -180,6 +182,90 @@ def test_who_is_held_up_too_long_waits_with_all_behind_it_and_holds_up_nobody_el
     assert [ruled(clinics)[id_] for id_ in (first, second, third)] == [Ruling.DONE, Ruling.RECORDED, Ruling.DONE]
     assert effects(clinics) == {101: 2, 201: 1, 301: 1}
     assert answer(clinics).answers == {"taken": 3}
+
+
+def test_a_clinic_that_holds_many_appointments_is_waited_for_once(
+    clinics: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medlock_actions, "LOCK_SECONDS", 1)
+    ids = ask(
+        clinics,
+        *(wish(1, "notification", appointment_id=100 + n) for n in (1, 2, 3)),
+        *(wish(1, "confirm", appointment_id=102) for _ in range(3)),
+        wish(2, "confirm"),
+    )
+    timeouts: list[str] = []
+    original = ActionTransaction._run
+
+    def noting(self: ActionTransaction, name: str, **parameters: Any) -> None:
+        if name == "lock_appointment":
+            timeouts.extend(self._cursor.execute("SHOW lock_timeout").fetchone() or ())
+        original(self, name, **parameters)
+
+    monkeypatch.setattr(ActionTransaction, "_run", noting)
+    with psycopg.connect(clinics.medlock) as connection:
+        connection.execute(b"SELECT FROM medlock.appointment WHERE clinic_id = 1 FOR UPDATE")
+        applied = apply(clinics)
+    assert applied.waiting == 6
+    assert [ruled(clinics)[id_] for id_ in ids] == [None] * 6 + ["done"]
+    # Each appointment is still tried, and other clinics are waited for as ever.
+    assert sorted(timeouts) == ["10ms", "10ms", "1s", "1s"]
+
+
+def test_what_cannot_change_an_appointment_is_prepared_together(
+    clinics: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever tells of a hundred notifications about one appointment has each prepared by itself."""
+    kinds = ("notification",) * 4 + ("confirm",) + ("notification",) * 3 + ("cancel", "notification")
+    odd = wish(1, "cancel", base_version=None)
+    ids = clinics.control.add_actions([*(wish(1, kind) for kind in kinds), odd, wish(2, "confirm")], unchecked=True)
+    read(clinics)
+    prepared: list[int] = []
+    original = MedlockActions.clinics_of
+
+    def noting(self: MedlockActions, lpu_ids: Any) -> Any:
+        prepared.append(len(lpu_ids))
+        return original(self, lpu_ids)
+
+    monkeypatch.setattr(MedlockActions, "clinics_of", noting)
+    apply(clinics)
+    assert len(prepared) == 3
+    rulings = [{"notification": "recorded"}.get(kind, "done") for kind in kinds]
+    assert [ruled(clinics)[id_] for id_ in ids] == [*rulings, "malformed", "done"]
+    order = clinics.read(
+        "SELECT action_id::text FROM medlock.partner_action WHERE appointment_id = 101 ORDER BY decided_at"
+    )
+    assert [id_ for (id_,) in order if id_ in ids[: len(kinds)]] == ids[: len(kinds)]
+
+
+def test_a_partner_that_never_saw_an_appointment_learns_nothing_by_waiting(
+    clinics: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medlock_actions, "LOCK_SECONDS", 0.2)
+    held = wish(1, "confirm")
+    strangers = [
+        wish(1, "confirm", partner_id=999),
+        wish(1, "confirm", partner_id=999, appointment_id=199),
+        wish(1, "cancel", partner_id=999, base_version=None),
+        wish(2, "confirm", appointment_id=101),
+        wish(1, "confirm", created_at=moment(days=401)),
+        wish(1, "confirm", lpu_id=999),
+    ]
+    own = wish(1, "notification", partner_id=SECOND)
+    clinics.control.add_actions([strangers[0] | {"id": str(uuid4())}, held, *strangers, own], unchecked=True)
+    read(clinics)
+    with psycopg.connect(clinics.medlock) as connection:
+        connection.execute(b"SELECT FROM medlock.appointment WHERE id = 101 FOR UPDATE")
+        assert apply(clinics).waiting == 2
+        answer(clinics)
+    rulings = ruled(clinics)
+    assert (rulings[held["id"]], rulings[own["id"]]) == (None, None)
+    assert [rulings[item["id"]] for item in strangers] == [
+        "other_partner", "unknown_appointment", "malformed", "unknown_appointment", "too_old", "unknown_clinic",
+    ]  # fmt: skip
+    assert {item["id"] for item in strangers} <= set(clinics.control.results())
+    run(clinics)
+    assert (ruled(clinics)[held["id"]], ruled(clinics)[own["id"]]) == ("done", "recorded")
 
 
 def test_a_table_that_is_locked_as_a_whole_makes_everything_wait(

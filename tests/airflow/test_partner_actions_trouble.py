@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 
+from medflex.airflow import acting
 from medflex.airflow.hooks import medflex as medflex_hook
+from medflex.airflow.hooks import medlock_actions
 from medflex.airflow.hooks.medlock_actions import ActionTransaction, MedlockActions
+from medflex.domain.partner_actions import Action
 from medflex.errors import (
     ActionsUnreadableError,
     ActionsWaitError,
@@ -42,6 +46,7 @@ from tests.airflow.acting import (
     send,
     wish,
 )
+from tests.airflow.test_medflex_client import reply, serving
 from tests.airflow.test_partner_actions_concurrency import HISTORY, Meddling, effects, ruled, run
 from tests.airflow.world import World
 
@@ -192,6 +197,22 @@ def test_behind_an_entry_without_an_id_nothing_is_lost(clinics: World) -> None:
     assert effects(clinics) == {clinic * 100 + 1: 1 for clinic in (*range(1, len(nameless) + 1), 16)}
 
 
+def test_what_is_before_an_entry_without_an_id_is_answered_once(clinics: World) -> None:
+    ids = confirm(clinics, 1, 2)
+    clinics.control.add_actions([{}], unchecked=True)
+    for told in ({"taken": 2}, {}, {}):
+        assert read(clinics).problem is not None
+        apply(clinics)
+        assert answer(clinics).answers == told
+    assert clinics.read_ledger("SELECT deliveries, answer FROM ledger.partner_action") == [(1, "taken")] * 2
+    # Behind it they may be delivered again because an answer was lost.
+    clinics.control.forget_actions()
+    for id_ in ids:
+        clinics.control.add_actions([wish(1, "confirm", id=id_)])
+    assert read(clinics).problem is None
+    assert clinics.read_ledger("SELECT deliveries, answer FROM ledger.partner_action") == [(2, None)] * 2
+
+
 def test_a_list_that_heals_is_read_on(clinics: World) -> None:
     ids = confirm(clinics, 1, 2)
     clinics.control.add_fault("malformed_body", match=GET, form="item_without_id")
@@ -211,6 +232,15 @@ def test_an_entry_that_cannot_be_read_is_answered_with_400_and_nothing_of_it_is_
     assert clinics.control.results()[odd["id"]]["status_code"] == 400
     kept = str(clinics.read_ledger("SELECT a::text FROM ledger.partner_action AS a")) + str(journal(clinics))
     assert not any(word in kept for word in PERSONAL)
+
+
+def test_a_value_that_nobody_can_read_is_a_matter_of_its_own_action(clinics: World) -> None:
+    odd, other = wish(1, "confirm", base_version="?"), wish(2, "confirm", note="?")
+    page = {"links": {"next": None}, "count": 3, "cursor": "c", "data": [odd, other, wish(3, "confirm")]}
+    with serving(reply(200, orjson.dumps(page).replace(b'"?"', b'"\\ud800\xff"'))) as server:
+        assert read(clinics, base_url=server.url).new == 3
+    apply(clinics)
+    assert list(ruled(clinics).values()) == ["malformed", "done", "done"]
 
 
 def test_an_action_that_is_delivered_again_is_answered_again_and_not_done_again(clinics: World) -> None:
@@ -260,6 +290,18 @@ def test_a_cursor_that_points_nowhere_is_told_once_and_the_queue_is_read_anew(
     later = confirm(clinics, 3)
     run(clinics)
     assert ruled(clinics) == dict.fromkeys([*ids, *later], "done")
+
+
+def test_a_single_404_does_not_have_the_queue_read_anew(clinics: World, caplog: pytest.LogCaptureFixture) -> None:
+    confirm(clinics, 1, 2)
+    run(clinics)
+    later = confirm(clinics, 3)
+    clinics.control.add_fault("status", status=404, match=GET, times=1)
+    assert (read(clinics).entries, read(clinics).entries) == (1, 0)
+    assert "from the beginning" not in caplog.text
+    apply(clinics)
+    assert answer(clinics).answers == {"taken": 1}
+    assert ruled(clinics)[later[0]] == "done"
 
 
 # Medflex, while it is answered
@@ -340,6 +382,42 @@ def test_actions_that_medflex_has_forgotten_are_not_answered_for_ever(clinics: W
     first, second = answer(clinics), answer(clinics)
     assert (first.answers, first.problems) == ({"unknown_action": 1}, [])
     assert (second.answers, second.problems) == ({}, [])
+
+
+def test_a_gateway_behind_which_there_is_no_medflex_ends_no_answer(clinics: World) -> None:
+    ids = confirm(clinics, 1, 2, 3)
+    read(clinics)
+    apply(clinics)
+    clinics.control.add_fault("status", status=404)
+    answered = answer(clinics)
+    assert answered.answers == {}
+    (problem,) = answered.problems
+    sentence(problem, "404")
+    clinics.control.clear_faults()
+    assert clinics.read_ledger("SELECT DISTINCT answer FROM ledger.partner_action") == [(None,)]
+    # It is back between one request and the next.
+    clinics.control.add_fault("status", status=404, match=POST, times=1)
+    assert answer(clinics).answers == {"taken": 3}
+    assert {clinics.control.results()[id_]["status_code"] for id_ in ids} == {204}
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_answers_that_medflex_never_takes_let_the_others_through_however_many_they_are(
+    clinics: World, parallel: int
+) -> None:
+    stuck = clinics.control.add_actions(wish(1, "notification") for _ in range(45))
+    ids = confirm(clinics, 2, 3)
+    read(clinics)
+    apply(clinics)
+    for id_ in stuck:
+        match = Match(method="POST", path_prefix=f"/actions/{id_}/result/")
+        clinics.control.add_fault("status", status=500, match=match)
+    for _ in range(3):
+        answer(clinics, parallel=parallel, **{**STEADY, "attempts": 1})
+    assert set(ids) <= set(clinics.control.results())
+    clinics.control.clear_faults()
+    assert answer(clinics).answers == {"taken": 45}
+    assert clinics.read_ledger("SELECT value FROM ledger.watch WHERE name = 'answers_halted'") == [({"seq": 0},)]
 
 
 # Medlock and ledger
@@ -534,14 +612,32 @@ REFUSING = {
     ),
     "a constraint at the commit": (MIS.format("RAISE unique_violation") + AT_COMMIT, DROP),
     "a trigger that swallows it": (MIS.format("RETURN NULL") + BEFORE, DROP),
+    "a trigger that leaves it as it is": (MIS.format("RETURN old") + BEFORE, DROP),
+}
+CODES = {
+    f"a trigger that raises {code}": (MIS.format(f"RAISE EXCEPTION 'no' USING ERRCODE = '{code}'") + BEFORE, DROP)
+    for code in ("42501", "55000", "57014", "54000", "42703", "53400")
+}
+"""Elsewhere they speak of the whole server."""
+PERMISSIONS = {
+    "a trigger that may not": (MIS.format("PERFORM FROM medlock.history") + BEFORE, DROP),
+    "a trigger that is wrong": (MIS.format("new.nothing = 1") + BEFORE, DROP),
+    "row security": (
+        "ALTER TABLE medlock.appointment ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY r ON medlock.appointment FOR SELECT USING (true);"
+        "CREATE POLICY w ON medlock.appointment FOR UPDATE USING (true) WITH CHECK (id <> {a} OR status = 'lost')",
+        "ALTER TABLE medlock.appointment DISABLE ROW LEVEL SECURITY;"
+        "DROP POLICY r ON medlock.appointment; DROP POLICY w ON medlock.appointment",
+    ),
 }
 
 
+@pytest.mark.parametrize("refusing", [REFUSING, CODES, PERMISSIONS], ids=["rules", "codes", "permissions"])
 def test_what_the_clinics_system_refuses_waits_and_holds_up_nobody_else(
-    clinics: World, caplog: pytest.LogCaptureFixture
+    clinics: World, caplog: pytest.LogCaptureFixture, refusing: dict[str, tuple[str, str]]
 ) -> None:
     expected: Counter[int] = Counter()
-    for number, (name, (refuse, permit)) in enumerate(REFUSING.items()):
+    for number, (name, (refuse, permit)) in enumerate(refusing.items()):
         one, two = number * 2 + 1, number * 2 + 2
         a = one * 100 + 1
         ids = [
@@ -578,6 +674,29 @@ def test_a_constraint_against_double_bookings_is_a_slot_that_is_taken(clinics: W
     assert appointments(clinics)[101] == before
 
 
+def test_a_move_that_ends_elsewhere_than_was_asked_for_is_not_told_as_done(clinics: World) -> None:
+    clinics.edit(MIS.format("new.ends_at = new.ends_at + interval '5 minutes'").format(a=101) + BEFORE)
+    move, cancel = wish(1, "reschedule"), wish(2, "cancel")
+    clinics.control.add_actions([move, cancel])
+    read(clinics)
+    before = appointments(clinics)[101]
+    assert [type(problem) for problem in apply(clinics).problems] == [ActionsWaitError]
+    assert ruled(clinics) == {move["id"]: None, cancel["id"]: "done"}
+    assert appointments(clinics)[101] == before
+
+
+def test_a_query_of_another_mis_that_gives_nothing_back_is_told(
+    clinics: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = medlock_actions.query
+    monkeypatch.setattr(medlock_actions, "query", lambda name: query(name).partition("RETURNING appointment.")[0])
+    confirm(clinics, 1)
+    read(clinics)
+    (problem,) = apply(clinics).problems
+    sentence(problem, "include/sql/medlock/actions")
+    assert row(clinics, 101)[0] == "unconfirmed"
+
+
 # Values that hardly anybody can read
 
 
@@ -590,6 +709,7 @@ UNREADABLE = [
     )
     for value in ("infinity", "-infinity", "20226-11-01", "0044-03-15 BC")
 ]
+CALENDARS_ENDS = ("0001-01-01 00:00+02:30:17", "0001-01-01 00:00+00", "9999-12-31 12:00+00", "9999-12-31 23:59:59.9+00")
 
 
 def test_a_time_that_cannot_be_read_is_a_matter_of_its_own_appointment(clinics: World) -> None:
@@ -615,3 +735,88 @@ def test_the_databases_own_zones_do_not_matter(clinics: World) -> None:
         ids += clinics.control.add_actions([wish(number + 2, "reschedule"), wish(number + 5, "confirm")])
         run(clinics)
         assert [ruled(clinics)[id_] for id_ in ids] == ["malformed", "malformed", "done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("zone", "servers"),
+    [
+        ("Europe/Moscow", "Europe/Moscow"),
+        ("America/New_York", "Europe/Moscow"),
+        ("Europe/Moscow", "America/New_York"),
+        ("Europe/Moscow", "UTC"),
+    ],
+)
+def test_the_calendars_ends_are_a_matter_of_their_own_appointment(clinics: World, zone: str, servers: str) -> None:
+    """Where another zone leads out of the calendar; such a start is what some systems write for none."""
+    with psycopg.connect(clinics.medlock) as connection:
+        connection.execute(f"ALTER DATABASE {clinics.medlock.rsplit('/', 1)[1]} SET timezone = '{servers}'".encode())
+    clinics.edit(f"UPDATE medlock.clinic SET timezone = '{zone}' WHERE id < 13")
+    places = [(column, time) for column in ("starts_at", "ends_at", "updated_at") for time in CALENDARS_ENDS]
+    for clinic, (column, time) in enumerate(places, start=1):
+        clinics.edit(f"UPDATE medlock.appointment SET {column} = '{time}' WHERE id = {clinic}01")
+    clinics.control.add_actions(
+        wish(clinic, type_) for clinic in range(1, len(places) + 1) for type_ in ("reschedule", "notification")
+    )
+    (healthy,) = confirm(clinics, 14)
+    run(clinics)
+    assert ruled(clinics)[healthy] == "done"
+    assert None not in ruled(clinics).values()
+
+
+STAMPS = (
+    "UPDATE medlock.appointment SET created_at = {0}, updated_at = {0} WHERE id = {1}01;"
+    "UPDATE medlock.patient SET updated_at = {0} WHERE id = {1}1;"
+    "UPDATE medlock.doctor SET updated_at = {0} WHERE id = {1}1"
+)
+
+
+@pytest.mark.parametrize("stamp", ["NULL", "'infinity'"])
+def test_rows_without_any_stamp_are_acted_upon_also_one_alone(clinics: World, stamp: str) -> None:
+    """In a wave of its own a column has no value of which its type could be told."""
+    ids = []
+    for clinic, type_ in enumerate(("confirm", "cancel", "reschedule"), start=1):
+        clinics.edit(STAMPS.format(stamp, clinic))
+        ids += clinics.control.add_actions([wish(clinic, type_)])
+        run(clinics)
+    assert ruled(clinics) == dict.fromkeys(ids, "done")
+    digests = dict(clinics.read_ledger("SELECT action_id::text, digest_after FROM ledger.partner_action"))
+    assert None not in digests.values()
+
+
+def test_what_nobody_foresaw_in_one_appointment_holds_up_no_other(
+    clinics: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither where many are prepared together, nor where one is judged anew behind its lock."""
+    original = acting.new_times
+
+    def failing(action: Action, *more: Any) -> Any:
+        if action.appointment_id in (301, 501):
+            raise OverflowError("Евлампия 9951234567")
+        return original(action, *more)
+
+    ids = clinics.control.add_actions(
+        [*(wish(clinic, "reschedule") for clinic in range(1, 8)), wish(3, "confirm"), wish(3, "notification")]
+    )
+    read(clinics)
+    with monkeypatch.context() as patch:
+        patch.setattr(acting, "new_times", failing)
+        applied = apply(clinics)
+        (problem,) = applied.problems
+        assert isinstance(problem, ActionsWaitError)
+        sentence(problem, "OverflowError", "acting.py, line")
+        assert [ruled(clinics)[id_] for id_ in ids] == ["done"] * 2 + [None, "done", None] + ["done"] * 2 + [None] * 2
+        assert applied.waiting == 4
+    run(clinics)
+    assert Counter(ruled(clinics).values()) == {"done": 8, "recorded": 1}
+    # And behind the lock, since the clinic was quicker.
+    (late, other) = clinics.control.add_actions([wish(8, "reschedule"), wish(9, "confirm")])
+    read(clinics)
+
+    def touch() -> None:
+        clinics.edit("UPDATE medlock.appointment SET updated_at = now() - interval '9 days' WHERE id = 801")
+        monkeypatch.setattr(acting, "new_times", lambda *_: [][0])
+
+    applied = apply(clinics, medlock=Meddling(clinics.medlock_actions, touch))
+    assert [type(problem) for problem in applied.problems] == [ActionsWaitError]
+    assert (ruled(clinics)[late], ruled(clinics)[other]) == (None, "done")
+    assert not any(word in caplog.text for word in PERSONAL)

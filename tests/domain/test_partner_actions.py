@@ -165,13 +165,30 @@ def test_a_reschedule_has_two_times_in_their_order(start: Any, end: Any, malform
 
 @pytest.mark.parametrize(
     "scenario",
-    [None, "", "Greeting", "приветствие", "a b", "a-b", "1a", "_a", "a" * 65, "a\n", "a\x00", 5, ["a"]],
+    [
+        None,
+        "",
+        "Greeting",
+        "приветствие",
+        "a b",
+        "a-b",
+        "1a",
+        "_a",
+        "a" * 65,
+        "a\n",
+        "a\x00",
+        5,
+        ["a"],
+        "evlampiya_79951234567",
+        "a12345",
+    ],
     ids=repr,
 )
 def test_a_notification_has_a_scenario_and_no_text(scenario: Any) -> None:
     read = action(type="notification", scenario=scenario)
     assert (read.malformed, read.scenario) == (("scenario",), None)
-    assert action(type="notification", scenario="a" * 64).malformed == ()
+    for good in ("a" * 64, "survey_2026", "a1234_5678"):
+        assert action(type="notification", scenario=good).malformed == ()
 
 
 def test_what_another_type_needs_is_not_looked_at_and_not_kept() -> None:

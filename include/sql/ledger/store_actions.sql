@@ -1,8 +1,8 @@
 -- Purpose:    keep a page of partner actions. One that is known already is only counted, and answered once more: it may
---             be delivered again because our answer was lost.
+--             be delivered again because our answer was lost. Not so on a page that will be read again.
 -- Grain:      one row: how many were new.
--- Parameters: actions jsonb, a list of objects with the columns below, each action_id once; read_in text, now
---             timestamptz or NULL for the server's clock
+-- Parameters: actions jsonb, a list of objects with the columns below, each action_id once; moves boolean, whether the
+--             cursor moves on behind the page; read_in text, now timestamptz or NULL for the server's clock
 -- Personal:   none.
 WITH kept AS (
     INSERT INTO ledger.partner_action AS known (
@@ -43,10 +43,10 @@ WITH kept AS (
     ORDER BY item.place
     ON CONFLICT (action_id) DO UPDATE
         SET
-            deliveries = known.deliveries + excluded.deliveries,
-            answer = NULL,
-            answered_at = NULL,
-            answered_in = NULL
+            deliveries = known.deliveries + CASE WHEN %(moves)s THEN excluded.deliveries ELSE 0 END,
+            answer = CASE WHEN NOT %(moves)s THEN known.answer END,
+            answered_at = CASE WHEN NOT %(moves)s THEN known.answered_at END,
+            answered_in = CASE WHEN NOT %(moves)s THEN known.answered_in END
     RETURNING (known.xmax = 0) AS is_new
 )
 

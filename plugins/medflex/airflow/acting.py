@@ -8,11 +8,14 @@ imports Airflow, so that tests drive it against a real Postgres and a real Medfl
 from __future__ import annotations
 
 import logging
+import math
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -28,6 +31,7 @@ from medflex.clock import Clock
 from medflex.domain.access import judge_access
 from medflex.domain.eligibility import judge
 from medflex.domain.partner_actions import (
+    STATUS_ASKED,
     Action,
     ActionType,
     Appraisal,
@@ -98,15 +102,21 @@ class ActionReader(Paced):
         would be told that partners do.
 
         Raises:
-            MedflexUnavailableError, MedflexRefusedError, MedflexContractError: what was read so far is kept.
+            MedflexUnavailableError, MedflexRefusedError, MedflexContractError, ActionsUnreadableError: what was read so
+                far is kept.
         """
         result = Read()
         self._ledger.begin_watch(watches.ACTIONS_READ, self._clock.now())
         after = self._ledger.action_cursor()
+        doubted = None
         while result.pages < most_pages:
             try:
                 page = self._repeat(lambda after=after: self._page(after))  # type: ignore[misc]
             except CursorUnknownError:
+                if after != doubted:
+                    # A gateway may have said so that found no Medflex: what is read anew is all answered again.
+                    doubted = after
+                    continue
                 # Not a failure of this run: it is mended by reading anew.
                 log.warning(
                     "Medflex does not know the place up to which partner actions were read (was its queue set up"
@@ -195,42 +205,65 @@ class Actor:
         self._digest_key = digest_key
         self._run_id = run_id
         self._result = Applied()
+        self._blocked: dict[int | None, ActionsWaitError] = {}
 
     def apply(self, chunk: int = CHUNK) -> Applied:
         """Decide about everything that is not decided.
 
-        An action whose appointment somebody is just changing waits for the next run, and so do later ones for the same
-        appointment; the others go on.
+        An action whose appointment somebody is just changing waits for the next run, and so do later ones of partners
+        that know the appointment; the others go on.
 
         Raises:
             MedlockUnavailableError, LedgerUnavailableError, …: what was decided so far stands.
         """
         after = 0
-        blocked: set[int | None] = set()
         while batch := self._ledger.undecided(after, chunk):
             after = batch[-1][0]
             for wave in _waves([action for _, action in batch]):
-                self._decide_all(wave, blocked)
+                self._decide_all(wave)
         return self._result
 
-    def _decide_all(self, actions: Sequence[Action], blocked: set[int | None]) -> None:
-        """Decide about actions of which no two are about the same appointment."""
-        open_ = [action for action in actions if action.appointment_id not in blocked or action.appointment_id is None]
-        self._result.waiting += len(actions) - len(open_)
-        before = self._medlock.journalled([action.action_id for action in open_])
-        decisions = [self._noted(action, before[action.action_id]) for action in open_ if action.action_id in before]
+    def _decide_all(self, actions: Sequence[Action]) -> None:
+        """Decide about actions of which none is behind one that may change the same appointment."""
+        before = self._medlock.journalled([action.action_id for action in actions])
+        decisions = [self._noted(action, before[action.action_id]) for action in actions if action.action_id in before]
         try:
-            for item in self._prepare([action for action in open_ if action.action_id not in before]):
-                try:
-                    decisions.append(self._decide(item))
-                except ActionsWaitError as error:
-                    self._wait(error)
-                    blocked.add(item.action.appointment_id)
+            self._decide_open([action for action in actions if action.action_id not in before], decisions)
         finally:
             # Also when Medlock is lost half-way: what stands in its journal is copied now or by the next run.
             self._ledger.save_decided(decisions, self._run_id)
 
-    def _wait(self, error: ActionsWaitError) -> None:
+    def _decide_open(self, actions: Sequence[Action], decisions: list[ActionDecision]) -> None:
+        """Decide about actions of which none is decided, adding to ``decisions``.
+
+        One whose data nobody foresaw is left alone, and the others are prepared without it: the halves by themselves.
+        """
+        if not actions:
+            return
+        try:
+            prepared = self._prepare(actions)
+        except MedflexPipelineError:
+            raise
+        except Exception as error:
+            if len(actions) == 1:
+                self._wait(actions[0], _unforeseen(error))
+            else:
+                half = len(actions) // 2
+                self._decide_open(actions[:half], decisions)
+                self._decide_open(actions[half:], decisions)
+            return
+        for item in prepared:
+            try:
+                decisions.append(self._decide(item))
+            except ActionsWaitError as error:
+                self._wait(item.action, error)
+            except MedflexPipelineError:
+                raise
+            except Exception as error:
+                self._wait(item.action, _unforeseen(error))
+
+    def _wait(self, action: Action, error: ActionsWaitError) -> None:
+        self._blocked[action.appointment_id] = error
         self._result.waiting += 1
         if str(error) not in map(str, self._result.problems):
             log.warning("%s", error)
@@ -347,7 +380,13 @@ class Actor:
     ) -> dict[UUID, Appraisal]:
         if not after:
             return appraisals
-        frame = pd.DataFrame(list(after.values()), columns=present.columns).astype(present.dtypes.to_dict())
+        # Each column with its type at once: one without any value would become another, which cannot be cast.
+        frame = pd.DataFrame(
+            {
+                name: pd.array([row[name] for row in after.values()], dtype=dtype)
+                for name, dtype in present.dtypes.items()
+            }
+        )
         digests = build_payload(frame, clinics, self._digest_key)["digest"].tolist()
         told = dict(zip(after, digests, strict=True))
         return {
@@ -381,18 +420,16 @@ class Actor:
         if item.facts is None:
             # Not locked: there is no row. One that comes into being just now was not shared, either.
             return Ruling.UNKNOWN_APPOINTMENT, None
+        if item.standing is None or action.partner_id not in item.standing.partner_ids:
+            # Nor waited for: that there is no answer yet would tell that there is such an appointment.
+            return rule(action, item.standing, item.appraisal, now), None
+        if appointment_id in self._blocked:
+            raise self._blocked[appointment_id]
         transaction.lock(item.clinic_id, appointment_id)
         # Behind the lock: somebody else may have been waited for.
         now = self._clock.now()
-        facts = transaction.appointment(item.clinic_id, appointment_id)
-        permissions = transaction.clinic(item.clinic_id)
-        appraisal = item.appraisal
         key = (item.clinic_id, appointment_id)
-        if facts.rows.get(key) != item.facts or permissions.rows.get(item.clinic_id) != item.permissions:
-            # The clinic was quicker: judged anew, by itself.
-            live = item.live[item.live["appointment_id"] == appointment_id]
-            fresh = self._appraise([action], {action.action_id: item.clinic_id}, facts, permissions, live)
-            appraisal = fresh.get(action.action_id, Appraisal(exists=False))
+        appraisal = self._appraisal_now(transaction, item, key)
         ruling = rule(action, item.standing, appraisal, now)
         if ruling is not Ruling.DONE:
             return ruling, None
@@ -410,6 +447,16 @@ class Actor:
             return Ruling.SLOT_TAKEN, None
         return Ruling.DONE, appraisal.digest_after
 
+    def _appraisal_now(self, transaction: ActionTransaction, item: _Prepared, key: tuple[int, int]) -> Appraisal:
+        """Return what was prepared if the clinic has changed nothing since; else judge anew, this action by itself."""
+        facts, permissions = transaction.appointment(*key), transaction.clinic(key[0])
+        if facts.rows.get(key) == item.facts and permissions.rows.get(key[0]) == item.permissions:
+            return item.appraisal
+        action = item.action
+        live = item.live[item.live["appointment_id"] == key[1]]
+        fresh = self._appraise([action], {action.action_id: key[0]}, facts, permissions, live)
+        return fresh.get(action.action_id, Appraisal(exists=False))
+
     def _noted(self, action: Action, entry: Entry) -> ActionDecision:
         kind = action.type.value if action.type else "unreadable"
         self._result.rulings[kind, entry.reason] += 1
@@ -424,16 +471,27 @@ class Actor:
         )
 
 
+def _unforeseen(error: Exception) -> ActionsWaitError:
+    """By its type and place only: its text could quote a row."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), frames[-1])
+    return ActionsWaitError(
+        f"What a partner asked for cannot be decided because of an error that nobody foresaw ({type(error).__name__} in"
+        f" {Path(at.filename).name}, line {at.lineno}): report it; the action waits until it is mended."
+    )
+
+
 def _waves(actions: Sequence[Action]) -> list[list[Action]]:
-    """Cut actions so that no two about the same appointment are in one part, and those about one stay in order.
+    """Cut actions so that in each part none is behind one that may change the same appointment; those about one stay in
+    order.
 
     What an action made of an appointment is what the next one about it is judged by.
     """
     waves: list[list[Action]] = []
-    seen: Counter[int | None] = Counter()
+    changes: Counter[int | None] = Counter()
     for action in actions:
-        number = seen[action.appointment_id] if action.appointment_id is not None else 0
-        seen[action.appointment_id] += 1
+        number = changes[action.appointment_id]
+        changes[action.appointment_id] += action.may_change
         if number == len(waves):
             waves.append([])
         waves[number].append(action)
@@ -457,10 +515,8 @@ def _revoked(
 
 def _after(action: Action, times: tuple[Any, Any] | None) -> dict[str, Any] | None:
     """What an action changes of the appointment; ``None`` for nothing."""
-    if action.type is ActionType.CONFIRM:
-        return {"status": "confirmed"}
-    if action.type is ActionType.CANCEL:
-        return {"status": "cancelled"}
+    if action.type in STATUS_ASKED:
+        return {"status": STATUS_ASKED[action.type]}
     return {"starts_at": times[0], "ends_at": times[1]} if times else None
 
 
@@ -480,30 +536,21 @@ class Answerer(Paced):
     """Tells Medflex what became of actions; arguments as for :class:`Paced`."""
 
     _failures = 0
+    _told_up_to = 0
 
     def answer(self, run_id: str, chunk: int = CHUNK) -> Answered:
         """Tell Medflex all decisions that it has not taken yet, several at a time.
 
-        Trouble does not raise: it is in ``problems``; what is left is told by the next run.
+        Trouble does not raise: it is in ``problems``; what is left is told by the next run. Where this one is halted,
+        the next one begins: answers that are never taken must not hold up those behind them for ever.
         """
         result = Answered()
-        after = 0
+        start = self._ledger.answers_halted()
         with ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="medflex") as pool:
-            while not self._halted and (batch := self._ledger.unanswered(after, chunk)):
-                after = batch[-1].seq
-                told: dict[UUID, str] = {}
-                try:
-                    for item, answer in zip(batch, pool.map(self._tell, batch), strict=True):
-                        if isinstance(answer, MedflexPipelineError):
-                            if str(answer) not in map(str, result.problems):
-                                log.error("%s", answer)
-                                result.problems.append(answer)
-                        elif answer is not None:
-                            told[item.action_id] = answer
-                            result.answers[answer] += 1
-                            result.delays.append((self._clock.now() - item.read_at).total_seconds())
-                finally:
-                    self._ledger.save_answered(told, run_id)
+            for after, last in ((start, math.inf), (0, start)):
+                self._tell_all(pool, result, run_id, chunk, after, last)
+        if start or self._halted:
+            self._ledger.note_answers_halted(self._told_up_to if self._halted else 0)
         if number := result.answers[AnswerTaken.CONTRADICTED]:
             result.problems.append(
                 AnswerContradictedError(
@@ -515,12 +562,39 @@ class Answerer(Paced):
             log.warning("Medflex knows %d of the answered partner actions no more.", number)
         return result
 
+    def _tell_all(
+        self, pool: ThreadPoolExecutor, result: Answered, run_id: str, chunk: int, after: int, last: float
+    ) -> None:
+        """Tell decisions whose actions were delivered first behind ``after``, and not behind ``last``."""
+        while not self._halted and (batch := self._ledger.unanswered(after, chunk)):
+            after = batch[-1].seq
+            told: dict[UUID, str] = {}
+            batch = [item for item in batch if item.seq <= last]
+            try:
+                for item, answer in zip(batch, pool.map(self._tell, batch), strict=True):
+                    if answer is not None:
+                        self._told_up_to = item.seq
+                    if isinstance(answer, MedflexPipelineError):
+                        if str(answer) not in map(str, result.problems):
+                            log.error("%s", answer)
+                            result.problems.append(answer)
+                    elif answer is not None:
+                        told[item.action_id] = answer
+                        result.answers[answer] += 1
+                        result.delays.append((self._clock.now() - item.read_at).total_seconds())
+            finally:
+                self._ledger.save_answered(told, run_id)
+
     def _tell(self, item: Unanswered) -> str | MedflexPipelineError | None:
         """Tell one decision; ``None`` when telling has stopped."""
         if self._halted:
             return None
         try:
             answer = self._repeat(lambda: self._post(item))
+            if answer == AnswerTaken.UNKNOWN_ACTION:
+                # For good, so that it has to be Medflex's word: a gateway that finds no Medflex knows nothing at all.
+                self._repeat(self._list)
+                answer = self._repeat(lambda: self._post(item))
         except RunIncompleteError:
             return None
         except MedflexContractError as error:
@@ -540,3 +614,9 @@ class Answerer(Paced):
         if not self._wait_for_slot():
             raise RunIncompleteError("Telling has stopped.")
         return self._client.answer(item.action_id, item.status_code, Ruling(item.reason).detail).value
+
+    def _list(self) -> None:
+        """Have Medflex list actions, which it does if it is there."""
+        if not self._wait_for_slot():
+            raise RunIncompleteError("Telling has stopped.")
+        self._client.actions(None)

@@ -24,9 +24,10 @@ LIVE = frozenset({"unconfirmed", "confirmed"})
 
 _LOCAL_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}", re.ASCII)
 _ACTION_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
-_SCENARIO = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_SCENARIO = re.compile(r"(?!.*[0-9]{5})[a-z][a-z0-9_]{0,63}", re.ASCII)
+"""Not with so many digits: that may be a phone."""
 _BIGINT = 2**63
-_YEARS = (2, 9998)
+YEARS = (2, 9998)
 """A year's distance to the ends of the calendar: no zone leads out of it."""
 
 
@@ -37,6 +38,10 @@ class ActionType(StrEnum):
     CANCEL = "cancel"
     RESCHEDULE = "reschedule"
     NOTIFICATION = "notification"
+
+
+STATUS_ASKED: Mapping[ActionType | None, str] = {ActionType.CONFIRM: "confirmed", ActionType.CANCEL: "cancelled"}
+"""Medlock's status that a partner asks for."""
 
 
 class Ruling(StrEnum):
@@ -136,6 +141,11 @@ class Action:
     scenario: str | None
     created_at: datetime | None
     malformed: tuple[str, ...] = ()
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the appointment may be another one behind it."""
+        return not self.malformed and self.type is not ActionType.NOTIFICATION
 
 
 def read_action(item: Any) -> Action | None:
@@ -301,10 +311,8 @@ def is_from_the_future(action: Action, now: datetime) -> bool:
 
 
 def _already_so(action: Action, now_there: Appraisal) -> bool:
-    if action.type is ActionType.CONFIRM:
-        return now_there.status == "confirmed"
-    if action.type is ActionType.CANCEL:
-        return now_there.status == "cancelled"
+    if action.type in STATUS_ASKED:
+        return now_there.status == STATUS_ASKED[action.type]
     # By the clock on the wall and to the minute, as the partner sees it.
     zone = ZoneInfo(now_there.timezone) if now_there.timezone else None
     if now_there.status not in LIVE or zone is None or now_there.starts_at is None or now_there.ends_at is None:
@@ -368,7 +376,7 @@ def _local_text(value: Any) -> str | None:
         parsed = datetime.strptime(value, "%Y-%m-%d %H:%M")  # noqa: DTZ007 - only whether the calendar has it
     except ValueError:
         return None
-    return value if _YEARS[0] <= parsed.year <= _YEARS[1] else None
+    return value if YEARS[0] <= parsed.year <= YEARS[1] else None
 
 
 def _scenario(value: Any) -> str | None:
@@ -378,7 +386,7 @@ def _scenario(value: Any) -> str | None:
 def _instant(value: Any) -> datetime | None:
     try:
         parsed = datetime.fromisoformat(value) if isinstance(value, str) else None
-        if parsed is None or parsed.utcoffset() is None or not _YEARS[0] <= parsed.year <= _YEARS[1]:
+        if parsed is None or parsed.utcoffset() is None or not YEARS[0] <= parsed.year <= YEARS[1]:
             return None
         return parsed.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -18,6 +18,12 @@ from medflex.sql import query
 
 CURSOR = "partner_actions"
 """The watch that keeps how far Medflex's queue was read."""
+HALTED = "answers_halted"
+"""The watch that keeps behind which action answering is to begin."""
+_NOTE_WATCH = (
+    "INSERT INTO ledger.watch (name, looked_at, value) VALUES (%s, coalesce(%s::timestamptz, clock_timestamp()), %s)"
+    " ON CONFLICT (name) DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value"
+)
 
 RecordKey = tuple[int, int, int]
 """clinic id, appointment id, lpu_id"""
@@ -84,7 +90,7 @@ class PartnerActions(LedgerConnection):
         """Keep actions in the order given and, in the same transaction, from where to read on.
 
         Args:
-            place: the cursor behind them; ``None`` leaves it where it is.
+            place: the cursor behind them; ``None`` leaves it where it is, and what was read before as it is.
 
         Returns:
             How many were not known before.
@@ -98,16 +104,16 @@ class PartnerActions(LedgerConnection):
         with self._transaction() as cursor:
             cursor.execute(
                 query("ledger/store_actions"),
-                {"actions": Jsonb(rows, dumps=orjson.dumps), "read_in": run_id, "now": self._present()},
+                {
+                    "actions": Jsonb(rows, dumps=orjson.dumps),
+                    "moves": place is not None,
+                    "read_in": run_id,
+                    "now": self._present(),
+                },
             )
             new = int(cursor.fetchone()["new"])  # type: ignore[index]
             if place is not None:
-                cursor.execute(
-                    "INSERT INTO ledger.watch (name, looked_at, value)"
-                    " VALUES (%s, coalesce(%s::timestamptz, clock_timestamp()), %s) ON CONFLICT (name)"
-                    " DO UPDATE SET looked_at = excluded.looked_at, value = excluded.value",
-                    (CURSOR, self._present(), Jsonb({"cursor": place})),
-                )
+                cursor.execute(_NOTE_WATCH, (CURSOR, self._present(), Jsonb({"cursor": place})))
         return new
 
     # -- deciding ---------------------------------------------------------------------------------------------------
@@ -193,6 +199,18 @@ class PartnerActions(LedgerConnection):
                     "now": self._present(),
                 },
             )
+
+    def answers_halted(self) -> int:
+        """Return the place at which answering was halted last; 0 if it has come to its end since."""
+        with self._statement() as cursor:
+            cursor.execute("SELECT (value ->> 'seq')::bigint AS seq FROM ledger.watch WHERE name = %s", (HALTED,))
+            row = cursor.fetchone()
+        return row["seq"] if row else 0
+
+    def note_answers_halted(self, seq: int) -> None:
+        """Note the place at which answering was halted; 0 if it has come to its end."""
+        with self._statement() as cursor:
+            cursor.execute(_NOTE_WATCH, (HALTED, self._present(), Jsonb({"seq": seq})))
 
     def waiting_actions(self) -> Waiting:
         """Return how many actions wait, and since when."""

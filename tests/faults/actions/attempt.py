@@ -62,6 +62,7 @@ class Judged:
     """An action that is being decided: what must come out, and what has.
 
     edits, moves: how many changes of the clinics and moves of partners there were when it was judged, and its slot.
+    looked: whether its appointment was looked at behind a lock.
     """
 
     action_id: UUID | None = None
@@ -71,6 +72,7 @@ class Judged:
     stamp: datetime | None = None
     edits: int = 0
     moves: int = 0
+    looked: bool = False
 
 
 class Attempt:
@@ -184,7 +186,7 @@ class Attempt:
         return f"{result.new} of {result.entries} new; {type(result.problem).__name__}"
 
     def _apply(self) -> str:
-        actor = Actor(
+        actor = _Actor(
             medlock=self.medlock,
             ledger=self.ledger,
             clock=self.storm.clock,
@@ -248,24 +250,31 @@ class Attempt:
         self.look = replace(self.look, **seen)
 
 
+class _Actor(Actor):
+    """Says which action it decides about: its transaction is told the appointment only."""
+
+    def _rule(self, transaction: Any, item: Any) -> Any:
+        transaction.judged = replace(transaction.judged, action_id=item.action.action_id)
+        return super()._rule(transaction, item)
+
+
 class _Medlock:
     """Medlock as an attempt writes it: each call is a step."""
 
     def __init__(self, attempt: Attempt, part: MedlockActions) -> None:
         self._attempt, self._part = attempt, part
-        self._asked: dict[int, UUID] = {}
+        self._asked: set[int] = set()
         self.locked: int | None = None
 
     def at_work(self) -> list[int]:
         """The appointment that is just being decided about, or all about which something is to be decided."""
-        return [self.locked] if self.locked else list(self._asked)
+        return [self.locked] if self.locked else sorted(self._asked)
 
     def journalled(self, action_ids: list[UUID]) -> Any:
-        # Of all that are asked for together no two are about one appointment; later ones come later.
         for action_id in action_ids:
             appointment_id = self._attempt.storm.raws[action_id].get("appointment_id")
             if isinstance(appointment_id, int):
-                self._asked[appointment_id] = action_id
+                self._asked.add(appointment_id)
         return self._read("journalled", action_ids)
 
     def clinics_of(self, lpu_ids: Any) -> Any:
@@ -292,7 +301,7 @@ class _Medlock:
         attempt.step("medlock", "begin")
         try:
             with self._part.transaction() as real:
-                made = _Transaction(attempt, real, self._asked)
+                made = _Transaction(attempt, real)
                 yield made
                 attempt.step("medlock", "commit")
         finally:
@@ -304,14 +313,14 @@ class _Medlock:
 class _Transaction:
     """A transaction of an attempt: the model judges at the same moments."""
 
-    def __init__(self, attempt: Attempt, real: ActionTransaction, asked: Mapping[int, UUID]) -> None:
-        self._attempt, self._real, self._asked = attempt, real, asked
+    def __init__(self, attempt: Attempt, real: ActionTransaction) -> None:
+        self._attempt, self._real = attempt, real
         self.judged = Judged()
 
     def lock(self, clinic_id: int, appointment_id: int) -> None:
         self._attempt.step("medlock", "lock")
-        self.judged = replace(self.judged, action_id=self._asked[appointment_id])
         self._real.lock(clinic_id, appointment_id)
+        self.judged = replace(self.judged, looked=True)
         self._attempt.medlock.locked = appointment_id
 
     def appointment(self, *key: int) -> Any:
@@ -347,7 +356,6 @@ class _Transaction:
     def journal(self, action: Any, clinic_id: int | None, ruling: Any, *more: Any) -> Any:
         storm = self._attempt.storm
         if self.judged.prediction is None:
-            self.judged = replace(self.judged, action_id=action.action_id)
             self._predict()
         self._attempt.step("medlock", "journal")
         storm.tell_time()

@@ -207,7 +207,7 @@ class Clinics(Medlock):
             other["id"] != id_
             and all(other[name] == value for name, value in whose.items())
             and other["starts_at"] < ends_at
-            and starts_at < other["ends_at"]
+            and starts_at < max(other["ends_at"], other["starts_at"] + timedelta(minutes=1))
             and other["status"] not in FREE
             for other in self.rows["appointment"].values()
         )
@@ -281,14 +281,17 @@ class Model:
         clinic_id, id_ = look.clinic_of.get(told.lpu_id), told.appointment_id
         if clinic_id is None:
             return "unknown_clinic"
-        row = self.clinics.rows["appointment"].get(id_)
-        if (clinic_id, id_) not in look.there or row is None or row["clinic_id"] != clinic_id:
+        if (clinic_id, id_) not in look.there:
             return "unknown_appointment"
         shown = look.shown.get((told.lpu_id, id_))
+        # A partner that was not shown it is told so without a look behind a lock.
         if shown is None:
             return "not_shared"
         if told.partner_id not in shown.content["partners"]:
             return "other_partner"
+        row = self.clinics.rows["appointment"].get(id_)
+        if row is None or row["clinic_id"] != clinic_id:
+            return "unknown_appointment"
         if told.partner_id not in self.clinics.partners(clinic_id):
             return "partner_closed"
         return "revoked" if self._is_revoked(row, shown, told.lpu_id, now) else None

@@ -178,7 +178,8 @@ class Storm:
         if prediction.reason != judged.ruling:
             self.blame(f"{attempt.name}: {judged.ruling}, and not {prediction.reason}, is decided about {raw}")
         appointment_id: Any = raw.get("appointment_id")
-        if type(appointment_id) is int:
+        # What is told without a look at the appointment waits for nothing that is to happen to it.
+        if type(appointment_id) is int and judged.looked:
             if self._places[action_id] < self._last_place[appointment_id]:
                 self.blame(f"{action_id} is decided behind one that was delivered later about {appointment_id}")
             self._last_place[appointment_id] = self._places[action_id]

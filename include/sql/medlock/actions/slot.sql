@@ -1,5 +1,6 @@
 -- Purpose:    what stands at a time to which an appointment is to be moved. Half-open intervals: one may begin when
---             another ends. Cancelled appointments and those to which nobody came leave their time free.
+--             another ends. Cancelled appointments and those to which nobody came leave their time free; one whose end
+--             is missing or not behind its start takes a minute.
 -- Grain:      one row.
 -- Parameters: clinic_id bigint, appointment_id bigint (which may overlap itself), doctor_id bigint, patient_id bigint,
 --             starts_at timestamptz, ends_at timestamptz
@@ -19,7 +20,7 @@ SELECT
             other.doctor_id = %(doctor_id)s
             AND other.id <> %(appointment_id)s
             AND other.starts_at < %(ends_at)s
-            AND other.ends_at > %(starts_at)s
+            AND greatest(other.ends_at, other.starts_at + interval '1 minute') > %(starts_at)s
             AND coalesce(other.status, '') NOT IN ('cancelled', 'no_show')
     ) AS doctor_busy,
     exists(
@@ -29,6 +30,6 @@ SELECT
             AND other.clinic_id = %(clinic_id)s
             AND other.id <> %(appointment_id)s
             AND other.starts_at < %(ends_at)s
-            AND other.ends_at > %(starts_at)s
+            AND greatest(other.ends_at, other.starts_at + interval '1 minute') > %(starts_at)s
             AND coalesce(other.status, '') NOT IN ('cancelled', 'no_show')
     ) AS patient_busy

@@ -6,6 +6,7 @@ that no repetition can heal.
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 import threading
@@ -27,7 +28,13 @@ from isal import igzip
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError
 
-from medflex.errors import ConfigurationError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
+from medflex.errors import (
+    ActionsUnreadableError,
+    ConfigurationError,
+    MedflexContractError,
+    MedflexRefusedError,
+    MedflexUnavailableError,
+)
 
 SEND_PATH = "/appointments/batch/"
 WITHDRAW_PATH = "/appointments/withdraw/"
@@ -325,6 +332,7 @@ class MedflexClient:
 
         Raises:
             CursorUnknownError: Medflex does not know this cursor.
+            ActionsUnreadableError: the page is nested too deeply to be read.
         """
         params: dict[str, Any] = {"size": ACTION_PAGE_SIZE} | ({} if after is None else {"after": after})
         response = self._request(Operation.READ_ACTIONS, "GET", ACTIONS_PATH, params=params, allowed=(200, 404))
@@ -334,10 +342,16 @@ class MedflexClient:
             raise MedflexContractError(
                 "Medflex has no list of partner actions for this token (HTTP 404): have it enabled there."
             )
-        body = _json(response)
+        body = _actions_json(response)
         body = body if isinstance(body, dict) else {}
         items, cursor, links = body.get("data"), body.get("cursor"), body.get("links")
-        if not isinstance(items, list) or not isinstance(cursor, str) or not cursor or not isinstance(links, dict):
+        # A cursor as the contract has it: JSON has characters that no database and no address can keep.
+        if (
+            not isinstance(items, list)
+            or not isinstance(cursor, str)
+            or not re.fullmatch(r"[!-~]+", cursor)
+            or not isinstance(links, dict)
+        ):
             raise UnknownOutcomeError("an unreadable page of partner actions", response.status_code)
         if body.get("count") != len(items) and len(items) < ACTION_PAGE_SIZE:
             # The cursor goes on behind what is not on the page.
@@ -518,6 +532,30 @@ def _json(response: requests.Response) -> Any:
         return orjson.loads(response.content)
     except orjson.JSONDecodeError:
         raise UnknownOutcomeError("a reply that is no JSON", response.status_code) from None
+
+
+def _actions_json(response: requests.Response) -> Any:
+    """Read a page of partner actions, also where a value on it cannot be read: that must not hide the other actions.
+
+    What stands for such a value is one that no field of an action takes.
+    """
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(
+                response.content.decode("utf-8", "replace"),
+                # Python refuses one of thousands of digits; no id has more than 19.
+                parse_int=lambda text: int(text) if len(text) <= 20 else None,
+                parse_constant=lambda _: None,
+            )
+        except RecursionError:
+            raise ActionsUnreadableError(
+                "The page of Medflex's list of partner actions behind the ledger's cursor is nested too deeply to be"
+                " read: have it mended there; reading goes on from that page."
+            ) from None
+        except ValueError:
+            raise UnknownOutcomeError("a page of partner actions that is no JSON", response.status_code) from None
 
 
 def _read_verdicts(http_status: int, body: Any, versions: Mapping[int, int]) -> BatchReply:

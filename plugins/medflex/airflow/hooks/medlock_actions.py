@@ -17,12 +17,14 @@ from psycopg.rows import dict_row, tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from medflex.airflow.hooks.medlock import translated_error
-from medflex.domain.partner_actions import Action, ActionType, Ruling, Slot
+from medflex.domain.partner_actions import STATUS_ASKED, YEARS, Action, ActionType, Ruling, Slot
 from medflex.errors import ActionsWaitError, MedlockRefusedError
 from medflex.sql import bigints, query
 
 LOCK_SECONDS = 3
 """So long is somebody waited for who is changing the appointment; then the action waits for the next run."""
+BRIEF_MILLISECONDS = 10
+"""So long in a clinic that has let this run wait in vain already: what it holds may be many appointments."""
 IDLE_SECONDS = 15
 """A process that stops in the middle of a transaction must not keep the clinic from its appointment for longer."""
 
@@ -34,16 +36,22 @@ _BUSY = (
 )
 _OF_THE_SERVER = ("08", "25", "28", "3D", "42", "53", "54", "55", "57", "58", "F0", "XX")
 """Classes of SQLSTATE that are not about one action: connection, log-in, missing tables, resources, the server."""
+_OF_A_FUNCTION = ("42", "54", "55")
+"""Those of them that are about one action where a function of this MIS has met with them."""
 
 
 class _Instants(TimestamptzLoader):
-    """Reads instants; one that no calendar has (infinity, the year 20226) is missing, as for every other lane."""
+    """Reads instants; one that no calendar has (infinity, the year 20226) is missing, as for every other lane.
+
+    So is one so near to the calendar's ends that another zone leads out of it.
+    """
 
     def load(self, data: Any) -> Any:
         try:
-            return super().load(data)
+            instant = super().load(data)
         except psycopg.DataError:
             return None
+        return instant if YEARS[0] <= instant.year <= YEARS[1] else None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class MedlockActions:
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._connection: psycopg.Connection[Any] | None = None
+        self._slow: set[int] = set()
 
     def __enter__(self) -> MedlockActions:
         return self
@@ -137,7 +146,7 @@ class MedlockActions:
             ActionsWaitError: somebody else is changing the appointment.
         """
         with self._cursor(decides=True) as cursor, cursor.connection.transaction():
-            yield ActionTransaction(cursor)
+            yield ActionTransaction(cursor, self._slow)
 
     @contextmanager
     def _cursor(self, *, decides: bool = False) -> Iterator[psycopg.Cursor[Any]]:
@@ -168,22 +177,30 @@ class MedlockActions:
         except psycopg.Error as error:
             if decides and error.sqlstate and not error.sqlstate.startswith(_OF_THE_SERVER):
                 # A constraint or a trigger of this MIS: a matter of one action, which must not hold up the others.
-                raise ActionsWaitError(
-                    f"Medlock refuses to carry out what a partner asked for (SQLSTATE {error.sqlstate}): fit the"
-                    " queries in include/sql/medlock/actions to this MIS; the action waits until then."
-                ) from None
+                raise _refused(error) from None
             raise translated_error(error, error.sqlstate, "medlock_actions") from None
 
 
 class ActionTransaction:
-    """One transaction of :class:`MedlockActions`."""
+    """One transaction of :class:`MedlockActions`.
 
-    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+    Args:
+        slow: clinics that have let an action wait in vain; one more is added.
+    """
+
+    def __init__(self, cursor: psycopg.Cursor[Any], slow: set[int]) -> None:
         self._cursor = cursor
+        self._slow = slow
 
     def lock(self, clinic_id: int, appointment_id: int) -> None:
         """Keep the appointment as it is until the end; whoever is changing it is waited for."""
-        self._run("lock_appointment", clinic_id=clinic_id, appointment_id=appointment_id)
+        if clinic_id in self._slow:
+            self._cursor.execute(f"SET LOCAL lock_timeout = '{BRIEF_MILLISECONDS}ms'")
+        try:
+            self._run("lock_appointment", clinic_id=clinic_id, appointment_id=appointment_id)
+        except psycopg.errors.LockNotAvailable:
+            self._slow.add(clinic_id)
+            raise
 
     def appointment(self, clinic_id: int, appointment_id: int) -> Facts:
         """Return what is committed now behind an appointment."""
@@ -213,7 +230,7 @@ class ActionTransaction:
                     self._run("reschedule", **key, starts_at=times[0], ends_at=times[1])
                 else:
                     self._run("confirm" if action.type is ActionType.CONFIRM else "cancel", **key)
-                changed = self._cursor.rowcount
+                rows = self._cursor.fetchall() if self._cursor.description else []
                 # What Medlock would only look at when all is committed is looked at now.
                 self._cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         except (psycopg.errors.ExclusionViolation, psycopg.errors.UniqueViolation):
@@ -221,8 +238,13 @@ class ActionTransaction:
             if action.type is ActionType.RESCHEDULE:
                 return False
             raise
-        if changed != 1:
-            # A trigger, a rule or row security of this MIS has swallowed it.
+        except psycopg.Error as error:
+            if _is_of_the_row(error):
+                raise _refused(error) from None
+            raise
+        asked = (STATUS_ASKED[action.type],) if action.type in STATUS_ASKED else times
+        if [row[:1] if action.type in STATUS_ASKED else row[1:] for row in rows] != [asked]:
+            # A trigger, a rule or row security of this MIS has swallowed it, or made something else of it.
             raise ActionsWaitError(
                 "Medlock does not change an appointment as a partner asked, and does not say why: fit the queries in"
                 " include/sql/medlock/actions to this MIS; the action waits until then."
@@ -253,6 +275,25 @@ class ActionTransaction:
 
     def _run(self, name: str, **parameters: Any) -> None:
         self._cursor.execute(query(f"medlock/actions/{name}"), parameters)
+
+
+def _is_of_the_row(error: psycopg.Error) -> bool:
+    """Tell whether it is this row that Medlock does not let be changed, whatever code it gives for that.
+
+    By where the server says that the error comes from; its words are in the server's language, and may quote the row.
+    """
+    if isinstance(error, _BUSY):
+        return False
+    if error.diag.source_function in ("exec_stmt_raise", "ExecWithCheckOptions"):
+        return True  # A function's RAISE, and row security.
+    return "PL/" in (error.diag.context or "") and (error.sqlstate or "").startswith(_OF_A_FUNCTION)
+
+
+def _refused(error: psycopg.Error) -> ActionsWaitError:
+    return ActionsWaitError(
+        f"Medlock refuses to carry out what a partner asked for (SQLSTATE {error.sqlstate}): fit the queries in"
+        " include/sql/medlock/actions to this MIS; the action waits until then."
+    )
 
 
 def _appointments(cursor: psycopg.Cursor[Any], keys: Sequence[tuple[int, int]]) -> Facts:
