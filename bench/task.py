@@ -79,8 +79,15 @@ def task_context(asked: dict[str, Any]) -> tuple[Any, Any]:
     )
     context = {
         "dag_run": dag_run,
-        # Asked for are the number of the attempt, as staging has a folder for each, and whether another run waits.
-        "ti": SimpleNamespace(try_number=1, get_dr_count=lambda **_: 0, get_task_states=lambda **_: {}),
+        # Asked for are the number of the attempt, as staging has a folder for each, whether the task is still at work,
+        # and whether another run waits.
+        "ti": SimpleNamespace(
+            task_id="measured",
+            map_index=None,
+            try_number=1,
+            get_dr_count=lambda **_: 0,
+            get_task_states=lambda **_: {asked["run_id"]: {"measured": "running"}},
+        ),
         "params": {"mode": asked["mode"], "clinic_ids": None, "accept_row_counts": None},
         "outlet_events": _Events(),
     }

@@ -94,9 +94,19 @@ class MedflexUnavailableError(MedflexPipelineError):
 class MedflexRefusedError(ConfigurationError):
     """Medflex refuses the token (401 or 403), or its certificate is not trusted."""
 
+    @property
+    def is_of_clinic(self) -> bool:
+        """Whether the token is a good one that may not do this (403): for one clinic it may not, for others it may."""
+        return "(HTTP 403)" in str(self)
+
 
 class MedflexContractError(MedflexPipelineError):
     """Medflex answered something that its contract does not know, or refused a whole request."""
+
+    @property
+    def is_of_clinic(self) -> bool:
+        """Whether Medflex does not know the clinic (404), whatever the request holds."""
+        return "(HTTP 404)" in str(self)
 
 
 class VersionsOutdatedError(MedflexPipelineError):
@@ -119,6 +129,10 @@ class ConservationError(MedflexPipelineError):
 
 class RunIncompleteError(MedflexPipelineError):
     """A shard of the run did not come to its end."""
+
+
+class TaskEndedError(RunIncompleteError):
+    """Somebody has ended this task, or its run, while it was at work."""
 
 
 class ActionsWaitError(MedflexPipelineError):

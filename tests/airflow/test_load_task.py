@@ -56,11 +56,13 @@ def attempt(monkeypatch: pytest.MonkeyPatch, number: int, **states: str) -> None
     """Go on as another attempt of whichever task comes next, beside tasks of the run in these states."""
 
     def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None) -> dict[str, dict[str, str]]:
-        return {"r": {name: state for name, state in states.items() if task_ids is None or name in task_ids}}
+        known = {"at_work_0": "running"} | states
+        wanted = None if task_ids is None else {*task_ids, *(f"{name}_0" for name in task_ids)}
+        return {"r": {name: state for name, state in known.items() if wanted is None or name in wanted}}
 
     context = {
         "dag_run": SimpleNamespace(dag_id="medflex_transfer", run_id="r", conf={}),
-        "ti": SimpleNamespace(try_number=number, get_task_states=task_states),
+        "ti": SimpleNamespace(task_id="at_work", map_index=0, try_number=number, get_task_states=task_states),
         "params": {},
     }
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)

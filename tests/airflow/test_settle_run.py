@@ -36,10 +36,11 @@ def settle(ledger_db: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     monkeypatch.setenv("AIRFLOW_CONN_MEDFLEX_LEDGER", ledger_db)
     monkeypatch.setenv("MEDFLEX_STAGING_URL", f"file://{tmp_path}")
     run = {"dag_id": "medflex_transfer", "run_id": "r"}
-    states: dict[str, str] = {"plan_shards": "success"}
+    states: dict[str, str] = {"plan_shards": "success", "at_work": "running"}
     asked = SimpleNamespace(
-        try_number=3, max_tries=2, get_task_states=lambda dag_id, run_ids, task_ids: dict.fromkeys(run_ids, states)
-    )
+        task_id="at_work", map_index=None, try_number=3, max_tries=2,
+        get_task_states=lambda dag_id, run_ids, task_ids: dict.fromkeys(run_ids, states),
+    )  # fmt: skip
     context = {"dag_run": SimpleNamespace(**run), "outlet_events": {APPOINTMENTS: EVENT}, "ti": asked}
     monkeypatch.setattr(transfer, "get_current_context", lambda: context)
     monkeypatch.setattr(EVENT, "extra", {})

@@ -14,7 +14,7 @@ from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medflex.airflow.staging import PARTS, Staging, part_of, staging_root
-from medflex.errors import ConfigurationError, RunIncompleteError
+from medflex.errors import ConfigurationError, RunIncompleteError, TaskEndedError
 
 RUN = "scheduled__2026-11-22T00:00:00+00:00"
 ODD = ["", "a/b/../../c", "..", "manual__Пн 1?*:\\", "x" * 250, "%2e%2e/", "run\nid", RUN]
@@ -245,3 +245,24 @@ def test_an_attempt_thought_dead_changes_nothing_that_the_next_one_staged(root: 
     assert alive.read(0, "extract", 0)["id"].to_pylist() == [2]
     alive.remove()
     assert files(root) == []
+
+
+def test_what_a_task_writes_that_was_ended_meanwhile_is_removed(root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow lets it go on for seconds, in which the run has removed what was staged."""
+    monkeypatch.setattr("medflex.airflow.staging.LOOK_SECONDS", 0)
+    wanted = True
+    staging = Staging("medflex_transfer", RUN, is_wanted=lambda: wanted)
+    staging.write(0, "clinics", 0, table(1))
+    with pytest.raises(TaskEndedError, match="was ended while it wrote"), staging.writing(0, "extract") as write:  # noqa: PT012
+        write(0, table(1))
+        write(1, table(2), False)
+        wanted = False
+        write(2, table(3))
+        pytest.fail("it goes on to the end")
+    assert staging.parts(0, "extract") == []
+    assert staging.parts(0, "clinics") == [0]
+    # At the end of it as well, however soon that comes.
+    monkeypatch.setattr("medflex.airflow.staging.LOOK_SECONDS", 3600)
+    with pytest.raises(TaskEndedError):
+        staging.write(0, "extract", 0, table(1))
+    assert len(files(root)) == 1

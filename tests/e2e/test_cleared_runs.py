@@ -58,6 +58,11 @@ class Runs:
             "POST", "/clearTaskInstances", body | ({"task_ids": [[item, 0] for item in task_ids]} if task_ids else {})
         )
 
+    def log(self, run_id: str, task_id: str, attempt: int) -> str:
+        """The log of an attempt at a mapped task."""
+        path = f"/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}?map_index=0"
+        return str(self.call("GET", path))
+
     def end(self, run_id: str) -> str:
         """Wait for the end of a run and of all of its tasks; return its state."""
         resting = {"success", "failed", "skipped", "upstream_failed", "removed"}
@@ -154,6 +159,25 @@ def test_a_run_that_is_marked_before_its_end_has_failed_says_so_and_leaves_nothi
         runs.mark(run_id, state)
     assert runs.end(run_id) == "failed"
     assert runs.account(run_id)[:2] == ("failed", ENDED_BY_HAND)
+
+
+def test_what_a_task_reads_when_its_run_was_ended_is_not_left_in_staging(runs: Runs) -> None:
+    """Airflow lets it go on for some seconds, and removes in the first of them what the run has staged."""
+    run_id = runs.trigger()
+    assert runs.end(run_id) == "success"
+    with psycopg.connect(runs.stack.medlock_owner()) as connection:
+        connection.execute("LOCK TABLE medlock.appointment IN ACCESS EXCLUSIVE MODE")
+        runs.clear(run_id, "shard.extract", include_downstream=True)
+        with psycopg.connect(runs.stack.medlock_owner()) as other:
+            waiting = "SELECT FROM pg_locks WHERE relation = 'medlock.appointment'::regclass AND NOT granted"
+            wait_for(lambda: other.execute(waiting).fetchone() is not None, "extract")
+        runs.mark(run_id, "failed")
+        wait_for(lambda: runs.states(run_id).get("remove_staging") == "failed", "the removal")
+    wait_for(lambda: "was ended while it wrote" in runs.log(run_id, "shard.extract", 2), "the end of extract")
+    assert runs.end(run_id) == "failed"
+    assert not runs.staged()
+    runs.clear(run_id, "shard.extract", include_downstream=True)
+    assert runs.end(run_id) == "success"
 
 
 def test_a_run_that_is_cancelled_before_it_was_planned_has_failed(runs: Runs) -> None:

@@ -75,7 +75,8 @@ class Airflow:
         self.plugins = folder / "plugins"
         for made in ("orders", "done"):
             (self.plugins / made).mkdir(parents=True)
-        (self.plugins / "medflex").symlink_to(PROJECT / "plugins" / "medflex")
+        for part in ("medflex", "medflex_plugin.py"):
+            (self.plugins / part).symlink_to(PROJECT / "plugins" / part)
         shutil.copy(Path(__file__).with_name("kill_points.py"), self.plugins / "sitecustomize.py")
         (self.plugins / ".airflowignore").write_text("medflex/\nsitecustomize.py\n")
         dags = folder / "dags"

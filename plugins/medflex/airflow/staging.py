@@ -5,7 +5,9 @@ It is the one place outside Medlock and Medflex where names and phones lie, and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 from airflow.sdk import ObjectStoragePath
 
 from medflex.airflow.environment import setting
-from medflex.errors import ConfigurationError, RunIncompleteError
+from medflex.errors import ConfigurationError, RunIncompleteError, TaskEndedError
 
 _DISTINCT = frozenset(
     ("appointment_id", "id", "patient_id", "phone", "mobile_phone", "digest", "created_at", "updated_at")
@@ -39,6 +41,9 @@ def staging_root() -> ObjectStoragePath:
 
 PARTS = 1_000
 """A slice has fewer parts."""
+LOOK_SECONDS = 1.0
+"""While it writes, a task looks so often whether it is still wanted: one that was ended goes on for five seconds and
+more until Airflow kills it (``[workers] min_heartbeat_interval``); what its run has staged is removed within one."""
 
 
 def part_of(slice_: int, number: int) -> int:
@@ -63,10 +68,14 @@ class Staging:
 
     Args:
         attempt: number of the attempt that writes.
+        is_wanted: tells whether it is still to be written; what was written behind the removal, nobody would remove.
     """
 
-    def __init__(self, dag_id: str, run_id: str, attempt: int = 1) -> None:
+    def __init__(
+        self, dag_id: str, run_id: str, attempt: int = 1, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
         self._attempt = attempt
+        self._is_wanted = is_wanted
         # Run ids hold characters that file systems and object stores do not all take.
         self.folder = staging_root() / dag_id / hashlib.sha256(run_id.encode()).hexdigest()[:24]
 
@@ -85,44 +94,42 @@ class Staging:
     def writing(self, shard: int, kind: str) -> Iterator[Callable[..., None]]:
         """Yield ``write(part, table, last=True)``: it adds rows to a part, in the background, and waits for the call
         before. A part has to be read only behind its last rows, or the end.
+
+        Raises:
+            TaskEndedError: by ``write`` or at the end; what was written of this kind is removed.
         """
-        parts: dict[int, _Part] = {}
+        looked = time.monotonic()
 
-        def add(part: int, table: pa.Table, last: bool) -> None:
-            if part not in parts:
-                parts[part] = self._begun(shard, kind, part, table.schema)
-            parts[part].add(table)
-            if last:
-                parts.pop(part).end()
+        def look() -> None:
+            if not self._is_wanted():
+                raise TaskEndedError(
+                    "This task was ended while it wrote, so what it has staged is removed: clear this shard from"
+                    " extract on."
+                )
 
-        def end() -> None:
-            while parts:
-                parts.popitem()[1].end()
-
-        def drop() -> None:
-            for number, part in parts.items():
-                with suppress(Exception):
-                    part.end()
-                with suppress(Exception):
-                    folder = self._folder(shard, kind)
-                    folder.fs.rm((folder / f"{number:05}.parquet").path)
-
+        parts = _Parts(functools.partial(self._begun, shard, kind))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="staging") as thread:
             under_way: list[Future[None]] = []
 
             def write(part: int, table: pa.Table, last: bool = True) -> None:
+                nonlocal looked
                 while under_way:
                     under_way.pop().result()
-                under_way.append(thread.submit(add, part, table, last))
+                if time.monotonic() - looked >= LOOK_SECONDS:
+                    looked = time.monotonic()
+                    look()
+                under_way.append(thread.submit(parts.add, part, table, last))
 
             try:
                 yield write
-                under_way.append(thread.submit(end))
+                under_way.append(thread.submit(parts.end))
                 for future in under_way:
                     future.result()
-            except BaseException:
+                # Whoever ends it from now on removes later than this was written.
+                look()
+            except BaseException as error:
                 # No half of a part is left: it would look like a whole one.
-                thread.submit(drop)
+                thread.submit(parts.drop, self._folder(shard, kind), isinstance(error, TaskEndedError))
                 raise
 
     def _begun(self, shard: int, kind: str, part: int, schema: pa.Schema) -> _Part:
@@ -184,6 +191,42 @@ class Staging:
         if folder.protocol in ("file", "local"):
             # Nobody but the workers' user may look into a run; object stores have their bucket policy for that.
             Path(self.folder.path).chmod(0o700)
+
+
+class _Parts:
+    """The parts of one attempt at a task that are being written.
+
+    Args:
+        begin: begins the part of this number, for tables of this schema.
+    """
+
+    def __init__(self, begin: Callable[[int, pa.Schema], _Part]) -> None:
+        self._begin = begin
+        self._open: dict[int, _Part] = {}
+
+    def add(self, number: int, table: pa.Table, last: bool) -> None:
+        """Add rows to a part, which ends with its last ones."""
+        if number not in self._open:
+            self._open[number] = self._begin(number, table.schema)
+        self._open[number].add(table)
+        if last:
+            self._open.pop(number).end()
+
+    def end(self) -> None:
+        """Finish those that are open."""
+        while self._open:
+            self._open.popitem()[1].end()
+
+    def drop(self, folder: ObjectStoragePath, everything: bool) -> None:
+        """Remove those that are open, or everything that was written into the attempt's folder."""
+        for number, part in self._open.items():
+            with suppress(Exception):
+                part.end()
+            with suppress(Exception):
+                folder.fs.rm((folder / f"{number:05}.parquet").path)
+        if everything:
+            with suppress(FileNotFoundError):
+                folder.fs.rm(folder.path, recursive=True)
 
 
 class _Part:

@@ -1114,7 +1114,16 @@ def _run_of_shard(ledger: Any, context: Context) -> Any:
 def _staging(context: Context) -> Any:
     from medflex.airflow.staging import Staging
 
-    return Staging(context["dag_run"].dag_id, context["dag_run"].run_id, context["ti"].try_number)
+    run, task_instance = context["dag_run"], context["ti"]
+    return Staging(run.dag_id, run.run_id, task_instance.try_number, functools.partial(_is_running, context))
+
+
+def _is_running(context: Context) -> bool:
+    """Whether this very task instance is at work, as Airflow sees it: somebody may have marked it, or its run."""
+    task_instance = context["ti"]
+    index = task_instance.map_index
+    name = task_instance.task_id if index is None or index < 0 else f"{task_instance.task_id}_{index}"
+    return _task_states(context, task_instance.task_id).get(name) == "running"
 
 
 def _labelled(shard: Mapping[str, Any]) -> Context:
