@@ -84,6 +84,23 @@ def lpu_id(world: World, clinic_id: int) -> int:
     return int(world.read("SELECT lpu_id FROM medlock.clinic WHERE id = %s", [clinic_id])[0][0])
 
 
+def test_what_stops_an_attempt_is_told_instead_of_what_stopped_the_one_before(
+    planned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its staging is gone by then: nobody is to look for what is mended."""
+    fault = planned.control.add_fault("status", status=401)
+    with pytest.raises(AirflowFailException, match="MedflexRefusedError"):
+        transfer.load(SHARD)
+    planned.control.remove_fault(fault)
+    attempt(monkeypatch, 2)
+    transfer._staging(transfer.get_current_context()).remove()
+    with pytest.raises(AirflowFailException, match="is gone"):
+        transfer.load(SHARD)
+    ((problem,),) = planned.read_ledger("SELECT problem FROM ledger.run_shard")
+    assert "is gone" in problem
+    assert "token" not in problem
+
+
 def test_what_may_pass_is_tried_again_even_beside_what_will_not(planned: World) -> None:
     """One clinic is unknown to Medflex, which no attempt heals; with another one Medflex fails for a while."""
     planned.control.remove_clinics([lpu_id(planned, 1)])

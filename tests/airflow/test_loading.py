@@ -14,7 +14,7 @@ import pytest
 from urllib3.util import connection
 
 from medflex.airflow.columns import Columns
-from medflex.airflow.hooks.medflex import SEND_PATH, NotProcessedError
+from medflex.airflow.hooks.medflex import SEND_PATH, MedflexClient, NotProcessedError, UnknownOutcomeError
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.airflow.writing import LOOK_SECONDS, Batch, Delivery
@@ -30,6 +30,7 @@ from medflex.errors import (
     MedflexRefusedError,
     MedflexUnavailableError,
     MedlockSlowError,
+    VersionsOutdatedError,
 )
 from medflex.ledger.store import Ledger, Resolution
 from sandbox.medflex.faults import Match
@@ -316,6 +317,53 @@ def test_a_refused_token_stops_at_once_and_says_so(filled: World) -> None:
     assert totals(result) == only(to_retry=len(records))
     assert [type(problem) for problem in result.problems] == [MedflexRefusedError]
     assert filled.sent() == 1
+
+
+@pytest.mark.parametrize("status", [500, 413])
+def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being_sent(
+    filled: World, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    records = planned(filled)
+    bad = int(of_largest(records)["id"].iloc[5])
+    post = MedflexClient.post_batch
+    failed: list[int] = []
+
+    def posting(client: MedflexClient, path: str, body: bytes, key: str, versions: dict[int, int]) -> Any:
+        if bad in versions:
+            failed.append(len(versions))
+            raise UnknownOutcomeError("HTTP 500", 500) if status == 500 else MedflexContractError(f"HTTP {status}")
+        return post(client, path, body, key, versions)
+
+    monkeypatch.setattr(MedflexClient, "post_batch", posting)
+    result = load(filled, records)
+    assert len(result.problems) == 1
+    left = "unknown" if status == 500 else "to_retry"
+    assert totals(result) == only(accepted=len(records) - 1, **{left: 1})
+    assert {id_ for _, id_ in filled.control.records()} == set(records["id"]) - {bad}
+    # In few requests: as often as any, and once each time that fewer were tried.
+    assert failed[-1] == 1
+    assert len(failed) <= 3 + 3
+    # The next attempt has nothing else to do.
+    failed.clear()
+    before = filled.sent()
+    assert totals(load(filled, records)) == only(accepted=len(records) - 1, **{left: 1})
+    assert filled.sent() == before
+    assert set(failed) == {1}
+    monkeypatch.undo()
+    assert totals(load(filled, records)) == only(accepted=len(records))
+
+
+def test_a_clinic_for_which_medflex_refuses_the_token_leaves_the_others_alone(filled: World) -> None:
+    records = planned(filled)
+    # The one whose turn comes first.
+    lpu_id = int(records["lpu_id"].iloc[0])
+    filled.control.add_fault("unauthorized", match={"lpu_id": lpu_id}, status=403)
+    result = load(filled, records, parallel=1, batch_size=20)
+    of_it = int((records["lpu_id"] == lpu_id).sum())
+    assert totals(result) == only(accepted=len(records) - of_it, to_retry=of_it)
+    assert [type(problem) for problem in result.problems] == [MedflexRefusedError]
+    refused = [item for item in filled.control.request_log() if item["method"] == "POST" and item["status"] == 403]
+    assert len(refused) == 1
 
 
 def test_a_clinic_medflex_does_not_know_leaves_the_others_alone(filled: World) -> None:
@@ -932,6 +980,33 @@ def test_a_ledger_restored_from_a_backup_catches_up_with_medflex(filled: World) 
     assert first.problems[0].transient
     assert totals(load(filled, records, holder="b")) == only(accepted=len(records))
     assert {record["version"] for record in filled.control.records().values()} == {4}
+
+
+def test_a_loader_numbers_on_only_while_the_clinic_is_its_own(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is raised while another task's request is under way would keep that one's verdict from being
+    written down: what Medflex shows then, nobody knows of.
+    """
+    for _ in range(3):
+        load(filled, planned(filled), resync=True)
+    records = of_largest(sent_before_a_restore(filled)).head(5)
+    clinic_id = int(records["clinic_id"].iloc[0])
+    raise_versions, told = Ledger.raise_versions, []
+
+    def taken_over_first(ledger: Ledger, *arguments: Any, **more: Any) -> bool:
+        assert ledger.acquire([clinic_id], "another run") == {}
+        if not told:
+            ledger.release(ledger.acquire([clinic_id], "a withdrawal", purpose="withdraw"), "a withdrawal")
+        told.append(raise_versions(ledger, *arguments, **more))
+        assert filled.read_ledger("SELECT max(version) >= 5 FROM ledger.record") == [(len(told) == 2,)]
+        return told[-1]
+
+    monkeypatch.setattr(Ledger, "raise_versions", taken_over_first)
+    result = load(filled, records, clock=FakeClock())
+    assert told == [False, True]
+    assert totals(result) == only(to_retry=5)
+    assert [type(problem) for problem in result.problems] == [VersionsOutdatedError]
+    monkeypatch.undo()
+    assert totals(load(filled, records)) == only(accepted=5)
 
 
 def test_a_loader_that_is_stopped_asks_medflex_nothing_more(filled: World) -> None:

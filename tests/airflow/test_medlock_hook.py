@@ -418,7 +418,7 @@ def test_a_column_that_the_query_leaves_out(
         # 'false' is a text that is not empty.
         ("clinics", "clinics", "access_switch.enabled AS", "coalesce(access_switch.enabled, FALSE)::text AS",
          "access_enabled .* is not boolean"),
-        ("clinics", "clinics", "clinic.lpu_id", "clinic.lpu_id::text AS lpu_id", "lpu_id .* is not bigint"),
+        ("clinics", "clinics", "THEN clinic.lpu_id END", "THEN clinic.lpu_id::text END", "lpu_id .* is not bigint"),
         ("consent_now", "consent_now", "doctor.id IS NOT NULL AS doctor_found", "'f'::text AS doctor_found",
          "doctor_found .* is not boolean"),
     ],

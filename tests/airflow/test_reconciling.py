@@ -12,9 +12,10 @@ import pytest
 
 from medflex.airflow.hooks.medflex import SEND_PATH, WITHDRAW_PATH
 from medflex.airflow.reconciling import RESENT, Reconciler, ReconcileResult
+from medflex.airflow.withdrawing import Withdrawer
 from medflex.clock import SystemClock
 from medflex.domain.drift import Drift
-from medflex.errors import LeaseHeldError, MedflexContractError, MedflexUnavailableError
+from medflex.errors import LeaseHeldError, MedflexContractError, MedflexRefusedError, MedflexUnavailableError
 from tests.airflow.leaks import database_text
 from tests.airflow.test_loading import FakeClock, load, planned
 from tests.airflow.test_withdrawing import REFUSE, of_patients, shown_ids, some, withdraw
@@ -211,6 +212,33 @@ def test_records_that_nobody_sent_are_withdrawn(agreed: World) -> None:
     agree(agreed)
 
 
+def test_what_is_to_be_withdrawn_is_so_also_where_the_reconciliation_is_killed_before_that(
+    agreed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has changed in Medlock that would lead a quick look there."""
+    lpu_id = of_clinic(agreed, 1)
+    a_record = next(record for key, record in agreed.control.records().items() if key[0] == lpu_id)
+    withdraw(agreed)
+    behind_our_back(agreed, SEND_PATH, [a_record | {"id": 424_242}], lpu_id)
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Withdrawer, "sweep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reconcile(agreed)
+    assert 424_242 in shown_ids(agreed)
+    # Should nobody look, that is told.
+    with agreed.parts() as (_, ledger, _):
+        assert ledger.late_revocations(0).records == 1
+    assert withdraw(agreed).total("withdrawn") == 1
+    assert 424_242 not in shown_ids(agreed)
+    with agreed.parts() as (_, ledger, _):
+        assert ledger.late_revocations(0).records == 0
+    agree(agreed)
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["restored from a backup", "lost wholly"])
 def test_a_ledger_that_is_behind_is_corrected_without_sending_anything(agreed: World, lost: bool) -> None:
     lpu_id = of_clinic(agreed, 1)
@@ -370,7 +398,9 @@ def test_a_clinic_that_another_run_keeps_is_left_alone_and_told(agreed: World) -
     assert result.compared == sum(lpu_id in of_others for lpu_id, _ in agreed.shown())
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, MedflexContractError), (503, MedflexUnavailableError)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, MedflexContractError), (503, MedflexUnavailableError), (403, MedflexRefusedError)]
+)
 def test_trouble_with_one_clinic_does_not_keep_the_others_from_being_compared(
     agreed: World, status: int, error: type[Exception]
 ) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from medflex.airflow.withdrawing import NUMBERS, Withdrawer, WithdrawResult
@@ -314,6 +315,51 @@ def test_vanished_rows_beyond_the_threshold_are_held_and_refusals_beside_them_fl
     more = some(sent, 10)
     sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [more])
     assert withdraw(sent, [1]).total("withdrawn") == 10
+
+
+def answered(world: World, ids: list[int], state: str) -> None:
+    """Let these rows vanish in a mishap, a person answer so, and the rows come back and be sent again."""
+    world.edit("CREATE TABLE aside AS SELECT * FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    world.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    assert withdraw(world, [1]).total("held") == len(ids)
+    with world.parts() as (_, ledger, _):
+        (hold,) = ledger.claim_holds("run", 500)
+        assert ledger.decide_hold(hold.hold_id, state, "somebody")
+    result = withdraw(world, [1])
+    assert (result.total("withdrawn"), result.total("held")) == (
+        (len(ids), 0) if state == "released" else (0, len(ids))
+    )
+    world.edit("INSERT INTO medlock.appointment SELECT * FROM aside")
+    edited = "UPDATE medlock.appointment SET status = 'no_show', updated_at = now() WHERE id = ANY(%s)"
+    world.edit(edited, [ids])
+    assert not load(world, planned(world), extracted_at=datetime.now(UTC)).problems
+    assert set(ids) <= shown_ids(world)
+
+
+@pytest.mark.parametrize("state", ["released", "kept"])
+def test_an_answer_does_not_hold_for_the_next_mishap_of_rows_that_were_back(sent: World, state: str) -> None:
+    ids = some(sent, 25)
+    answered(sent, ids, state)
+    sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids])
+    result = withdraw(sent, [1])
+    assert (result.total("held"), result.asked) == (25, 1)
+    assert set(ids) <= shown_ids(sent)
+
+
+@pytest.mark.parametrize("days", [0, 8])
+def test_rows_that_were_released_once_are_a_measure_of_what_vanishes_later(sent: World, days: int) -> None:
+    ids = some(sent, 27)
+    answered(sent, ids, "released")
+    with psycopg.connect(sent.ledger) as connection:
+        # Eight days later; what is withdrawn from here on is of that day.
+        for column in ("decided_at", "found_at"):
+            connection.execute(f"UPDATE ledger.hold SET {column} = {column} - make_interval(days => {days})".encode())
+        connection.execute(f"UPDATE ledger.batch SET created_at = created_at - make_interval(days => {days})".encode())
+    for start in (0, 9, 18):
+        sent.edit("DELETE FROM medlock.appointment WHERE id = ANY(%s)", [ids[start : start + 9]])
+        withdraw(sent, [1])
+    # Of which two lots would be more than may vanish in a day.
+    assert len(set(ids) - shown_ids(sent)) <= 10
 
 
 def test_records_are_withdrawn_in_the_order_in_which_every_lane_locks_them(sent: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from medflex.airflow.hooks.medflex import SEND_PATH
+from medflex.airflow.hooks.medflex import SEND_PATH, MedflexClient
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.loading import Loader
 from medflex.airflow.triggers.consent import LOOK_BACK
@@ -328,6 +328,41 @@ def test_appointments_that_move_with_their_lpu_id_to_another_clinic_end_up_right
         load(sent, planned(sent), extracted_at=datetime.now(UTC))
     withdraw(sent, [1, 2, 3])
     load(sent, planned(sent), extracted_at=datetime.now(UTC))
+    assert sent.shown() == sent.expected()
+
+
+def test_what_is_withdrawn_for_a_clinics_old_id_while_the_new_one_sends_it_is_sent_again(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same content under the same version Medflex takes it as what it has already."""
+    withdraw(sent)
+    one = of_clinic(sent, 1)
+    # The same partners see it.
+    sent.edit("DELETE FROM medlock.clinic_partner WHERE clinic_id = 2")
+    sent.edit("UPDATE medlock.clinic_partner SET clinic_id = 2 WHERE clinic_id = 1")
+    sent.edit("UPDATE medlock.clinic SET lpu_id = NULL WHERE id IN (1, 2)")
+    sent.edit(
+        "UPDATE medlock.clinic SET lpu_id = %s, timezone = (SELECT timezone FROM medlock.clinic WHERE id = 1)"
+        " WHERE id = 2",
+        [one],
+    )
+    for table in ("appointment", "patient", "doctor"):
+        sent.edit(f"UPDATE medlock.{table} SET clinic_id = 2, updated_at = now() WHERE clinic_id = 1")
+    post, withdrawn = MedflexClient.post_batch, []
+
+    def posting(client: MedflexClient, path: str, *arguments: Any) -> Any:
+        reply = post(client, path, *arguments)
+        if path == SEND_PATH and not withdrawn:
+            withdrawn.append(withdraw(sent, [1]).total("withdrawn"))
+        return reply
+
+    monkeypatch.setattr(MedflexClient, "post_batch", posting)
+    load(sent, planned(sent), extracted_at=datetime.now(UTC), parallel=1)
+    assert withdrawn[0] > 50
+    monkeypatch.undo()
+    for _ in range(2):
+        withdraw(sent, [1, 2, 3])
+        load(sent, planned(sent), extracted_at=datetime.now(UTC))
     assert sent.shown() == sent.expected()
 
 

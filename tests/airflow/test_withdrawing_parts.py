@@ -51,6 +51,9 @@ class AnsweringMedlock:
         starts = range(0, max(len(there), 1), self.rows_at_once)
         yield (answer.slice(start, self.rows_at_once) for start in starts)
 
+    def appointments_elsewhere(self, appointment_ids: Sequence[int]) -> None:
+        """Of what is gone nobody says anything."""
+
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         self.patients |= set(patient_ids)
         return self.said[self.said["patient_id"].isin(patient_ids)].reset_index(drop=True)

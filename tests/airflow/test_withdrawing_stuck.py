@@ -6,14 +6,17 @@ Against a real ledger, a real Medlock and the real sandbox Medflex.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from medflex.airflow import withdrawing
+from medflex.airflow import withdrawing, writing
+from medflex.airflow.hooks.medflex import MedflexClient, UnknownOutcomeError
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import Withdrawer
+from medflex.errors import MedflexContractError, MedflexRefusedError
 from medflex.ledger import watches
 from sandbox.medflex.faults import Match
 from tests.airflow.test_loading import FakeClock, load, planned
@@ -330,3 +333,143 @@ def test_clinics_of_which_medflex_rejects_each_withdrawal_keep_no_others_from_th
         assert looks < 10
     assert _stuck(sent) == [[1, of_clinic(sent, 1)]]
     assert of_clinic(sent, 2) not in _shown(sent)
+
+
+def fails_on(monkeypatch: pytest.MonkeyPatch, *ids: int, status: int = 500) -> list[list[int]]:
+    """Let Medflex fail whenever one of these is in a request; return the ids of each request that it gets."""
+    post = MedflexClient.post_batch
+    requests: list[list[int]] = []
+
+    def posting(client: MedflexClient, path: str, body: bytes, key: str, versions: dict[int, int]) -> Any:
+        requests.append(sorted(versions))
+        if versions.keys() & set(ids):
+            raise UnknownOutcomeError("HTTP 500", 500) if status == 500 else MedflexContractError(f"HTTP {status}")
+        return post(client, path, body, key, versions)
+
+    monkeypatch.setattr(MedflexClient, "post_batch", posting)
+    return requests
+
+
+@pytest.mark.parametrize("status", [500, 413])
+@pytest.mark.parametrize("parallel", [4, 1])
+def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being_withdrawn(
+    sent: World, monkeypatch: pytest.MonkeyPatch, status: int, parallel: int
+) -> None:
+    ids = [id_ for lpu_id, id_ in sent.control.records() if lpu_id == of_clinic(sent, 2)]
+    assert 60 < len(ids) < 500
+    (bad,) = some(sent, 1, 2)
+    requests = fails_on(monkeypatch, bad, status=status)
+    sent.edit(SWITCHES["switched off"])
+    settings: dict[str, Any] = {"parallel": parallel, "attempts": 2}
+    first = quick(sent, **settings)
+    assert first.problems
+    assert set(ids) <= shown_ids(sent)
+    looks, minutes = 0, 0
+    while set(ids) & shown_ids(sent) != {bad}:
+        looks += 1
+        assert looks <= 3
+        requests.clear()
+        minutes += 15
+        result = quick(sent, clock=in_minutes(minutes), **settings)
+        assert result.problems
+        # What fails is not tried again in the same look.
+        assert sum(bad in request for request in requests) == 1
+    # That one stays open, tells so, and costs one request a look. Others of the clinic do not wait for it.
+    for _ in range(2):
+        requests.clear()
+        minutes += 15
+        result = quick(sent, clock=in_minutes(minutes), **settings)
+        assert result.problems
+        assert requests == [[bad]]
+        assert not result.is_cut_short
+    with sent.parts() as (_, ledger, _):
+        assert ledger.late_revocations(0).records == 1
+    requests.clear()
+    assert withdraw(sent, [1, 2, 3], **settings).problems
+    assert requests == [[bad]]
+    monkeypatch.undo()
+    quick(sent, clock=in_minutes(minutes + 15))
+    assert of_clinic(sent, 2) not in _shown(sent)
+    assert _stuck(sent) == []
+
+
+def test_a_sweep_goes_on_where_looks_have_found_what_medflex_fails_on(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bad,) = some(sent, 1, 2)
+    requests = fails_on(monkeypatch, bad)
+    sent.edit(SWITCHES["switched off"])
+    quick(sent, attempts=1)
+    of_it = len(requests[0])
+    requests.clear()
+    result = withdraw(sent, [2], attempts=1)
+    assert result.total("withdrawn") > of_it * 0.7
+    assert result.total("withdraw_unknown") + result.total("withdraw_to_retry") == of_it - result.total("withdrawn")
+
+
+def test_records_on_which_medflex_fails_do_not_keep_others_from_their_turn_by_their_numbers(
+    sent: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with the lowest ids, more than may fail in one look."""
+    ids = sorted(id_ for lpu_id, id_ in sent.control.records() if lpu_id == of_clinic(sent, 2))
+    requests = fails_on(monkeypatch, *ids[:6])
+    sent.edit(SWITCHES["switched off"])
+    for look in range(60):
+        requests.clear()
+        quick(sent, attempts=1, batch_size=20, clock=in_minutes(15 * look))
+        # However many they are.
+        assert sum(bool({*request} & {*ids[:6]}) for request in requests) <= 3 + 4
+        if set(ids) & shown_ids(sent) == set(ids[:6]):
+            break
+    assert set(ids) & shown_ids(sent) == set(ids[:6])
+
+
+def test_a_medflex_that_fails_on_everything_gets_few_requests_in_each_look(
+    many: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = fails_on(monkeypatch, *shown_ids(many))
+    many.edit("UPDATE medlock.medflex_access SET enabled = false")
+    for look in range(5):
+        requests.clear()
+        quick(many, attempts=1, clock=in_minutes(15 * look))
+        # Three clinics, of each as many as may fail, and what is under way beside these.
+        assert len(requests) <= 3 * 3 + 3 * 4
+
+
+@pytest.mark.parametrize("lane", ["quick", "sweep"])
+def test_clinics_that_medflex_forbids_keep_no_others_from_being_withdrawn(many: World, lane: str) -> None:
+    """However many they are, and though they have the fewest records, so that their turn comes first."""
+    shown = defaultdict[int, list[int]](list)
+    for lpu_id, id_ in sorted(many.control.records()):
+        shown[lpu_id].append(id_)
+    bad = set(sorted(shown)[:5])
+    assert len(shown) >= 8
+    for lpu_id in bad:
+        many.control.add_fault("unauthorized", match={"lpu_id": lpu_id}, status=403)
+    refused = {id_ for lpu_id, ids in shown.items() for id_ in (ids[:1] if lpu_id in bad else ids)}
+    many.edit(REFUSE.format("refused_marketing", "true"), [sorted(refused)])
+    clinic_ids = None if lane == "quick" else _clinics(many)
+    result = withdraw(many, clinic_ids, parallel=1)
+    # It is told at once all the same.
+    assert {type(problem) for problem in result.problems} == {MedflexRefusedError}
+    assert {lpu_id for lpu_id, id_ in many.control.records() if id_ in refused} == bad
+    if lane == "quick":
+        assert {lpu_id for _, lpu_id in _stuck(many)} == bad
+
+
+def test_a_token_that_medflex_forbids_everything_is_not_tried_for_each_clinic(
+    many: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_FORBIDDEN_CLINICS", 4)
+    assert len(_clinics(many)) > 8
+    fault = many.control.add_fault("unauthorized", match={"path_prefix": "/appointments/withdraw/"}, status=403)
+    many.edit("UPDATE medlock.medflex_access SET enabled = false")
+    before = many.sent()
+    result = withdraw(many, _clinics(many), parallel=1)
+    assert [type(problem) for problem in result.problems] == [MedflexRefusedError]
+    assert many.sent() == before + 4
+    # One that it serves in between tells that the token is a good one.
+    many.control.remove_fault(fault)
+    many.control.add_fault("unauthorized", match={"path_prefix": "/appointments/withdraw/"}, status=403, every=2)
+    withdraw(many, _clinics(many), parallel=1)
+    assert len(_shown(many)) <= len(_clinics(many)) / 2 + 1

@@ -85,10 +85,50 @@ def test_r17_no_phone_is_missing(typed: str | None) -> None:
         "8 900 111-22-33 (мама)",
         "8-800-FLOWERS",
         "tel:+79001112233",
+        # Two that together are a valid one, of somebody else.
+        "912-34-56/789",
+        "34512\\34567",
+        "912-34-56 (789)",
+        "47-12-3/45-678",
+        # Who typed it was not sure.
+        "8 900 111-22-33 ?",
     ],
 )
 def test_r17_what_is_not_exactly_one_valid_number_is_unreadable(typed: str) -> None:
     assert _read(typed) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "valid",
+    [
+        "+49 180 321 821 955 73",  # 16 digits
+        "+43 1111",  # 6
+        "+7 8108 429 124 80 69",  # 15, where 7 has 11
+    ],
+)
+def test_r17_valid_numbers_that_medflex_does_not_take_are_unreadable(valid: str) -> None:
+    """Else one of them would stop all that is sent with it, as the contract is checked before (R17)."""
+    assert phonenumbers.is_valid_number(phonenumbers.parse(valid))
+    assert _read(valid) == "unreadable"
+
+
+def test_of_every_country_only_what_medflex_takes_is_read() -> None:
+    """Examples of all kinds and lengths that phonenumbers has."""
+    kinds = [
+        getattr(phonenumbers.PhoneNumberType, name) for name in ("FIXED_LINE", "MOBILE", "TOLL_FREE", "SHARED_COST")
+    ]
+    examples = [
+        phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+        for region in sorted(phonenumbers.SUPPORTED_REGIONS)
+        for kind in kinds
+        if (number := phonenumbers.example_number_for_type(region, kind)) is not None
+    ]
+    assert len(examples) > 500
+    read = [_read(example) for example in examples]
+    for example, digits in zip(examples, read, strict=True):
+        taken = re.fullmatch(r"\+(7[0-9]{10}|[1-689][0-9]{6,14})", example)
+        assert digits == (example[1:] if taken else "unreadable")
+    assert sum(digits == "unreadable" for digits in read) < len(read) / 10
 
 
 @settings(max_examples=300)

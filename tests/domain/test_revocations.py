@@ -46,14 +46,14 @@ LIVE_TYPES = {
     "state": "str",
     "patient_id": "Int64",
     "partner_ids": "str",
-    "changed_at": "datetime64[us, UTC]",
+    **dict.fromkeys(("changed_at", "extracted_at"), "datetime64[us, UTC]"),
 }
 
 
 def live(*changes: dict[str, Any]) -> pd.DataFrame:
     """LIVE: one settled record of an open clinic per argument, with these changes; ids 100, 101, … unless changed."""
     record: dict[str, Any] = {"clinic_id": 1, "lpu_id": 1001, "version": 4, "state": "sent", "patient_id": 7}
-    record |= {"partner_ids": "3,17", "changed_at": WRITTEN}
+    record |= {"partner_ids": "3,17", "changed_at": WRITTEN, "extracted_at": WRITTEN}
     made = [record | {"appointment_id": 100 + number} | change for number, change in enumerate(changes)]
     frame = pd.DataFrame(made, columns=list(LIVE_TYPES), dtype=object)
     return pd.DataFrame({name: frame[name].astype(type_) for name, type_ in LIVE_TYPES.items()})
@@ -287,6 +287,61 @@ def test_where_clinics_have_patients_of_one_id_any_ones_no_counts(order: list[in
     assert found["revoked_at"].iloc[0] == CHANGED
 
 
+def elsewhere(*changes: dict[str, Any]) -> pd.DataFrame:
+    """ELSEWHERE: one appointment to which nobody says no per argument, with these changes."""
+    nothing = {"is_anonymous": False, "doctor_banned": False, "updated_at": CHANGED, "doctor_updated_at": CHANGED}
+    made = [nothing | {"appointment_id": 100 + number} | change for number, change in enumerate(changes)]
+    frame = pd.DataFrame(made, columns=["appointment_id", *nothing], dtype=object)
+    stamps = dict.fromkeys(("updated_at", "doctor_updated_at"), "datetime64[us, UTC]")
+    flags = dict.fromkeys(("is_anonymous", "doctor_banned"), "boolean")
+    return frame.astype({"appointment_id": "int64", **flags, **stamps})
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason", "stamp"),
+    [
+        ("is_anonymous", Reason.ANONYMOUS_APPOINTMENT, "updated_at"),
+        ("doctor_banned", Reason.DOCTOR_BANNED, "doctor_updated_at"),
+    ],
+)
+def test_what_is_said_of_an_appointment_holds_in_whichever_clinic_it_is_now(
+    flag: str, reason: Reason, stamp: str
+) -> None:
+    """R9, R10: its row is gone from here, and nobody is asked about a no."""
+    judged = judge_access(clinics({}), NOW)
+    windows = clinic_windows(judged, NOW, NOW, cut_to_today=False)
+    shown = live({}, {}, {}, {})
+    since = NOW - timedelta(minutes=5)
+    # The first is said no to, the second not, the third does not exist, and of the last its own row speaks.
+    now = present({}).assign(appointment_id=103)
+    there = elsewhere({flag: True, stamp: since}, {}, {"appointment_id": 103, flag: True})
+    found = find_revocations(shown, now, judged, windows, elsewhere=there)
+    gone = Turned.APPOINTMENT_GONE
+    assert found[["appointment_id", "reason"]].to_numpy().tolist() == [[100, reason], [101, gone], [102, gone]]
+    assert found["by_absence"].tolist() == [False, True, True]
+    assert found["revoked_at"].iloc[0] == since
+    assert found["revoked_at"].iloc[1:].isna().all()
+
+
+def test_r10_a_ban_holds_though_the_doctor_is_another_clinics_by_now() -> None:
+    moved = {"doctor_found": False}
+    now = present({**moved, "doctor_banned": True}, {**moved, "doctor_banned": False}, {**moved, "doctor_banned": None})
+    found = find(live({}, {}, {}), now)
+    assert reasons(found) == [Reason.DOCTOR_BANNED, Reason.REFERENCE_BROKEN, Reason.REFERENCE_BROKEN]
+    assert found["by_absence"].tolist() == [False, True, True]
+
+
+def test_what_was_moved_far_back_shows_another_time_and_is_withdrawn() -> None:
+    """R6, R12: by time alone an appointment is never so long before the moment at which it was read."""
+    read = [NOW - timedelta(days=days) for days in (1, 1, 90, 90)]
+    starts = [read[0] - timedelta(days=47), read[1] - timedelta(days=46), read[2] - timedelta(days=46), read[3]]
+    shown = live(*({"extracted_at": at} for at in read), {"extracted_at": None})
+    now = present(*({"starts_at": at, "ends_at": NOW} for at in starts), {"starts_at": starts[0], "ends_at": NOW})
+    found = find(shown, now)
+    assert found[["appointment_id", "reason"]].to_numpy().tolist() == [[100, Turned.MOVED_OUT_OF_WINDOW]]
+    assert found["revoked_at"].tolist() == [CHANGED]
+
+
 def test_an_appointment_without_a_patient_is_a_broken_reference_and_no_other_persons() -> None:
     now = present({"patient_id": None, "patient_found": False})
     assert reasons(find(live({}), now)) == [Reason.REFERENCE_BROKEN]
@@ -299,9 +354,10 @@ def test_settled_records_from_before_the_ledger_knew_patients_stay(state: str) -
 
 def test_what_lies_before_the_window_stays_and_is_revoked_all_the_same() -> None:
     long_ago = {"starts_at": NOW - timedelta(days=400), "ends_at": NOW - timedelta(days=399)}
-    assert reasons(find(live({"state": "aged_out"}), present(long_ago))) == []
+    record = {"state": "aged_out", "extracted_at": NOW - timedelta(days=380)}
+    assert reasons(find(live(record), present(long_ago))) == []
     refused = present(long_ago | {"refused_marketing": True})
-    assert reasons(find(live({"state": "aged_out"}), refused)) == [Reason.REFUSED_MARKETING]
+    assert reasons(find(live(record), refused)) == [Reason.REFUSED_MARKETING]
 
 
 def test_the_window_ends_before_the_first_instant_of_its_last_day() -> None:
@@ -505,6 +561,7 @@ def test_of_a_clinic_that_is_gone_nothing_ages() -> None:
 # -- a plain loop
 
 
+LONG_AGO = NOW - timedelta(days=60)
 FLAG = st.sampled_from([False, False, False, False, True, None])
 RECORD = st.fixed_dictionaries(
     {
@@ -515,9 +572,12 @@ RECORD = st.fixed_dictionaries(
         "patient_id": st.sampled_from([7, 7, 8, None]),
         "partner_ids": st.sampled_from(["3,17", "3", "99", None]),
         "changed_at": st.sampled_from([WRITTEN, NOW]),
+        "extracted_at": st.sampled_from([WRITTEN, LONG_AGO, None]),
     }
 )
-START = st.sampled_from([NOW, NOW, STARTS_FROM - timedelta(hours=1), STARTS_BEFORE, None])
+START = st.sampled_from(
+    [NOW, NOW, STARTS_FROM - timedelta(hours=1), LONG_AGO - timedelta(days=40), STARTS_BEFORE, None]
+)
 APPOINTMENT = st.fixed_dictionaries(
     {
         "clinic_id": st.sampled_from([1, 2, 3]),
@@ -632,6 +692,22 @@ def _partner_gone(record: Row, row: Row | None, clinic: Row | None) -> bool:
     return clinic is not None and any(partner not in clinic["partner_ids"] for partner in seen_by)
 
 
+def _banned(record: Row, row: Row | None, clinic: Row | None) -> bool:
+    """Of a doctor who is not found an exact yes is another clinic's, and holds."""
+    return row is not None and (
+        row["doctor_banned"] is not False if row["doctor_found"] else bool(row["doctor_banned"])
+    )
+
+
+def _moved(record: Row, row: Row | None, clinic: Row | None) -> bool:
+    if row is None or row["starts_at"] is None:
+        return False
+    if record["extracted_at"] is not None and row["starts_at"] < record["extracted_at"] - timedelta(days=47):
+        return True
+    # A window by the UTC's days, where nobody knows the clinic's zone, ends later than that of Moscow.
+    return clinic is not None and clinic["timezone"] != "nowhere" and row["starts_at"] >= STARTS_BEFORE
+
+
 def _inverted(record: Row, row: Row | None, clinic: Row | None) -> bool:
     if row is None:
         return False
@@ -643,7 +719,7 @@ QUESTIONS: dict[str, Question] = {
     Reason.REFUSED_NOTIFICATIONS: _flag("refused_notifications", "patient_found"),
     Reason.REFUSED_MARKETING: _flag("refused_marketing", "patient_found"),
     Reason.ANONYMOUS_APPOINTMENT: _flag("is_anonymous"),
-    Reason.DOCTOR_BANNED: _flag("doctor_banned", "doctor_found"),
+    Reason.DOCTOR_BANNED: _banned,
     Reason.NO_PARTNER: lambda record, row, clinic: clinic is not None and not clinic["partner_ids"],
     Reason.CLINIC_NOT_ACTIVE: lambda record, row, clinic: (
         clinic is not None and (not clinic["access_enabled"] or clinic["lpu_id"] is None)
@@ -653,14 +729,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     Turned.PERSON_CHANGED: _other_person,
     Turned.PARTNER_GONE: _partner_gone,
-    # A window by the UTC's days, where nobody knows the clinic's zone, ends later than that of Moscow.
-    Turned.MOVED_OUT_OF_WINDOW: lambda record, row, clinic: (
-        row is not None
-        and clinic is not None
-        and clinic["timezone"] != "nowhere"
-        and row["starts_at"] is not None
-        and row["starts_at"] >= STARTS_BEFORE
-    ),
+    Turned.MOVED_OUT_OF_WINDOW: _moved,
     Revoked.WITHDRAWAL_UNFINISHED: lambda record, row, clinic: record["state"] == "withdrawing",
     Revoked.CLINIC_GONE: lambda record, row, clinic: clinic is None,
     Turned.APPOINTMENT_GONE: lambda record, row, clinic: row is None,

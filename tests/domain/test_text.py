@@ -38,9 +38,19 @@ def test_every_white_space_that_python_knows_counts() -> None:
     assert _fold(*(f"а{space}б" for space in spaces)) == ["а б"] * len(spaces)
 
 
+FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+
+
 def test_no_letter_digit_or_mark_is_dropped() -> None:
     letters = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code))[0] in "LNMPS"]
-    assert _fold(*letters) == letters
+    assert _fold(*letters) == [None if letter in FILLERS else letter for letter in letters]
+    assert _fold(*(f"а{letter}" for letter in FILLERS)) == [f"а{letter}" for letter in FILLERS]
+
+
+def test_r17_what_nobody_can_see_is_missing() -> None:
+    unseen = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
+    assert len(unseen) > 200
+    assert _fold(*unseen, FILLERS, " \u3164\u200b") == [None] * (len(unseen) + 2)
 
 
 def test_index_and_repetitions_are_kept() -> None:

@@ -157,6 +157,19 @@ def test_two_at_once_turn_it_once(clinics: World, medlock_switch: str) -> None:
             turn_switch(medlock_switch, login=login, **seen)
 
 
+def test_a_standby_turns_nothing_and_says_what_it_is(clinics: World, medlock_switch: str) -> None:
+    from medflex.airflow.hooks.medlock_switch import turn_switch
+    from medflex.errors import MedlockRefusedError
+
+    read_only = psycopg.conninfo.make_conninfo(medlock_switch, options="-c default_transaction_read_only=on")
+    before = stands(clinics)
+    with pytest.raises(
+        MedlockRefusedError, match=r"takes no writes \(SQLSTATE 25006\).* medlock_switch at the primary"
+    ):
+        turn_switch(read_only, login="head-1", clinic_id=1, enabled=True, seen_enabled=None, seen_changed_at=None)
+    assert stands(clinics) == before
+
+
 def test_r3_on_again_does_not_start_the_24_hours_anew(clinics: World, sign_in: SignIn) -> None:
     head = sign_in("head-1")
     since = datetime.now(UTC) - timedelta(hours=30)

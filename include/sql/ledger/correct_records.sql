@@ -1,9 +1,11 @@
 -- Purpose:    make the ledger say what Medflex was seen to show, if the clinic is still ours (fencing). What is known
---             of a newer version stays, unless it is that version that was looked at.
+--             of a newer version stays, unless it is that version that was looked at. What has to be withdrawn is an
+--             open revocation from then on, whoever withdraws it.
 -- Grain:      one row: how many records were corrected, and whether the clinic was ours.
 -- Parameters: clinic_id, lpu_id, epoch bigint; holder text; appointment_ids, versions, acked_versions, acked_digests,
 --             patient_ids bigint[]; states text[]; arrays in parallel, NULL where there is none; partner_ids bigint[]
---             of the clinic; extracted_at timestamptz or NULL; now timestamptz or NULL for the server's clock
+--             of the clinic; reason text, why what is withdrawing is; extracted_at timestamptz or NULL; now timestamptz
+--             or NULL for the server's clock
 -- Personal:   none.
 WITH fence AS (
     SELECT lease.clinic_id
@@ -52,7 +54,24 @@ corrected AS (
             rejected_fields = NULL,
             extracted_at = coalesce(excluded.extracted_at, record.extracted_at),
             changed_at = excluded.changed_at
-    RETURNING 1
+    RETURNING record.clinic_id, record.appointment_id, record.lpu_id, record.state, record.changed_at
+),
+
+begun AS (
+    INSERT INTO ledger.revocation (clinic_id, appointment_id, lpu_id, reason, by_absence, revoked_at, found_at)
+    SELECT
+        corrected.clinic_id,
+        corrected.appointment_id,
+        corrected.lpu_id,
+        %(reason)s::text,
+        FALSE,
+        corrected.changed_at AS revoked_at,
+        corrected.changed_at AS found_at
+    FROM corrected
+    WHERE corrected.state = 'withdrawing'
+    -- In this order every lane locks revocations.
+    ORDER BY corrected.appointment_id
+    ON CONFLICT (clinic_id, appointment_id, lpu_id) DO NOTHING
 )
 
 SELECT

@@ -66,7 +66,9 @@ SELECT
         END,
         ','
     ) AS partner_ids,
-    coalesce(record.changed_at, open_intent.created_at) AS changed_at
+    coalesce(record.changed_at, open_intent.created_at) AS changed_at,
+    -- When what is shown was read; of an intent without outcome it is not known what is.
+    CASE WHEN open_intent.version IS NULL THEN record.extracted_at END AS extracted_at
 FROM (
     -- Two branches of which one is empty: in one, the few records of a quick look would cost a look at all there are.
     SELECT record.*

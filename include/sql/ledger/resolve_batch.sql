@@ -112,10 +112,61 @@ kept AS (
             END
         -- Nothing older may overwrite what is known of a newer version.
         WHERE record.version <= excluded.version
+    RETURNING record.clinic_id, record.appointment_id, record.lpu_id, record.state
 ),
 
 -- A clinic that is set up anew under another id, with its lpu_id and its appointments, has them in the same place at
--- Medflex: what is withdrawn for the old one is gone for the new one, too, and has to be sent again.
+-- Medflex: what is withdrawn for the old one is gone for the new one, too, and has to be sent again. So has what is on
+-- its way there, unless its version is higher: which of the two came first, nobody can tell.
+under_way AS (
+    SELECT DISTINCT ON (other.clinic_id, sending.appointment_id, other.lpu_id)
+        other.clinic_id,
+        sending.appointment_id,
+        other.lpu_id,
+        item.version + 1 AS version,
+        other.batch_id,
+        other.extracted_at,
+        item.changed_at,
+        sending.patient_id,
+        other.partner_ids
+    FROM ledger.batch AS other
+    CROSS JOIN
+        LATERAL unnest(other.appointment_ids, other.patient_ids) AS sending (appointment_id, patient_id)
+    INNER JOIN item ON sending.appointment_id = item.appointment_id AND item.state = 'withdrawn'
+    WHERE
+        -- Said so that nothing is looked through when records are sent.
+        (SELECT batch.operation FROM batch) = 'withdraw'
+        AND other.outcome IS NULL
+        AND other.operation = 'send'
+        AND other.lpu_id = (SELECT batch.lpu_id FROM batch)
+        AND other.clinic_id <> (SELECT batch.clinic_id FROM batch)
+    ORDER BY other.clinic_id ASC, sending.appointment_id ASC, other.lpu_id ASC, other.batch_id DESC
+),
+
+doubted AS (
+    INSERT INTO ledger.record AS record (
+        clinic_id, appointment_id, lpu_id, version, state, batch_id, extracted_at, changed_at, patient_id, partner_ids
+    )
+    SELECT
+        under_way.clinic_id,
+        under_way.appointment_id,
+        under_way.lpu_id,
+        under_way.version,
+        'sending' AS state,
+        under_way.batch_id,
+        under_way.extracted_at,
+        under_way.changed_at,
+        under_way.patient_id,
+        under_way.partner_ids
+    FROM under_way
+    ON CONFLICT (clinic_id, appointment_id, lpu_id) DO UPDATE
+        SET
+            version = excluded.version,
+            -- A withdrawal that is begun is finished.
+            state = CASE WHEN record.state = 'withdrawing' THEN record.state ELSE excluded.state END
+        WHERE record.version < excluded.version
+),
+
 displaced AS (
     UPDATE ledger.record AS other
     SET
@@ -130,6 +181,15 @@ displaced AS (
         AND other.lpu_id = item.lpu_id
         AND other.clinic_id <> item.clinic_id
         AND other.state IN ('sent', 'aged_out')
+        -- Those are written above, and no statement writes a row twice.
+        AND NOT EXISTS (
+            SELECT 1
+            FROM under_way
+            WHERE
+                other.clinic_id = under_way.clinic_id
+                AND other.appointment_id = under_way.appointment_id
+                AND other.lpu_id = under_way.lpu_id
+        )
     RETURNING 1
 ),
 
@@ -138,13 +198,14 @@ to_close AS (
         revocation.clinic_id,
         revocation.appointment_id,
         revocation.lpu_id
-    FROM item
+    -- Where a newer version is known, that has still to be withdrawn.
+    FROM kept
     INNER JOIN ledger.revocation AS revocation
         ON
-            item.clinic_id = revocation.clinic_id
-            AND item.appointment_id = revocation.appointment_id
-            AND item.lpu_id = revocation.lpu_id
-    WHERE (SELECT batch.operation FROM batch) = 'withdraw' AND item.state = 'withdrawn'
+            kept.clinic_id = revocation.clinic_id
+            AND kept.appointment_id = revocation.appointment_id
+            AND kept.lpu_id = revocation.lpu_id
+    WHERE (SELECT batch.operation FROM batch) = 'withdraw' AND kept.state = 'withdrawn'
     -- In this order every lane locks revocations, so that no two wait for each other.
     ORDER BY revocation.clinic_id, revocation.appointment_id, revocation.lpu_id
     FOR UPDATE OF revocation

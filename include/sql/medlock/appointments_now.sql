@@ -9,7 +9,9 @@ SELECT
     appointment.id AS appointment_id,
     appointment.patient_id,
     appointment.doctor_id,
-    appointment.starts_at,
+    -- One that is not to begin in any calendar ('infinity', say) is beyond each window; read as it is, it would come
+    -- round to the far past.
+    least(appointment.starts_at, '9000-01-01 00:00+00') AS starts_at,
     appointment.ends_at,
     appointment.status,
     appointment.entry,
@@ -20,9 +22,13 @@ SELECT
     patient.refused_personal_data,
     patient.refused_notifications,
     patient.refused_marketing,
-    doctor.medflex_banned AS doctor_banned,
+    -- A ban holds also where the doctor is another clinic's by now; of a doctor who does not exist, nobody knows one.
+    CASE
+        WHEN appointment.clinic_id = doctor.clinic_id THEN doctor.medflex_banned
+        WHEN doctor.id IS NOT NULL THEN doctor.medflex_banned IS NOT FALSE
+    END AS doctor_banned,
     patient.id IS NOT NULL AS patient_found,
-    doctor.id IS NOT NULL AS doctor_found,
+    coalesce(appointment.clinic_id = doctor.clinic_id, FALSE) AS doctor_found,
     appointment.created_at,
     appointment.updated_at,
     patient.updated_at AS patient_updated_at,
@@ -40,4 +46,4 @@ INNER JOIN medlock.appointment AS appointment
 LEFT JOIN medlock.patient AS patient
     ON appointment.patient_id = patient.id AND appointment.clinic_id = patient.clinic_id
 LEFT JOIN medlock.doctor AS doctor
-    ON appointment.doctor_id = doctor.id AND appointment.clinic_id = doctor.clinic_id
+    ON appointment.doctor_id = doctor.id

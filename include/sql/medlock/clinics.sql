@@ -4,7 +4,8 @@
 -- Personal:   none; of the person who turned the switch only the role in that clinic is read.
 SELECT
     clinic.id AS clinic_id,
-    clinic.lpu_id,
+    -- Medflex has no number below one: it is as good as none.
+    CASE WHEN clinic.lpu_id > 0 THEN clinic.lpu_id END AS lpu_id,
     clinic.timezone,
     access_switch.enabled AS access_enabled,
     -- One far-off stamp ('infinity', say) that no program can hold must not keep all other clinics from being read: it
@@ -19,7 +20,7 @@ SELECT
         SELECT clinic_partner.partner_id
         FROM medlock.clinic_partner AS clinic_partner
         INNER JOIN medlock.partner AS partner ON clinic_partner.partner_id = partner.id
-        WHERE clinic_partner.clinic_id = clinic.id AND clinic_partner.enabled IS TRUE
+        WHERE clinic_partner.clinic_id = clinic.id AND clinic_partner.enabled IS TRUE AND partner.id > 0
         ORDER BY clinic_partner.partner_id
     ) AS partner_ids
 FROM medlock.clinic AS clinic

@@ -11,9 +11,11 @@ WITH found AS MATERIALIZED (
         appointment.id,
         appointment.patient_id,
         appointment.doctor_id,
-        -- In floats, which are cheap, and exact until 2106. One that is not to begin ever ('infinity') is in no window.
+        -- In floats, which are cheap, and exact until 2106. One that is not to begin in any calendar ('infinity', say)
+        -- is in no window, and keeps no other one from being looked at.
         CASE
-            WHEN isfinite(appointment.starts_at) THEN (date_part('epoch', appointment.starts_at) * 1000000)::bigint
+            WHEN appointment.starts_at BETWEEN '1900-01-01 00:00+00' AND '9000-01-01 00:00+00'
+                THEN (date_part('epoch', appointment.starts_at) * 1000000)::bigint
         END AS starts,
         appointment.is_anonymous
     FROM medlock.appointment AS appointment
@@ -31,8 +33,14 @@ person AS MATERIALIZED (
         patient.refused_personal_data,
         patient.refused_notifications,
         patient.refused_marketing,
-        coalesce(trim(patient.phone) <> '', FALSE) AS has_phone,
-        coalesce(trim(patient.first_name) <> '', FALSE) AS has_name
+        -- Erased is also what has no digit, of any alphabet, or nothing to be seen: a dash, say, or a space that does
+        -- not break. Escapes, since such characters are not in every database's encoding.
+        coalesce(patient.phone ~ '[0-9\u0660-\u0669\u06f0-\u06f9\uff10-\uff19]', FALSE) AS has_phone,
+        coalesce(
+            patient.first_name
+            ~ '[^\s\x01-\x20\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0]', -- noqa: LT05
+            FALSE
+        ) AS has_name
     FROM medlock.patient AS patient
     WHERE patient.id = any(array(SELECT found.patient_id FROM found))
 )

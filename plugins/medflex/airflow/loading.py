@@ -29,6 +29,9 @@ _LOOKED_AT = ("clinic_id", "id", "doctor_id", "patient_id", "partners", "lpu_id"
 """What the last look needs of a record."""
 _NOTED_FOR = timedelta(seconds=10)
 """After so long what a clinic permits is noted anew: looks for revocations may have seen less meanwhile."""
+_SPLITS = 4
+"""So many times at most it is tried with smaller batches what is left of a clinic of which one has failed: Medflex may
+fail on one record only."""
 _NUMBERS = ("clinic_id", "id", "doctor_id", "patient_id", "lpu_id", "digest")
 
 
@@ -95,6 +98,23 @@ class Loader(Writer):
         """
         self._chunks = chunks
         self._under_leases(clinic_ids)
+        return self._result
+
+    def _write_held(self) -> None:
+        clinic_ids = set(self._epochs)
+        for is_last in [False] * _SPLITS + [True]:
+            self._run(self._batches(self._chunks(), clinic_ids, _Known(self._ledger.known)))
+            # Not in a resync, which would send each time all that Medflex has taken.
+            if is_last or self._halted or self._resync:
+                break
+            # Nor where nobody has answered: time-outs are no reason to ask more often.
+            self._probed = {pair for pair, sizes in self._failures.items() if max(sizes) > 1} - self._silent
+            clinic_ids = {clinic_id for clinic_id, _ in self._probed} - self._lost
+            if not clinic_ids:
+                break
+            self._hope_again(clinic_ids)
+            for clinic_id in clinic_ids:
+                self._forget(clinic_id)
         for clinic_id, number in self._catch_up().items():
             self._problem(
                 VersionsOutdatedError(
@@ -102,10 +122,6 @@ class Loader(Writer):
                     " ledger restored from a backup?): the ledger numbers on from there, the next attempt sends them."
                 )
             )
-        return self._result
-
-    def _write_held(self) -> None:
-        self._run(self._batches(self._chunks(), set(self._epochs), _Known(self._ledger.known)))
 
     def _give_up(self, clinic_ids: Sequence[int]) -> None:
         self._run(self._batches(self._chunks(), set(clinic_ids), _Known(lambda _: None)))
@@ -119,7 +135,6 @@ class Loader(Writer):
 
     def _batches(self, chunks: Iterable[pd.DataFrame | None], clinic_ids: set[int], known: _Known) -> Iterator[Batch]:
         """Cut chunks into batches of one clinic each; a rest is kept until its clinic has more, or the end."""
-        size = self._settings.batch_size
         rest: dict[int, Columns] = {}
         for chunk in chain(chunks, [None]):
             if chunk is None:
@@ -143,12 +158,13 @@ class Loader(Writer):
                 if clinic_id not in clinic_ids:
                     continue
                 records = Columns.joined([rest.pop(clinic_id), found]) if clinic_id in rest else found
-                full = len(records) // size * size
-                for start in range(0, full, size):
+                start, lpu_id = 0, int(records["lpu_id"][0])
+                while start + (size := self._size_of(clinic_id, lpu_id)) <= len(records):
                     yield from self._batch(clinic_id, records.cut(start, start + size), known)
-                if full < len(records):
+                    start += size
+                if start < len(records):
                     # A copy, or the rest would keep its whole chunk in memory.
-                    rest[clinic_id] = records.cut(full, len(records)).copy()
+                    rest[clinic_id] = records.cut(start, len(records)).copy()
                 del found, records  # Before the next chunk is read.
 
     def _batch(self, clinic_id: int, records: Columns, known: _Known) -> Iterator[Batch]:

@@ -93,8 +93,8 @@ _AMONG = 10
 _MOST_LEFT = 1_000_000
 """So much of what a piece of a sweep had found is brought over by the next one; if there is more, by quick looks."""
 _PROBES = 16
-"""Of so many clinics at most a quick look tries again what Medflex has not taken, and of each one request: a time-out
-takes a minute, and others' refusals wait meanwhile."""
+"""Of so many clinics at most a quick look tries again what Medflex has not taken, and of each as much as one request
+holds: a time-out takes a minute, and others' refusals wait meanwhile."""
 _ALL_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -234,7 +234,7 @@ class Withdrawer(Writer):
         just_now = self._clock.now()
         looked_at = {key: _to_save(permits, seen.get(key), just_now) for key, permits in permissions(clinics).items()}
         self._ledger.save_revocations(due, self._found_at, clinics=looked_at)
-        self._withdraw(due)
+        self._withdraw(due, last={clinic_id for clinic_id, _ in self._known_stuck()})
         return self._result
 
     def preview(self, clinic_ids: Sequence[int]) -> WithdrawResult:
@@ -370,7 +370,8 @@ class Withdrawer(Writer):
     def _left_over(self, now: datetime) -> tuple[pd.DataFrame, bool, _Stuck]:
         """Choose what of earlier looks this one brings over, no more than it has time for.
 
-        What Medflex has not taken last time keeps nothing else from its turn: of some of it one request is tried.
+        What Medflex has not taken last time keeps nothing else from its turn: of some of it a little is tried, not the
+        same each time, since Medflex may fail on one record only.
 
         Returns:
             REVOCATIONS_KEPT; whether there is more than that; of which clinics Medflex has not taken it.
@@ -390,7 +391,9 @@ class Withdrawer(Writer):
         wanted = free.assign(records=np.minimum(free["records"], (self.narrowed_rows - before).clip(lower=0)))
         probed = waiting[is_stuck].iloc[np.argsort([self._jitter() for _ in range(is_stuck.sum())])[:_PROBES]]
         tried = probed.assign(records=probed["records"].clip(upper=self._settings.batch_size))
-        left = self._ledger.some_revocations(pd.concat([wanted[wanted["records"] > 0], tried]), besides=besides)
+        left = self._ledger.some_revocations(
+            pd.concat([wanted[wanted["records"] > 0], tried]), seed=_seed(now), besides=besides
+        )
         stuck = _Stuck(
             known=known,
             waiting=set(_pairs(waiting[is_stuck])),
@@ -403,20 +406,32 @@ class Withdrawer(Writer):
         _, noted = self._ledger.watch(watches.STUCK) or (None, {})
         return {(clinic_id, lpu_id) for clinic_id, lpu_id in noted.get("of", [])}
 
+    def _known_sizes(self) -> dict[tuple[int, int], int]:
+        """How many records at a time are tried of those of which a larger batch has failed."""
+        _, noted = self._ledger.watch(watches.STUCK) or (None, {})
+        return {(clinic_id, lpu_id): size for clinic_id, lpu_id, size in noted.get("sizes", [])}
+
     def _note_stuck(self, stuck: _Stuck, now: datetime, looked_at: datetime, noted: Mapping[str, Any]) -> None:
         """Keep in the ledger of which clinics Medflex takes no withdrawals; where it takes some again, go on at once.
 
         Args:
             looked_at, noted: how far this look has come, and what it has noted.
         """
-        freed = (stuck.tried & self._taken) - self._hopeless
+        troubled = self._hopeless | set(self._failures)
+        freed = (stuck.tried & self._taken) - troubled
         # Where nobody gets through, that says nothing of those whose turn it was.
-        failed = set() if self._unreachable else self._hopeless
+        failed = set() if self._unreachable else troubled
         still = (stuck.waiting - freed) | failed | (self._answered - self._taken)
-        if still != stuck.known:
-            self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still)})
+        before = self._known_sizes()
+        sizes = before if self._unreachable else self._sizes
+        sizes = {pair: size for pair, size in sizes.items() if pair in still}
+        if still != stuck.known or sizes != before:
+            noted_sizes = [[*pair, size] for pair, size in sorted(sizes.items())]
+            self._ledger.note_watch(watches.STUCK, now, {"of": sorted(still), "sizes": noted_sizes})
+        # Some were taken, and among the others it is tried with fewer at a time: that comes to an end soon.
+        closing_in = {pair for pair in stuck.tried & self._taken & still if sizes.get(pair, 0) < before.get(pair, 0)}
         is_more = bool(freed & stuck.in_part or stuck.waiting - stuck.tried)
-        if freed and is_more and not self._result.is_cut_short:
+        if ((freed and is_more) or closing_in) and not self._result.is_cut_short:
             self._result.is_cut_short = True
             self._ledger.note_watch(watches.CONSENT, looked_at, {"cut_short_since": now.isoformat(), **noted})
 
@@ -621,8 +636,10 @@ class Withdrawer(Writer):
         found = []
         behind = []
         for part, present, at in self._with_present(sought):
-            patients = self._patients(part, present, at)
-            revocations = find_revocations(part, present, clinics, windows, patients=patients, at=at)
+            patients, elsewhere = self._patients(part, present, at), self._elsewhere(part, at)
+            revocations = find_revocations(
+                part, present, clinics, windows, patients=patients, elsewhere=elsewhere, at=at
+            )
             found.append(revocations)
             left = aged(part, present, windows, at)
             behind.append(left[~_among(left, revocations)])
@@ -666,6 +683,11 @@ class Withdrawer(Writer):
         ids = live.loc[~led_to, "patient_id"].dropna().unique()
         return self._medlock.patients_now(ids.tolist()) if len(ids) else None
 
+    def _elsewhere(self, live: pd.DataFrame, at: Places) -> pd.DataFrame | None:
+        """What is said of those appointments that are not in their clinic any more."""
+        ids = live.loc[at < 0, "appointment_id"].unique()
+        return self._medlock.appointments_elsewhere(ids.tolist()) if len(ids) else None
+
     def _close_stale(self, open_revocations: pd.DataFrame, found: pd.DataFrame) -> None:
         """Forget what was to be withdrawn and may be shared again, or is withdrawn already."""
         stale = open_revocations[~_among(open_revocations, found)]
@@ -690,11 +712,11 @@ class Withdrawer(Writer):
         self._drop_obsolete(swept, waiting)
         if len(waiting):
             counts = self._ledger.live_counts(waiting["clinic_id"].unique().tolist())
-            answered = self._answers(waiting["clinic_id"].unique().tolist())
-            for key, records in waiting.groupby("clinic_id"):
+            kept = self._answered_by_person(waiting, "kept")
+            for key, records in waiting.reset_index(drop=True).groupby("clinic_id"):
                 clinic_id = cast("int", key)
                 self._count(clinic_id, held=len(records))
-                if not set(records["appointment_id"].tolist()) <= answered["kept"].get(clinic_id, set()):
+                if not kept[records.index].all():
                     self._result.asked += self._ledger.save_hold(
                         records, live=counts.get(clinic_id, 0), found_at=self._found_at, run_key=self._run_key
                     )
@@ -707,22 +729,19 @@ class Withdrawer(Writer):
         absent = found.loc[found["by_absence"], "clinic_id"].unique().tolist()
         if not absent:
             return np.zeros(len(found), dtype=bool)
-        released = self._answers(absent)["released"]
-        by_person = [
-            appointment_id in released.get(clinic_id, ())
-            for clinic_id, appointment_id in zip(
-                found["clinic_id"].tolist(), found["appointment_id"].tolist(), strict=True
-            )
-        ]
+        by_person = self._answered_by_person(found, "released")
         # Somebody's no that has not reached Medflex yet stays a no, also when the row has vanished since.
         before = self._ledger.open_revocations(absent)
         refused = _among(found, before[~before["by_absence"].to_numpy(dtype=bool)])
-        settled = np.array(by_person, dtype=np.bool_) | refused
+        settled = by_person | refused
         others = before[before["by_absence"].to_numpy(dtype=bool) & ~_among(before, found)]
         # Without what is judged here: another lane may withdraw it at this moment. And what another one is about to
         # withdraw counts as well.
+        now = self._clock.now()
         gone = Counter(
-            self._ledger.withdrawn_by_absence(absent, self._clock.now() - DAY, besides=found[found["by_absence"]])
+            self._ledger.withdrawn_by_absence(
+                absent, now - DAY, answered_since=now - ASKED_FOR, besides=found[found["by_absence"]]
+            )
         )
         gone.update(others["clinic_id"].tolist())
         judged = found.assign(by_absence=found["by_absence"].to_numpy(dtype=bool) & ~settled)
@@ -733,12 +752,27 @@ class Withdrawer(Writer):
         )
         return held.to_numpy(dtype=bool)
 
-    def _answers(self, clinic_ids: Sequence[int]) -> dict[str, dict[int, set[int]]]:
-        """What persons have decided lately: state → clinic → appointment ids."""
-        answers: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    def _answered_by_person(self, records: pd.DataFrame, state: str) -> Mask:
+        """Tell of which absent records a person has lately decided so.
+
+        What was sent again since then was back: that it has vanished once more is another question.
+        """
+        answered = np.zeros(len(records), dtype=bool)
+        clinic_ids = records.loc[records["by_absence"], "clinic_id"].unique().tolist()
+        decided: dict[tuple[int, int], datetime] = {}
         for hold in self._ledger.holds(clinic_ids, self._clock.now() - ASKED_FOR):
-            answers[hold.state][hold.clinic_id].update(hold.appointment_ids)
-        return answers
+            if hold.state == state and hold.decided_at is not None:
+                # The later ones come behind the others.
+                decided |= dict.fromkeys(((hold.clinic_id, id_) for id_ in hold.appointment_ids), hold.decided_at)
+        pairs = list(zip(records["clinic_id"].tolist(), records["appointment_id"].tolist(), strict=True))
+        places = [place for place, pair in enumerate(pairs) if pair in decided]
+        if places:
+            clinics, ids = zip(*(pairs[place] for place in places), strict=True)
+            live = self._ledger.live(clinics, ids)
+            keys = zip(live["clinic_id"].tolist(), live["appointment_id"].tolist(), strict=True)
+            again = {key for key, at in zip(keys, live["changed_at"], strict=True) if at > decided[key]}
+            answered[[place for place in places if pairs[place] not in again]] = True
+        return answered
 
     def _drop_obsolete(self, swept: Sequence[int], waiting: pd.DataFrame) -> None:
         """Take back questions about records of clinics that were looked at whole, where none of them waits any more."""
@@ -767,6 +801,8 @@ class Withdrawer(Writer):
             last: clinics of which Medflex may take none: they come behind the others, one by one and by chance, so that
                 those that fail do not always come before those that would not.
         """
+        self._sizes = self._known_sizes()
+        self._probed = set(self._sizes)
         due = due.sort_values(list(KEY), ignore_index=True)  # In this order every lane locks rows of the ledger.
         # Some clinics at a time: for one that is held, another lane's refusals wait. Those with few records first: a
         # patient's no does not wait for a clinic's.
@@ -817,9 +853,14 @@ class Withdrawer(Writer):
 
     def _batches(self, due: pd.DataFrame) -> Iterator[Batch]:
         for key, records in due.groupby(["clinic_id", "lpu_id"], sort=False):
-            clinic_id, _ = cast("tuple[int, int]", key)
-            for start in range(0, len(records), self._settings.batch_size):
-                part = records.iloc[start : start + self._settings.batch_size]
+            pair = clinic_id, _ = cast("tuple[int, int]", key)
+            if pair in self._probed:
+                # Not the same ones beside each other in each look: Medflex may fail on some of them only.
+                records = records.sample(frac=1.0, random_state=_seed(self._found_at))
+            start = 0
+            while start < len(records):
+                end = start + self._size_of(*pair)
+                part, start = records.iloc[start:end].sort_values("appointment_id"), end
                 columns = Columns.of_frame(part.rename(columns={"appointment_id": "id"}))
                 yield Batch(clinic_id, columns, part["version"].to_numpy("int64") + 1)
 
@@ -904,6 +945,11 @@ class Withdrawer(Writer):
 def _pairs(records: pd.DataFrame) -> list[tuple[int, int]]:
     """The clinics and lpu_ids of these rows."""
     return list(zip(records["clinic_id"].tolist(), records["lpu_id"].tolist(), strict=True))
+
+
+def _seed(now: datetime) -> int:
+    """What chance begins with in a look at this moment."""
+    return int(now.timestamp() * 1000) % 2**32
 
 
 def _joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:

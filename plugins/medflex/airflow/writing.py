@@ -12,7 +12,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ from medflex.errors import (
     LeaseLostError,
     MedflexContractError,
     MedflexPipelineError,
+    MedflexRefusedError,
     MedflexUnavailableError,
     MedlockSlowError,
 )
@@ -57,6 +58,12 @@ _SLOW_LOOK_SECONDS = 10.0
 _RENEW_SECONDS = LEASE_SECONDS / 5
 _FAILING_CLINICS = 3
 """So many clinics one after the other whose requests keep failing mean that Medflex itself is failing."""
+_FORBIDDEN_CLINICS = 20
+"""So many clinics one after the other that Medflex forbids mean that it is the token: each costs a request."""
+_PROBED_PART = 8
+"""Where a batch has failed, so many times fewer records are tried at a time: Medflex may fail on one of them only."""
+_PROBED_FAILURES = 3
+"""So many of these smaller batches may fail before no more of them are tried."""
 _MOST_ROUNDS = 20
 """How often a clinic may be taken over by withdrawals before its records are left for the next attempt."""
 
@@ -98,6 +105,10 @@ class MedlockReader(Protocol):
         """Return the flags of patients as committed now."""
         ...
 
+    def appointments_elsewhere(self, appointment_ids: Sequence[int]) -> pd.DataFrame:
+        """Return what is said of appointments, whichever clinic they are in now."""
+        ...
+
     def deleted_rows(self) -> str:
         """Return a stamp that changes when rows are deleted."""
         ...
@@ -130,6 +141,7 @@ class Delivery:
         self.ready_at: datetime | None = None
         self.was_late = False
         self.in_doubt = False
+        self.is_answered = True
         self.retry_after: float | None = None
         self.reply: BatchReply | None = None
 
@@ -205,8 +217,17 @@ class LeaseHolder(Paced, ABC):
         # Clinics that are written for no more, and those of whose records under one lpu_id Medflex will take no more.
         self._lost: set[int] = set()
         self._hopeless: set[tuple[int, int]] = set()
+        # Where a batch has failed: how many records are tried at a time from then on, for which pairs that was known
+        # before, how many records the batches had that have failed since, and how many batches were taken.
+        self._sizes: dict[tuple[int, int], int] = {}
+        self._probed: set[tuple[int, int]] = set()
+        self._failures: dict[tuple[int, int], list[int]] = {}
+        self._well: Counter[tuple[int, int]] = Counter()
+        # Of whose batches one has failed without any answer.
+        self._silent: set[tuple[int, int]] = set()
         self._taken_over: set[int] = set()
         self._failing: set[int] = set()
+        self._forbidden: set[int] = set()
         self._failing_seconds = 0.0
         self._unreachable = False
         self._renewed = clock.now()
@@ -251,6 +272,7 @@ class LeaseHolder(Paced, ABC):
         """
         pending = list(clinic_ids)
         rounds: Counter[int] = Counter()
+        waits = False
         deadline = deadline or self._clock.now() + timedelta(seconds=self.patience_seconds)
         try:
             self.begin()
@@ -262,6 +284,10 @@ class LeaseHolder(Paced, ABC):
                 elif self._clock.now() >= deadline:
                     break
                 else:
+                    if not waits:
+                        # A task that was killed, or ended by hand, has held its clinics for up to five minutes more.
+                        log.info("Another task writes for %s: waiting, until %s.", _clinics(pending), deadline)
+                        waits = True
                     self._clock.sleep(self.poll_seconds)
         except LeaseLostError as error:
             self._halted = True
@@ -289,7 +315,7 @@ class LeaseHolder(Paced, ABC):
             rounds[clinic_id] += 1
             if rounds[clinic_id] < _MOST_ROUNDS:
                 self._lost.discard(clinic_id)
-                self._hopeless = {pair for pair in self._hopeless if pair[0] != clinic_id}
+                self._hope_again({clinic_id})
                 self._forget(clinic_id)
                 again.append(clinic_id)
             else:
@@ -297,6 +323,11 @@ class LeaseHolder(Paced, ABC):
                     LeaseLostError(f"Clinic {clinic_id} was taken over again and again: its records stay for later.")
                 )
         return again
+
+    def _hope_again(self, clinic_ids: Collection[int]) -> None:
+        """Try once more what Medflex has not taken of these clinics."""
+        self._hopeless = {pair for pair in self._hopeless if pair[0] not in clinic_ids}
+        self._failures = {pair: sizes for pair, sizes in self._failures.items() if pair[0] not in clinic_ids}
 
     def _keep_leases(self) -> None:
         """Renew the leases when it is time to."""
@@ -328,6 +359,12 @@ class LeaseHolder(Paced, ABC):
             with self._lock:
                 self._failing.add(clinic_id)
                 if len(self._failing) >= _FAILING_CLINICS:
+                    self._halted = True
+        elif isinstance(error, MedflexRefusedError) and error.is_of_clinic:
+            log.error("Medflex does not let this token work for clinic %d.", clinic_id)
+            with self._lock:
+                self._forbidden.add(clinic_id)
+                if len(self._forbidden) >= _FORBIDDEN_CLINICS:
                     self._halted = True
         elif not isinstance(error, MedflexContractError):
             self._halted = True
@@ -500,8 +537,8 @@ class Writer(LeaseHolder):
         try:
             yield
         except MedflexPipelineError as error:
-            for clinic_id, lpu_id in sorted({(delivery.clinic_id, delivery.lpu_id) for delivery in deliveries}):
-                self._trouble(error, clinic_id, lpu_id)
+            for delivery in {(item.clinic_id, item.lpu_id): item for item in deliveries}.values():
+                self._trouble(error, delivery)
 
     def _deliver(self, delivery: Delivery, answered: list[Delivery]) -> None:
         """Post one batch until it is answered, or there is no hope.
@@ -517,6 +554,9 @@ class Writer(LeaseHolder):
                 if not self._back_off(number, delivery.retry_after):
                     # For longer than there is time to wait nobody is let in.
                     everywhere |= turned_away
+                    break
+                if delivery.in_doubt and (delivery.clinic_id, delivery.lpu_id) in self._probed:
+                    # What is known to fail keeps nobody waiting for long: a smaller batch is the next attempt.
                     break
             if not self._wait_for_slot() or self._is_stopped(delivery):
                 return
@@ -540,6 +580,7 @@ class Writer(LeaseHolder):
                 everywhere = turned_away = False
                 delivery.retry_after = error.retry_after
                 delivery.in_doubt = True
+                delivery.is_answered = error.status is not None
             else:
                 # Medflex has it; should the ledger fail now, that must not look as if it had not.
                 delivery.in_doubt = True
@@ -593,7 +634,7 @@ class Writer(LeaseHolder):
         for delivery, intent in zip(new, intents, strict=True):
             delivery.intent = intent
             if intent is None:
-                self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id, delivery.lpu_id)
+                self._trouble(LeaseLostError.of(delivery.clinic_id), delivery)
 
     def _settle(self, answered: list[Delivery]) -> None:
         """Write Medflex's verdicts down, and empty the list."""
@@ -608,7 +649,7 @@ class Writer(LeaseHolder):
                 if is_ours:
                     self._settled(delivery)
                 else:
-                    self._trouble(LeaseLostError.of(delivery.clinic_id), delivery.clinic_id, delivery.lpu_id)
+                    self._trouble(LeaseLostError.of(delivery.clinic_id), delivery)
 
     def _resolution(self, delivery: Delivery) -> Resolution:
         """What Medflex has answered, as the ledger notes it."""
@@ -630,8 +671,15 @@ class Writer(LeaseHolder):
         with self._lock:
             # It answers others.
             self._failing.clear()
+            self._forbidden.clear()
+            pair = (delivery.clinic_id, delivery.lpu_id)
+            if pair in self._sizes and pair not in self._failures:
+                # Not before as many were taken as had failed together.
+                self._well[pair] += 1
+                if self._well[pair] % _PROBED_PART == 0:
+                    self._sizes[pair] = min(2 * self._sizes[pair], self._settings.batch_size)
             if reply.outdated:
-                self._outdated[delivery.clinic_id, delivery.lpu_id].update(reply.outdated)
+                self._outdated[pair].update(reply.outdated)
         self._acknowledged(delivery, reply)
         delivery.intent = None
         delivery.records = delivery.records.cut(0, 0)
@@ -653,14 +701,17 @@ class Writer(LeaseHolder):
 
     # -- trouble ----------------------------------------------------------------------------------------------------
 
-    def _trouble(self, error: MedflexPipelineError, clinic_id: int, lpu_id: int) -> None:
+    def _trouble(self, error: MedflexPipelineError, delivery: Delivery) -> None:
         """Stop what has no hope: the clinic's sending, or, where it is no matter of one clinic, all of it.
 
         What Medflex says holds for the number that it was asked about: an old one that it knows no more must not keep
         what the clinic shows under its present one from being withdrawn.
         """
-        if isinstance(error, MedflexContractError | MedflexUnavailableError):
-            self._hopeless.add((clinic_id, lpu_id))
+        clinic_id = delivery.clinic_id
+        if isinstance(error, MedflexContractError | MedflexRefusedError) and error.is_of_clinic:
+            self._hopeless.add((clinic_id, delivery.lpu_id))
+        elif isinstance(error, MedflexContractError | MedflexUnavailableError):
+            self._batch_failed(delivery)
         else:
             self._lost.add(clinic_id)
         if isinstance(error, LeaseLostError):
@@ -670,10 +721,34 @@ class Writer(LeaseHolder):
             return
         self._failed(error, clinic_id)
 
+    def _batch_failed(self, delivery: Delivery) -> None:
+        """Try no more of the clinic, unless the batch was a small one of which some may fail; the next are smaller.
+
+        Medflex may fail on one record, whenever it is in a request: that must not keep the clinic's others waiting.
+        """
+        pair = (delivery.clinic_id, delivery.lpu_id)
+        with self._lock:
+            failed = self._failures.setdefault(pair, [])
+            failed.append(len(delivery.records))
+            smaller = max(1, min(failed) // _PROBED_PART)
+            self._sizes[pair] = min(self._sizes.get(pair, smaller), smaller)
+            if not delivery.is_answered:
+                self._silent.add(pair)
+            if pair not in self._probed or len(failed) >= _PROBED_FAILURES:
+                self._hopeless.add(pair)
+
+    def _size_of(self, clinic_id: int, lpu_id: int) -> int:
+        """How many records of the clinic leave together; of those that leave no more, as many as may."""
+        most, pair = self._settings.batch_size, (clinic_id, lpu_id)
+        return most if pair in self._hopeless else min(self._sizes.get(pair, most), most)
+
     # -- versions ---------------------------------------------------------------------------------------------------
 
     def _catch_up(self) -> dict[int, int]:
         """Number on from what Medflex shows, where it holds newer versions than the ledger knew of.
+
+        Under the lease: a version that is raised while another task's request is under way would have the verdict on
+        that left out as one on an older version.
 
         Where all writing has stopped nothing is asked: the next attempt meets the same verdicts.
 
@@ -685,12 +760,24 @@ class Writer(LeaseHolder):
             if self._halted:
                 break
             with self._contained():
+                self._keep_leases()
                 try:
                     shown = {item["id"]: item["version"] for item in self._visible(lpu_id) if item["id"] in ids}
                 except (NotProcessedError, UnknownOutcomeError):
                     shown = {}
-                self._ledger.raise_versions(clinic_id, lpu_id, shown, sorted(ids - shown.keys()))
-                caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
+                is_ours = self._ledger.raise_versions(
+                    clinic_id,
+                    lpu_id,
+                    shown,
+                    sorted(ids - shown.keys()),
+                    holder=self._holder,
+                    epoch=self._epochs[clinic_id],
+                )
+                if is_ours:
+                    caught_up[clinic_id] = caught_up.get(clinic_id, 0) + len(ids)
+                else:
+                    self._lost.add(clinic_id)
+                    self._taken_over.add(clinic_id)
         self._outdated.clear()
         return caught_up
 

@@ -324,7 +324,8 @@ def _cause(facts: Facts, late: Mapping[AlertKind, _Condition], limits: Limits) -
         return AlertKind.TOKEN_REFUSED, _Condition(
             since,
             f"Medflex refuses our token or shows a certificate that is not trusted, since {_at(since)}; nothing is sent"
-            f" and nothing withdrawn. Waiting: {waits}. Put a valid token into the connection medflex_api: into the"
+            f" and nothing withdrawn, unless it is only some clinics (HTTP 403) for which it may not work. Waiting:"
+            f" {waits}. Put a valid token into the connection medflex_api: into the"
             " variable AIRFLOW_CONN_MEDFLEX_API where there is one, since what Airflow keeps is ignored then.",
             numbers,
         )

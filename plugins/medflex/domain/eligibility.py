@@ -103,8 +103,11 @@ def unknown_timezone(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
 
 
 def reference_broken(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:
-    """R17: the patient or the doctor does not exist or belongs to another clinic."""
-    return _not_true(rows["patient_found"]) | _not_true(rows["doctor_found"])
+    """R17: the patient or the doctor does not exist or belongs to another clinic, or an id is below one, of which
+    Medflex takes none: with one such record it would refuse all that are sent together.
+    """
+    ids = [rows[name].to_numpy("int64", na_value=0) for name in ("appointment_id", "doctor_id")]
+    return _not_true(rows["patient_found"]) | _not_true(rows["doctor_found"]) | (ids[0] < 1) | (ids[1] < 1)
 
 
 def entry_unknown(rows: pd.DataFrame, clinics: pd.DataFrame) -> Mask:

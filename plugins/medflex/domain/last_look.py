@@ -41,7 +41,7 @@ _DESCRIPTIONS = {
     Turned.PERSON_CHANGED: "The appointment has got another patient (before it is sent: or doctor).",
     Turned.PARTNER_GONE: "A partner that would see the record is no longer linked with the clinic.",
     Turned.LPU_CHANGED: "The clinic has got another lpu_id.",
-    Turned.MOVED_OUT_OF_WINDOW: "The appointment was moved to a day that is not shared yet.",
+    Turned.MOVED_OUT_OF_WINDOW: "The appointment was moved out of the days that are shared.",
     Turned.OVERTAKEN: "Another run has sent a copy of the record that was read later than this one.",
     Turned.REFERENCE_BROKEN: "The patient or the doctor has been deleted or moved to another clinic.",
 }

@@ -22,6 +22,10 @@ _CODE = (
 _PLAIN_RUSSIAN = rf"(?:\+7|7|8)?[ -]?(?:\({_CODE}\)|{_CODE})[ -]?[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{2}}"
 _PLAIN = re.compile(_PLAIN_RUSSIAN)
 _NOT_A_DIGIT = re.compile("[^0-9]")
+# Two numbers in one field, of which another one would be read, and marks of doubt.
+_DOUBT = re.compile(r"[/\\?*]|(?:[0-9][^0-9(]*){5}\(")
+# What Medflex takes (docs/data-contract.md); some countries have valid numbers that are shorter, longer, or both.
+_FORM = re.compile("7[0-9]{10}|[1-689][0-9]{6,14}")
 _SEPARATORS = str.maketrans("", "", "+-() ")
 
 # Up to here reading text by text is faster than pandas' text methods, which cost some 0.5 ms before the first one.
@@ -34,8 +38,9 @@ def normalise_phones(phones: pd.Series) -> tuple[pd.Series, np.ndarray[Any, Any]
     phones: str, missing allowed. Returns digits with the country code and without a plus (str, missing where there is
     none), and two boolean arrays: missing (absent, empty, only white space) and unreadable (R17).
 
-    Unreadable are also a valid number with an extension, since without it somebody else would pick up, and anything
-    with letters: "ask for", "do not call" and vanity numbers are doubt, and doubt never sends.
+    Unreadable are also a valid number with an extension, since without it somebody else would pick up; two numbers in
+    one field; anything with letters: "ask for", "do not call" and vanity numbers are doubt, and doubt never sends; and
+    what Medflex does not take: fewer than 7 digits, more than 15, or other than 11 with the country code 7.
     """
     texts, is_plain, codes, others = _told_apart(phones)
     read = np.full(len(texts), None, dtype=object)
@@ -92,7 +97,7 @@ def _read_plain(text: str) -> str | None:
 @lru_cache(maxsize=100_000)  # Rules and payload ask for the same phones, and parsing one takes some 80 µs.
 def _read(text: str) -> str | None:
     """The digits of one phone, or None when it is not exactly one valid number."""
-    if any(character.isalpha() for character in text):
+    if any(character.isalpha() for character in text) or _DOUBT.search(text):
         return None
     try:
         number = phonenumbers.parse(text, "RU")
@@ -100,4 +105,5 @@ def _read(text: str) -> str | None:
         return None
     if number.extension or not phonenumbers.is_valid_number(number):
         return None
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
+    digits = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
+    return digits if _FORM.fullmatch(digits) else None

@@ -48,6 +48,6 @@ _DESCRIPTIONS: dict[Reason, str] = {
     Reason.NAME_MISSING: "The patient has no first name.",
     Reason.TIMES_INVERTED: "The appointment does not end after it starts, or a time is missing.",
     Reason.UNKNOWN_TIMEZONE: "The clinic's time zone is missing or not in the tz database.",
-    Reason.REFERENCE_BROKEN: "The patient or the doctor does not exist or belongs to another clinic.",
+    Reason.REFERENCE_BROKEN: "The patient or the doctor is missing or another clinic's, or an id is not usable.",
     Reason.ENTRY_UNKNOWN: "The entry channel is neither direct nor online.",
 }

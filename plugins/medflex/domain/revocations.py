@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, cast
@@ -10,11 +11,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from medflex.domain.access import AccessState, ClosedReason, unknown_partner
+from medflex.domain.access import AccessState, ClosedReason, flags, unknown_partner
 from medflex.domain.eligibility import ALL_RULES, Rule, judge
 from medflex.domain.last_look import Turned
 from medflex.domain.places import Places, places_of
 from medflex.domain.reasons import QUARANTINE, Reason
+from medflex.domain.window import DAYS_BACK
 
 MOST_ABSENT = 10
 """So many records of a clinic may vanish within a day before a person is asked, whatever their share …"""
@@ -45,6 +47,9 @@ _DESCRIPTIONS = {
 ABSENCE: frozenset[str] = frozenset({Turned.APPOINTMENT_GONE, Revoked.CLINIC_GONE, *QUARANTINE})
 """Reasons that are no one's no: a row is gone, or its data cannot be trusted. Above a threshold a person is asked."""
 
+_LONGEST_BEHIND = timedelta(days=DAYS_BACK + 1, hours=2)
+"""So long before the moment at which it is read an appointment in the window begins at most: local days have up to 25
+hours, and so much more where clocks differ."""
 _OF_PATIENT = frozenset({Reason.REFUSED_PERSONAL_DATA, Reason.REFUSED_NOTIFICATIONS, Reason.REFUSED_MARKETING})
 _STAMPS: Mapping[str, str] = MappingProxyType(
     {
@@ -65,6 +70,7 @@ def find_revocations(
     windows: pd.DataFrame,
     rules: Mapping[Reason, Rule] = ALL_RULES,
     patients: pd.DataFrame | None = None,
+    elsewhere: pd.DataFrame | None = None,
     at: Places | None = None,
 ) -> pd.DataFrame:
     """Find everything that may no longer be shared (R1, R2, R4, R7-R10, R12, R16, R17).
@@ -72,16 +78,20 @@ def find_revocations(
     Args:
         live: LIVE, what Medflex shows or may show, inside the window or not: ``clinic_id``, ``appointment_id``,
             ``lpu_id``, ``version`` (int64), ``state`` (str, never ``withdrawn``), ``patient_id``
-            (Int64, missing: in doubt), ``partner_ids`` (comma-joined, missing: not known), ``changed_at``
-            (datetime64[us, UTC]); one row per record and lpu_id.
+            (Int64, missing: in doubt), ``partner_ids`` (comma-joined, missing: not known), ``changed_at`` and
+            ``extracted_at`` (datetime64[us, UTC], the latter missing: not known); one row per record and lpu_id.
         present: ROWS of these appointments as committed now, with ``patient_updated_at`` and ``doctor_updated_at``;
-            none for an appointment that does not exist, or belongs to another clinic.
+            none for an appointment that does not exist, or belongs to another clinic. ``doctor_banned`` also tells of
+            the ban on a doctor who belongs to another clinic (``doctor_found`` is false then).
         clinics: CLINICS judged by ``judge_access`` now; a clinic that is not given has disappeared.
         windows: the clinics' windows of today: ``clinic_id``, ``starts_from``, ``starts_before``.
         rules: which rules to ask.
         patients: PATIENTS, as committed now: the flags of patients whose data is shown and whom no appointment leads to
             any more: ``patient_id`` (int64), ``refused_personal_data``, ``refused_notifications``,
             ``refused_marketing`` (boolean), ``updated_at``. What they have said holds though the row is gone.
+        elsewhere: ELSEWHERE, as committed now: what is said of appointments that are not in their clinic any more:
+            ``appointment_id`` (int64), ``is_anonymous``, ``doctor_banned`` (boolean; a flag that is not exactly false
+            is true), ``updated_at``, ``doctor_updated_at``.
         at: what ``positions`` tells of ``live`` and ``present``, if it was asked already.
 
     Returns:
@@ -112,13 +122,25 @@ def find_revocations(
     said = _said(live, patients)
     rows["patient_updated_at"] = rows["patient_updated_at"].where(patient_found, said["updated_at"])
     no = np.zeros(len(live), dtype=bool)
+    away: dict[str, np.ndarray[Any, Any]] = {Reason.ANONYMOUS_APPOINTMENT: no, Reason.DOCTOR_BANNED: no}
+    if elsewhere is not None:
+        there = elsewhere.set_index("appointment_id").reindex(live["appointment_id"]).reset_index(drop=True)
+        away = {
+            reason: gone & flags(there[name])[0]
+            for reason, name in zip(away, ("is_anonymous", "doctor_banned"), strict=True)
+        }
+        for stamp in ("updated_at", "doctor_updated_at"):
+            rows[stamp] = rows[stamp].where(~gone, there[stamp])
     holds: dict[str, np.ndarray[Any, Any]] = {}
     for reason in verdict.reasons.columns:
         held = verdict.reasons[reason].to_numpy(dtype=bool)
         if reason in _OF_PATIENT:
             held = (held & patient_found) | (said[reason].to_numpy(dtype=bool) & ~patient_found)
         elif reason == Reason.DOCTOR_BANNED:
-            held = held & doctor_found
+            # Of a doctor who is another clinic's the ban is known, of one who does not exist it is not.
+            held = (held & (doctor_found | (flags(rows["doctor_banned"])[0] & ~gone))) | away[reason]
+        elif reason == Reason.ANONYMOUS_APPOINTMENT:
+            held = (held & ~gone) | away[reason]
         elif reason in (Reason.CLINIC_NOT_ACTIVE, Reason.NO_PARTNER):
             held = held & ~clinic_gone
         else:
@@ -129,7 +151,7 @@ def find_revocations(
         Turned.LPU_CHANGED: lpu_changed,
         Turned.PERSON_CHANGED: ~gone & _other_patient(live, rows),
         Turned.PARTNER_GONE: ~clinic_gone & unknown_partner(live["clinic_id"], live["partner_ids"], clinics),
-        Turned.MOVED_OUT_OF_WINDOW: ~gone & ahead,
+        Turned.MOVED_OUT_OF_WINDOW: ~gone & (ahead | _moved_back(live, rows)),
         Revoked.WITHDRAWAL_UNFINISHED: (live["state"] == "withdrawing").to_numpy(dtype=bool),
     }
     absent: dict[str, np.ndarray[Any, Any]] = {
@@ -247,6 +269,14 @@ def _said(live: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
     # Position −1, patient not there, is the appended one.
     said = {reason: np.append(each[reason].to_numpy(dtype=bool), False)[place] for reason in noes}
     return pd.DataFrame(said).assign(updated_at=stamps.array.take(place, allow_fill=True))
+
+
+def _moved_back(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """The appointment lies before the window of the day on which it was read, so it was moved there since: what is
+    shown of it is another time. By what was in the window then, and has left it by time, nothing is withdrawn.
+    """
+    read_at = live["extracted_at"].reset_index(drop=True)
+    return (rows["starts_at"] < read_at - _LONGEST_BEHIND).to_numpy(dtype=bool)
 
 
 def _other_patient(live: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray[Any, Any]:

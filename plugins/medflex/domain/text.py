@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 
 import pandas as pd
 
-# What is not even seen: control and format characters, zero-width and soft marks; not what Python calls white space.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
-)
+_UNSEEN = ("Cc", "Cf")
+"""Categories of what is not even seen: control and format characters, zero-width and soft marks."""
+_BLANK = " \u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+"""What counts as letters, or goes with them, and leaves the paper white: fillers, an empty Braille cell, selectors."""
 
 
 def fold(text: pd.Series) -> pd.Series:
@@ -27,4 +27,10 @@ def fold(text: pd.Series) -> pd.Series:
 
 def _fold(text: str) -> str | None:
     # What is printable has nothing unseen, and that is asked faster than replaced.
-    return " ".join((text if text.isprintable() else _UNSEEN.sub("", text)).split()) or None
+    seen = text if text.isprintable() else "".join(filter(_is_seen, text))
+    folded = " ".join(seen.split())
+    return folded if folded.strip(_BLANK) else None
+
+
+def _is_seen(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) not in _UNSEEN

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pandas as pd
 
+from medflex.domain.revocations import Revoked
 from medflex.errors import LeaseLostError
 from medflex.ledger.connection import LedgerConnection, again_after_deadlock
 from medflex.sql import query
@@ -55,7 +56,8 @@ class Reconciliation(LedgerConnection):
         partner_ids: Sequence[int],
         extracted_at: datetime | None,
     ) -> int:
-        """Make the ledger say what Medflex was seen to show; return the number of records.
+        """Make the ledger say what Medflex was seen to show, and keep what has to be withdrawn therefore until that is
+        acknowledged; return the number of records.
 
         Args:
             corrections: ``appointment_id``, ``version`` (int64), ``state``, ``acked_version``, ``acked_digest``,
@@ -82,6 +84,7 @@ class Reconciliation(LedgerConnection):
                         for name in ("acked_version", "acked_digest", "patient_id")
                     },
                     "partner_ids": [int(item) for item in partner_ids],
+                    "reason": str(Revoked.WITHDRAWAL_UNFINISHED),
                     "extracted_at": extracted_at,
                     "now": self._present(),
                 },

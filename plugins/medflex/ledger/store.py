@@ -662,9 +662,16 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
 
     @again_after_deadlock
     def raise_versions(
-        self, clinic_id: int, lpu_id: int, versions: Mapping[int, int], hidden: Sequence[int] = ()
-    ) -> None:
-        """Number on from the versions that Medflex shows.
+        self,
+        clinic_id: int,
+        lpu_id: int,
+        versions: Mapping[int, int],
+        hidden: Sequence[int] = (),
+        *,
+        holder: str,
+        epoch: int,
+    ) -> bool:
+        """Number on from the versions that Medflex shows; ``False`` when another task has taken the clinic over.
 
         Args:
             hidden: records for which Medflex holds a newer version that it does not show (withdrawn there): these are
@@ -678,8 +685,11 @@ class Ledger(Alerts, Gauges, Messages, PartnerActions, Reconciliation, Switches,
                     "lpu_id": lpu_id,
                     "appointment_ids": [*versions, *hidden],
                     "versions": [*versions.values(), *[None] * len(hidden)],
+                    "holder": holder,
+                    "epoch": epoch,
                 },
             )
+            return bool(cursor.fetchone()["fences"])  # type: ignore[index]
 
     # -- the shared rate --------------------------------------------------------------------------------------------
 

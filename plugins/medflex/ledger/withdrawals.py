@@ -134,17 +134,19 @@ class Withdrawals(LedgerConnection):
         sql = _KEPT + "WHERE found_at = %s ORDER BY clinic_id, appointment_id LIMIT %s"
         return self._revocations(sql, (found_at, most))
 
-    def some_revocations(self, wanted: pd.DataFrame, *, besides: datetime | None = None) -> pd.DataFrame:
-        """Return REVOCATIONS_KEPT, of each clinic under each lpu_id so many.
+    def some_revocations(self, wanted: pd.DataFrame, *, seed: int, besides: datetime | None = None) -> pd.DataFrame:
+        """Return REVOCATIONS_KEPT, of each clinic under each lpu_id so many, of which chance decides.
 
         Args:
             wanted: ``clinic_id``, ``lpu_id``, ``records`` (how many at most), int64.
+            seed: another one, other revocations.
             besides: without those that were found exactly then.
         """
         parameters = {
             "clinic_ids": wanted["clinic_id"].tolist(),
             "lpu_ids": wanted["lpu_id"].tolist(),
             "most": wanted["records"].tolist(),
+            "seed": seed,
             "besides": besides,
         }
         return self._revocations(query("ledger/some_revocations"), parameters)
@@ -227,17 +229,30 @@ class Withdrawals(LedgerConnection):
                 cursor.execute(query("ledger/close_revocations"), _key_lists(part))
 
     def withdrawn_by_absence(
-        self, clinic_ids: Sequence[int], since: datetime, *, besides: pd.DataFrame | None = None
+        self,
+        clinic_ids: Sequence[int],
+        since: datetime,
+        *,
+        answered_since: datetime,
+        besides: pd.DataFrame | None = None,
     ) -> dict[int, int]:
         """Return clinic → records that were withdrawn since then because their rows had vanished.
 
         Args:
+            answered_since: what a person has released since then is not counted, if it was withdrawn behind that
+                answer, and not sent again in between.
             besides: records (``clinic_id``, ``appointment_id``) that are not counted.
         """
         not_counted = {f"besides_{name}s": [] if besides is None else besides[name].tolist() for name in KEY[:2]}
         return self._counts(
             "ledger/withdrawn_by_absence",
-            {"clinic_ids": _list(clinic_ids), "since": since, "reasons": sorted(map(str, ABSENCE)), **not_counted},
+            {
+                "clinic_ids": _list(clinic_ids),
+                "since": since,
+                "reasons": sorted(map(str, ABSENCE)),
+                "answered_since": answered_since,
+                **not_counted,
+            },
         )
 
     def late_revocations(self, deadline_seconds: float) -> Late:
@@ -403,6 +418,6 @@ def _empty_live() -> pd.DataFrame:
         "state": "str",
         "patient_id": "Int64",
         "partner_ids": "str",
-        "changed_at": "datetime64[us, UTC]",
+        **dict.fromkeys(("changed_at", "extracted_at"), "datetime64[us, UTC]"),
     }
     return pd.DataFrame({name: pd.Series([], dtype=cast("Any", type_)) for name, type_ in types.items()})

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from medflex.domain.reasons import Reason
-from medflex.domain.window import zone_or_none
+from medflex.domain.window import utc_instants, zone_or_none
 from medflex.quality import suites
 from medflex.quality.gx import import_great_expectations, silence
 from medflex.quality.results import ExpectationResult, Severity, SuiteResult
@@ -171,7 +171,7 @@ def _source_look(clinics: pd.DataFrame, windows: pd.DataFrame, history: pd.DataF
         return chunk.assign(
             starts_from=chunk["clinic_id"].map(starts_from),
             starts_before=chunk["clinic_id"].map(starts_before),
-            length_minutes=(chunk["ends_at"] - chunk["starts_at"]).dt.total_seconds() / 60,
+            length_minutes=_minutes(chunk["starts_at"], chunk["ends_at"]),
             clock_limit=limit,
         )
 
@@ -265,6 +265,15 @@ def _parsed(texts: pd.Series) -> pd.Series:
     codes, distinct = pd.factorize(texts, use_na_sentinel=False)
     values = pd.to_datetime(pd.Series(distinct), format="%Y-%m-%d %H:%M", errors="coerce")
     return pd.Series(values.to_numpy()[codes], index=texts.index)
+
+
+def _minutes(starts_at: pd.Series, ends_at: pd.Series) -> np.ndarray[Any, Any]:
+    """Minutes from start to end, missing where one of them is. In floats: one that is not to end in any calendar
+    (``infinity``, say) comes from Postgres as a number from which no other can be taken.
+    """
+    starts, ends = (utc_instants(column) for column in (starts_at, ends_at))
+    minutes = (ends.astype("int64").astype("float64") - starts.astype("int64").astype("float64")) / 60e6
+    return np.where(np.isnat(starts) | np.isnat(ends), np.nan, minutes)
 
 
 def _offsets(starts: pd.Series, zones: pd.Series) -> pd.Series:

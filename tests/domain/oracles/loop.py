@@ -96,7 +96,7 @@ def judge_appointments(  # noqa: C901 - one loop that is read from top to bottom
             reasons.add("times_inverted")
         if zone is None:
             reasons.add("unknown_timezone")
-        if patient is None or doctor is None:
+        if patient is None or doctor is None or appointment["id"] < 1 or doctor["id"] < 1:
             reasons.add("reference_broken")
         if appointment["entry"] not in ("direct", "online"):
             reasons.add("entry_unknown")
@@ -163,12 +163,16 @@ def _is_open(
 
 def _clean(text: str | None) -> str:
     seen = [letter for letter in text or "" if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf")]
-    return " ".join("".join(seen).split())
+    clean = " ".join("".join(seen).split())
+    return clean if any(letter not in " \u3164\u115f\u1160\uffa0\u2800\u034f\ufe0f" for letter in clean) else ""
 
 
 def _phone(text: str) -> str | None:
     text = _clean(text)
     if any(unicodedata.category(letter).startswith("L") for letter in text):
+        return None
+    before = text.partition("(")[0]
+    if any(mark in text for mark in "/\\?*") or ("(" in text and sum(map(str.isdigit, before)) >= 5):
         return None
     try:
         number = phonenumbers.parse(text, "RU")
@@ -177,7 +181,10 @@ def _phone(text: str) -> str | None:
     if number.extension is not None or not phonenumbers.is_valid_number(number):
         return None
     zeros = "0" * (number.number_of_leading_zeros or 1) if number.italian_leading_zero else ""
-    return f"{number.country_code}{zeros}{number.national_number}"
+    digits = f"{number.country_code}{zeros}{number.national_number}"
+    if not 7 <= len(digits) <= 15 or (digits[0] == "7" and len(digits) != 11):
+        return None
+    return digits
 
 
 def _status(word: str | None) -> str:

@@ -84,6 +84,13 @@ _CONSENT_NUMBERS = MappingProxyType(
 _PATIENT_TYPES = MappingProxyType(
     {"patient_id": "int64", **dict.fromkeys(_REFUSALS, "boolean"), "updated_at": "datetime64[us, UTC]"}
 )
+_ELSEWHERE_TYPES = MappingProxyType(
+    {
+        "appointment_id": "int64",
+        **dict.fromkeys(("is_anonymous", "doctor_banned"), "boolean"),
+        **dict.fromkeys(("updated_at", "doctor_updated_at"), "datetime64[us, UTC]"),
+    }
+)
 CHANGING = ("appointments", "patients", "doctors")
 """What has change stamps."""
 _CHANGED_TYPES = MappingProxyType(dict.fromkeys(CHANGING, "datetime64[us, UTC]"))
@@ -237,6 +244,13 @@ class Medlock:
     def patients_now(self, patient_ids: Sequence[int]) -> pd.DataFrame:
         """Return PATIENTS (see ``find_revocations``): their flags as committed now; one who is gone has no row."""
         return self._frame("medlock/patients_now", {"patient_ids": _list(patient_ids)}, _PATIENT_TYPES)
+
+    def appointments_elsewhere(self, appointment_ids: Sequence[int]) -> pd.DataFrame:
+        """Return ELSEWHERE (see ``find_revocations``): what is said of these appointments, whichever clinic they are in
+        now; one that does not exist has no row.
+        """
+        parameters = {"appointment_ids": _list(appointment_ids)}
+        return self._frame("medlock/appointments_elsewhere", parameters, _ELSEWHERE_TYPES)
 
     def scenario_overlaps(self, clinic_ids: Sequence[int] | None) -> pd.DataFrame:
         """Return which scenarios a clinic's Smart Care and its partners both run (R15): ``clinic_id`` (int64),
@@ -520,6 +534,11 @@ def translated_error(error: Exception, sqlstate: str | None, conn_id: str = "med
         return MedlockUnavailableError(
             "Medlock's database takes no more connections: let fewer tasks run at once, or raise max_connections of the"
             f" server of the connection {conn_id} (docs/capacity.md)."
+        )
+    if state == "25006":
+        return MedlockRefusedError(
+            f"Medlock's database takes no writes (SQLSTATE 25006), since it is a standby or set to read only: point the"
+            f" connection {conn_id} at the primary."
         )
     return MedlockUnavailableError(
         f"Medlock's database does not answer or broke off: check that the server of the connection {conn_id} is up and"

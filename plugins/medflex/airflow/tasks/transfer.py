@@ -756,16 +756,16 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
         run = _run_of_shard(ledger, context)
         if run.mode == "plan":
             raise AirflowSkipException("Mode plan: nothing is sent; the plan's numbers are in the funnel of this run.")
-        clinic_ids = ledger.shard(run.run_key, number).clinic_ids
+        shard_row = ledger.shard(run.run_key, number)
+        clinic_ids = shard_row.clinic_ids
         staging = _staging(context)
-        snapshot = staging.read(number, "clinics", 0)  # Refuses when what was staged is gone.
-        _same_judgement(staging, number, snapshot)
-        _require_validated(staging, number, snapshot)
-        extracted_at = _noted(snapshot, "extracted_at")
-        if CLOCK.now() - extracted_at > KEPT_FOR:
-            raise RunIncompleteError(
-                "The rows of this shard were read from Medlock more than a day ago: clear it from extract on."
-            )
+        try:
+            extracted_at = _ready_since(staging, number)
+        except RunIncompleteError as error:
+            if shard_row.stage == "loaded":
+                # What an earlier attempt met with is not what stops this one.
+                ledger.set_problem(run.run_key, number, str(error))
+            raise
 
         def planned() -> Iterator[Any]:
             for parts in staging.slices(number, "plan"):
@@ -806,6 +806,23 @@ def load(shard: Mapping[str, Any]) -> dict[str, int]:
             # As long as anything may pass, another attempt brings over what that concerns.
             raise max(result.problems, key=lambda error: error.transient)
     return totals
+
+
+def _ready_since(staging: Any, number: int) -> datetime:
+    """Return when the rows of a shard that are to be sent were read from Medlock.
+
+    Raises:
+        RunIncompleteError: they are gone, are not those that were planned and validated last, or are too old.
+    """
+    snapshot = staging.read(number, "clinics", 0)
+    _same_judgement(staging, number, snapshot)
+    _require_validated(staging, number, snapshot)
+    extracted_at = _noted(snapshot, "extracted_at")
+    if CLOCK.now() - extracted_at > KEPT_FOR:
+        raise RunIncompleteError(
+            "The rows of this shard were read from Medlock more than a day ago: clear it from extract on."
+        )
+    return extracted_at
 
 
 def _same_judgement(staging: Any, number: int, snapshot: Any) -> None:
@@ -1099,7 +1116,7 @@ def _unsettled(context: Context) -> Context:
     if _task_states(context, "settle_run").get("settle_run") in _ENDED:
         raise RunIncompleteError(
             "This run has been settled, and this task was cleared without those behind it: clear it once more with"
-            " Downstream."
+            " Downstream and without Only Failed, or all of the run."
         )
     return context
 
