@@ -602,9 +602,9 @@ def play(world: World) -> Played:
     send(world, sorted(set(clinic.values()) - set(doubtful)))
     world.control.add_fault("status", status=503, when="after")
     records = planned(world)
-    assert load(
-        world, records[records["clinic_id"].isin(doubtful)], attempts=1, extracted_at=datetime.now(UTC)
-    ).problems
+    in_doubt = records[records["clinic_id"].isin(doubtful)]
+    # In a resync what has failed is not tried again in smaller batches, under newer versions.
+    assert load(world, in_doubt, attempts=1, extracted_at=datetime.now(UTC), resync=True).problems
     world.control.clear_faults()
     for item in CASES:
         run(item, item.edits)

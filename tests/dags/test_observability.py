@@ -171,10 +171,11 @@ def test_withdrawals_actions_and_reconciliation_tell_theirs(
     assert 0 < received.last("medflex.withdrawals.oldest") < 60
     assert told("medflex.requests", operation="withdraw", status="503") == 1
     assert told("medflex.verdicts", operation="withdraw", status_code="204") == len(gone)
-    # Both refusals came with one statement, so that they are one change; none has taken longer than this test.
-    ((kind, milliseconds),) = received.values["medflex.withdrawals.time", frozenset({("cause", "explicit")})]
-    assert kind == "ms"
-    assert 10 < milliseconds < 60_000
+    # Of each request, as records that failed together are tried in smaller ones; none has taken longer than this test.
+    times = received.values["medflex.withdrawals.time", frozenset({("cause", "explicit")})]
+    assert len(times) == told("medflex.requests", operation="withdraw", status="200")
+    assert {kind for kind, _ in times} == {"ms"}
+    assert all(10 < milliseconds < 60_000 for _, milliseconds in times)
     assert told("medflex.actions.read") == told("medflex.actions.decided", type="confirm", decision="done") == 1
     assert told("medflex.actions.answered", answer="taken") == told("medflex.actions.shared", result="sent") == 1
     assert 0 < told("medflex.actions.time") < 60_000
