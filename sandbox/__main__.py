@@ -20,8 +20,10 @@ import psycopg
 from sandbox.airflow_api import AirflowError
 from sandbox.postgres import HOST, PostgresError, binaries
 from sandbox.services import ServiceError
-from sandbox.stack import DAG_ID, PROJECT, SERVICES, Stack, StackError, stack_environment
+from sandbox.stack import DAG_ID, ENDED, PROJECT, SERVICES, Stack, StackError, stack_environment
 
+# Actions wait two minutes for the next run of the DAG, and for the one before to end.
+_ANSWER_SECONDS = 180
 DATABASES = {"medlock": "medlock_owner", "ledger": "ledger_owner", "airflow": "airflow"}
 
 
@@ -71,13 +73,18 @@ def demo(stack: Stack, options: argparse.Namespace) -> int:
         print(f"The demo is running already, in {stack.folder}.")
         _print_address(stack)
         return 0
-    started = time.monotonic()
+    started, began = time.monotonic(), dt.datetime.now(dt.UTC)
     print(f"Starting Postgres, Medlock, Medflex and Airflow in {stack.folder}; the first time takes about a minute.")
     stack.start(appointments=options.appointments, clinics=options.clinics, seed=options.seed)
     try:
         run_id = stack.run_day(None, again=False)
-        print(f"Run {run_id} of {DAG_ID}, by Airflow's scheduler:")
-        state = stack.follow(run_id)
+        found = stack.airflow().run(DAG_ID, run_id)
+        state, made = str(found["state"]), dt.datetime.fromisoformat(found["queued_at"])
+        # One that is still under way is followed, whoever made it.
+        is_old = made < began and state in ENDED
+        if not is_old:
+            print(f"Run {run_id} of {DAG_ID}, by Airflow's scheduler:")
+            state = stack.follow(run_id)
     except KeyboardInterrupt:
         print("Stopping what was started …")
         stack.stop()
@@ -86,7 +93,10 @@ def demo(stack: Stack, options: argparse.Namespace) -> int:
         # Left up: its UI and logs are what tells why.
         _print_address(stack)
         raise
-    print(f"Run {run_id}: {state}\n")
+    if is_old:
+        print(f"This demo's run of today was made at {_clock(made)}; its funnel:\n")
+    else:
+        print(f"Run {run_id}: {state}\n")
     try:
         _print_funnel(stack, run_id)
     except StackError as error:
@@ -224,7 +234,7 @@ def medflex(stack: Stack, options: argparse.Namespace) -> int:
 
 def partners(stack: Stack, options: argparse.Namespace) -> int:
     from sandbox.medflex.control import Control, ControlError
-    from sandbox.partners import Delivery, Partners, play, summary
+    from sandbox.partners import Delivery, Partners, await_answers, play, summary
 
     _need_running(stack)
     made = Partners(seed=options.seed, hostile=options.hostile, repeat=options.repeat, disorder=options.disorder)
@@ -236,6 +246,9 @@ def partners(stack: Stack, options: argparse.Namespace) -> int:
             )
             with contextlib.suppress(KeyboardInterrupt):
                 play(control, made, rate=options.rate, seconds=options.seconds, delivered=delivered)
+                if not options.no_wait:
+                    print("Waiting for their answers: the DAG reads actions every two minutes …", flush=True)
+                    await_answers(control, delivered, seconds=_ANSWER_SECONDS)
             print("Answered so far, by status_code:")
             print("\n".join(summary(delivered, control.results())))
         except ControlError as error:
@@ -244,6 +257,12 @@ def partners(stack: Stack, options: argparse.Namespace) -> int:
 
 
 # Helpers
+
+
+def _clock(moment: dt.datetime) -> str:
+    """The moment on the user's clock; with its date unless that is today, since a run's day begins at 03:00."""
+    here = moment.astimezone()
+    return f"{here:%H:%M}" if here.date() == dt.datetime.now(here.tzinfo).date() else f"{here:%Y-%m-%d %H:%M}"
 
 
 def _told(fault: dict[str, Any]) -> str:
@@ -336,17 +355,22 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--hostile", type=_share, default=0.1, metavar="SHARE", help="of actions without a right (0.1)")
     made.add_argument("--repeat", type=_share, default=0.1, metavar="SHARE", help="of actions delivered again (0.1)")
     made.add_argument("--disorder", type=_share, default=0.1, metavar="SHARE", help="of actions that come late (0.1)")
+    made.add_argument("--no-wait", action="store_true", help="do not wait for the answers, three minutes at most")
 
     made = add(medflex, "Look into the Medflex sandbox, and switch its faults on and off.")
     what = made.add_subparsers(dest="what", metavar="WHAT", required=True)
     what.add_parser("records", help="count what partners can see", allow_abbrev=False)
     faults = what.add_parser("faults", help="on, off, list", allow_abbrev=False)
     switch = faults.add_subparsers(dest="what", metavar="on|off|list", required=True)
-    on = switch.add_parser("on", help="switch a fault on", allow_abbrev=False)
-    from sandbox.medflex.faults import FaultKind
+    from sandbox.medflex.faults import FaultKind, described
 
-    on.add_argument("kind", choices=[kind.value for kind in FaultKind])
-    on.add_argument("settings", nargs="*", type=_setting, metavar="name=value", help="such as status=503 seconds=5")
+    example = f"such as: {parser.prog} medflex faults on status status=503 retry_after=5 --times 3"
+    on = switch.add_parser(
+        "on", help="switch a fault on", allow_abbrev=False, epilog=f"{described()}\n\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    on.add_argument("kind", choices=[kind.value for kind in FaultKind], metavar="fault", help="see below")
+    on.add_argument("settings", nargs="*", type=_setting, metavar="name=value", help="that this fault knows, see below")
     on.add_argument("--path", default="/", help="only requests whose path begins so")
     on.add_argument("--method", choices=("GET", "POST"))
     on.add_argument("--lpu-id", type=int)

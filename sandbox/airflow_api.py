@@ -77,8 +77,11 @@ class Airflow:
         runs = self.call("GET", f"/dags/{dag_id}/dagRuns", logical_date_gte=day, logical_date_lte=day)["dag_runs"]
         return str(runs[0]["dag_run_id"]) if runs else None
 
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}"))
+
     def run_state(self, dag_id: str, run_id: str) -> str:
-        return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+        return str(self.run(dag_id, run_id)["state"])
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, dict[str, int]]:
         """``{task id: {state: number of instances}}``, in order of first start."""

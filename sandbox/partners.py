@@ -272,6 +272,23 @@ def play(
             pause(min(0.25, 1 / rate))
 
 
+def await_answers(
+    control: Control,
+    delivered: Iterable[Delivery],
+    *,
+    seconds: float,
+    pause: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Wait until all of `delivered` are answered, at most so many `seconds`; False when some are still open."""
+    asked = {item.action["id"] for item in delivered}
+    deadline = time.monotonic() + seconds
+    while not asked <= control.results().keys():
+        if time.monotonic() >= deadline:
+            return False
+        pause(0.5)
+    return True
+
+
 def summary(delivered: Iterable[Delivery], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A table with a line per kind: how many actions, how often delivered, and how they were answered so far."""
     deliveries: Counter[str] = Counter()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,22 +34,24 @@ class Services:
         self._children: dict[str, subprocess.Popen[bytes]] = {}  # started by this very process: its to reap
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts ``command`` as the service ``name`` unless that runs."""
+        """Starts ``command`` as the service ``name`` unless that runs; what a dead one left behind is for `stop`."""
         with self._lock:
             if self.is_running(name):
                 return
+            if name in self._children:
+                self._children.pop(name).wait()
+            # Not ended here: tasks of a dead scheduler come to their end, while Airflow takes minutes to miss them.
+            left = self._leaders(name)
             self.log(name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self.log(name).open("ab") as log:
                 process = subprocess.Popen(
                     command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     start_new_session=True,
                 )  # fmt: skip
-            if name in self._children:
-                self._children[name].wait()  # the dead one that this replaces
             self._children[name] = process
             # The start time tells the process from a later one under the same number.
             started = psutil.Process(process.pid).create_time()
-            self._write(self._read() | {name: {"pid": process.pid, "started": started}})
+            self._write(self._read() | {name: {"pid": process.pid, "started": started, "left": left}})
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
@@ -80,7 +83,7 @@ class Services:
     def stop(self, names: Sequence[str] | None = None, *, seconds: float = 25.0) -> None:
         """SIGTERM to the services (default: all), after ``seconds`` SIGKILL, then an end to whatever they left."""
         names = self.names() if names is None else [name for name in names if name in self._read()]
-        sessions = {int(self._read()[name]["pid"]) for name in names if self._is_ours(name)}
+        sessions = {int(leader["pid"]) for name in names for leader in self._leaders(name)}
         for name in names:
             process = self.process(name)
             if process is not None:
@@ -103,17 +106,30 @@ class Services:
         if still:
             raise ServiceError(f"Could not end the processes {', '.join(str(process.pid) for process in still)}.")
 
-    def _is_ours(self, name: str) -> bool:
-        """Whether the session is still that of the service: its leader lives, or nobody has taken its number."""
-        return self.is_running(name) or not psutil.pid_exists(int(self._read()[name]["pid"]))
+    def _leaders(self, name: str) -> list[dict[str, float]]:
+        """Process and start time of the service and of dead ones before it, as far as their sessions are still ours."""
+        known = self._read().get(name)
+        if known is None:
+            return []
+        own = {"pid": known["pid"], "started": known["started"]}
+        return [leader for leader in (own, *known.get("left", ())) if _is_ours(leader)]
 
-    def _read(self) -> dict[str, dict[str, float]]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         return dict(json.loads(self._file.read_text())) if self._file.exists() else {}
 
-    def _write(self, known: Mapping[str, Mapping[str, float]]) -> None:
+    def _write(self, known: Mapping[str, Mapping[str, Any]]) -> None:
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(known, indent=1))
         new.replace(self._file)
+
+
+def _is_ours(leader: Mapping[str, float]) -> bool:
+    """Whether the leader's session is still that of a service: nobody else has its number."""
+    try:
+        # Also a dead leader for whose end its parent has not asked yet.
+        return bool(psutil.Process(int(leader["pid"])).create_time() == leader["started"])
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _session(pid: int) -> int | None:

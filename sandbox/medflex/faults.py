@@ -1,8 +1,9 @@
 """How the sandbox Medflex misbehaves on demand. Faults live in memory: a restarted server is a healthy one."""
 
 import random
+import textwrap
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,13 +37,17 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: Annotated[float, Field(ge=0, description="time-outs, late_delivery: hold that long, then close")] = 30.0
-    status: Annotated[int | None, Field(ge=400, le=599, description="status, unauthorized, late_delivery")] = None
-    when: Annotated[Literal["before", "after"], Field(description="status: before or after the effect")] = "before"
+    status: Annotated[
+        int | None, Field(ge=400, le=599, description="status, unauthorized, late_delivery: that of the reply")
+    ] = None
+    when: Annotated[Literal["before", "after"], Field(description="status: seen from the effect")] = "before"
     detail: Annotated[str, Field(description="status: text of the error")] = "A fault was asked for."
     retry_after: Annotated[
         int | None, Field(description="rate_limited, status: seconds from now, negative: in the past; null: no header")
     ] = None
-    retry_after_form: Literal["seconds", "http_date"] = "seconds"
+    retry_after_form: Annotated[
+        Literal["seconds", "http_date"], Field(description="rate_limited, status: how retry_after is written")
+    ] = "seconds"
     latency_ms: Annotated[float, Field(ge=0, description="slow: wait before the effect")] = 0.0
     form: Annotated[
         Literal[
@@ -83,6 +88,28 @@ _READS: dict[FaultKind, frozenset[str]] = {
     FaultKind.IGNORE_VERSIONS: frozenset(),
     FaultKind.DOWN: frozenset(),
 }
+
+
+def described() -> str:
+    """The faults with the params that each reads, and what these mean, as two tables for a person."""
+    reads = {kind.value: [name for name in Params.model_fields if name in _READS[kind]] for kind in FaultKind}
+    rows = {kind: " ".join(names) or "-" for kind, names in reads.items()}
+    lines = ["faults, and the names that each knows:", *_table(rows | {"each but down": "skip probability seed"})]
+    about = {
+        name: f"{field.description} ({', '.join(get_args(field.annotation))})"
+        if get_origin(field.annotation) is Literal
+        else str(field.description)
+        for name, field in Params.model_fields.items()
+    }
+    return "\n".join([*lines, "", "names, for which faults, and what they say:", *_table(about)])
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return [
+        line
+        for name, text in rows.items()
+        for line in textwrap.wrap(text, 110, initial_indent=f"  {name:<22} ", subsequent_indent=" " * 25)
+    ]
 
 
 class Match(BaseModel):

@@ -12,7 +12,18 @@ import pytest
 from sandbox.medflex import contract
 from sandbox.medflex.control import Control, ControlError
 from sandbox.medflex.process import MedflexProcess
-from sandbox.partners import ACTIONS, HOSTILE, MADE_UP, TIMES, UNKNOWN_PARTNER, Delivery, Partners, play, summary
+from sandbox.partners import (
+    ACTIONS,
+    HOSTILE,
+    MADE_UP,
+    TIMES,
+    UNKNOWN_PARTNER,
+    Delivery,
+    Partners,
+    await_answers,
+    play,
+    summary,
+)
 from tests.sandbox.medflex.helpers import CLINICS, LPU, OTHER_LPU, Client, record
 
 NOW = dt.datetime(2026, 3, 14, 9, 0, tzinfo=dt.UTC)
@@ -215,6 +226,22 @@ def test_a_play_that_is_broken_off_knows_what_was_delivered(client: Client, cont
         play(control, Partners(), rate=0.1, seconds=60, delivered=delivered, pause=interrupt)
     assert _listed(client) == [item.action for item in delivered]
     assert len(delivered) == 1
+
+
+def test_answers_are_awaited_until_the_last_or_for_so_long(client: Client, control: Control) -> None:
+    delivered: list[Delivery] = []
+    play(control, Partners(seed=2, hostile=0.5, repeat=0.3), rate=400, seconds=0.1, delivered=delivered)
+    assert not await_answers(control, delivered, seconds=0)
+    to_answer = sorted({item.action["id"] for item in delivered})
+    asked: list[int] = []
+
+    def answer(_: float) -> None:
+        asked.append(len(to_answer))
+        assert client.answer(to_answer.pop(), 409).status_code == 204
+
+    actions = len(to_answer)
+    assert await_answers(control, delivered, seconds=60, pause=answer)
+    assert asked == list(range(actions, 0, -1))
 
 
 def test_a_medflex_that_shows_nothing_or_is_away_is_told(control: Control) -> None:

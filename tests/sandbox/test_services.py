@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sandbox.services import ServiceError, Services
+from sandbox.services import ServiceError, Services, _is_zombie, _session
 
 # Starts a child that leaves the process group and ignores SIGTERM, as a stubborn task process would.
 STUBBORN_FAMILY = """
@@ -78,6 +78,41 @@ def test_stop_ends_what_a_dead_service_left_behind(services: Services, tmp_path:
     assert not services.is_running("family")
     services.stop(seconds=1)
     assert not _is_alive(int(child_file.read_text()))
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_stop_ends_what_dead_services_left_behind_that_were_started_again(
+    services: Services, tmp_path: Path, reaped: bool
+) -> None:
+    parents, children = [], []
+    for number in range(2):
+        child_file = tmp_path / f"child{number}"
+        # As the next command does it, which has not started the dead one and cannot reap it.
+        parents.append(_start(Services(services.folder), "family", STUBBORN_FAMILY, CHILD=str(child_file)))
+        wait_for(lambda file=child_file: file.exists() and file.read_text())  # type: ignore[misc]
+        children.append(int(child_file.read_text()))
+        psutil.Process(parents[-1]).kill()
+        if reaped:
+            os.waitpid(parents[-1], 0)
+        wait_for(lambda: not _is_alive(parents[-1]))
+    _start(services, "family", DEAF)
+    # Tasks of a dead scheduler come to their end.
+    assert all(map(_is_alive, children))
+    Services(services.folder).stop(["family"], seconds=0.2)
+    left = [process for process in psutil.process_iter() if _session(process.pid) in parents]
+    assert [process for process in left if not _is_zombie(process)] == []
+    assert not any(map(_is_alive, children))
+
+
+def test_a_stranger_under_the_number_of_a_dead_one_that_was_started_again_is_left_alone(services: Services) -> None:
+    stranger = Services(services.folder / "other")
+    stranger.folder.mkdir()
+    pid = _start(stranger, "stranger", DEAF)
+    (services.folder / "services.json").write_text(json.dumps({"old": {"pid": pid, "started": 1.0}}))
+    assert _start(services, "old", DEAF) != pid
+    services.stop(seconds=0.1)
+    assert _is_alive(pid)
+    stranger.stop(seconds=0.1)
 
 
 def test_stop_escalates(services: Services) -> None:

@@ -1,5 +1,7 @@
 """The one-machine stack without its Airflow: settings, environment, the lock, the command line."""
 
+import contextlib
+import datetime as dt
 import json
 import os
 import re
@@ -11,17 +13,30 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from cryptography.fernet import Fernet
+from pydantic import ValidationError
 
-from sandbox.__main__ import main
+from sandbox.__main__ import _parser, main
+from sandbox.medflex.faults import Fault, FaultKind, Params
 from sandbox.postgres import HOST
 from sandbox.stack import PROJECT, Stack, StackError, stack_environment
 
 CTL = PROJECT / "sandbox" / "ctl"
+# For the params of faults that do not take 403.
+A_VALUE = {
+    "when": "after",
+    "detail": "no",
+    "retry_after_form": "http_date",
+    "form": "empty",
+    "fraction": 0.5,
+    "ids": [1],
+    "echo": True,
+}
 
 
 @pytest.fixture
@@ -282,6 +297,58 @@ def test_each_command_explains_itself(command: str, in_process: Callable[..., tu
     code, shown, _ = in_process(command, "--help")
     assert code == 0
     assert f"usage: sandbox/ctl {command}" in shown
+
+
+def test_the_help_of_faults_says_what_each_takes(in_process: Callable[..., tuple[int, str, str]]) -> None:
+    _, shown, _ = in_process("medflex", "faults", "on", "--help")
+    faults, names = (dict(re.findall(r"^  (\w+) +(.+)$", table, re.MULTILINE)) for table in shown.split("\n\n")[-3:-1])
+    for kind in FaultKind:
+        taken = set()
+        for name in Params.model_fields:
+            with contextlib.suppress(ValidationError):
+                Fault(kind=kind, params=Params.model_validate({name: A_VALUE.get(name, 403)}))
+                taken.add(name)
+        assert set(faults[kind].split()) - {"-"} == taken
+    assert names.keys() == set(Params.model_fields)
+
+
+def test_the_example_of_a_fault_is_one(in_process: Callable[..., tuple[int, str, str]]) -> None:
+    _, shown, _ = in_process("medflex", "faults", "on", "--help")
+    (example,) = re.findall(r"such as: sandbox/ctl (.+)", shown)
+    options = _parser().parse_args(example.split())
+    Fault(kind=options.kind, times=options.times, params=Params(**dict(options.settings)))
+
+
+# What `demo` says of a run, with an Airflow that only knows that
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "old"),
+    [("success", 3600, True), ("success", -1, False), ("running", 3600, False), ("queued", -1, False)],
+)
+def test_a_run_of_earlier_is_not_shown_as_made_now(
+    state: str, age: int, old: bool, stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    did: list[str] = []
+
+    def follow(*_: object) -> str:
+        did.append("follow")
+        return "success"
+
+    made = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=age)
+    run = {"state": state, "queued_at": made.isoformat().replace("+00:00", "Z")}
+    monkeypatch.setenv("MEDFLEX_STACK_DIR", str(stack.folder))
+    monkeypatch.setattr(Stack, "start", lambda *_, **__: None)
+    monkeypatch.setattr(Stack, "run_day", lambda *_, **__: "today's")
+    monkeypatch.setattr(Stack, "airflow", lambda _: SimpleNamespace(run=lambda *_: run))
+    monkeypatch.setattr(Stack, "follow", follow)
+    monkeypatch.setattr("sandbox.__main__._print_funnel", lambda _, run_id: did.append(f"funnel of {run_id}"))
+    assert main(["demo"]) == 0
+    said = capsys.readouterr().out
+    assert did == ["follow"] * (not old) + ["funnel of today's"]
+    assert ("by Airflow's scheduler" in said, "Run today's: success" in said) == (not old, not old)
+    when = re.findall(r"^This demo's run of today was made at (.*); its funnel:$", said, re.MULTILINE)
+    assert [moment[-5:] for moment in when] == [f"{made.astimezone():%H:%M}"] * old
 
 
 def test_ctl_without_an_environment_names_the_way_to_get_one(tmp_path: Path) -> None:

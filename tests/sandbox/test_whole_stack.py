@@ -138,7 +138,7 @@ def test_partners_can_be_played_and_stopped(stack: Stack) -> None:
     medflex = Client(stack.medflex_url, stack.token)
     assert set(medflex.put(record(1), record(2), lpu_id=40_001).values()) == {204}
     medflex.session.close()
-    played = _ctl(stack, "partners", "--rate", "50", "--seconds", "1", "--hostile", "0.5", "--repeat", "0")
+    played = _ctl(stack, "partners", "--rate", "50", "--seconds", "1", "--hostile", "0.5", "--repeat", "0", "--no-wait")
     assert played.returncode == 0, played.stderr
     assert re.search(r"^all +50 +50 +50$", played.stdout, re.MULTILINE), played.stdout
     with subprocess.Popen(
@@ -150,6 +150,7 @@ def test_partners_can_be_played_and_stopped(stack: Stack) -> None:
         with Control(stack.control_url) as control:
             until(lambda: len(_listed_actions(stack)) > 50)
             control.forget_actions()
+        # Ctrl-C also ends what would follow: nobody answers here.
         playing.send_signal(signal.SIGINT)
         said, complaint = playing.communicate(timeout=30)
     assert (playing.returncode, complaint) == (0, "")
