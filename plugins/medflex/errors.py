@@ -5,6 +5,8 @@ A message never holds a row, a name, a phone or a driver's text that could quote
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import Self
 
 
@@ -92,21 +94,27 @@ class MedflexUnavailableError(MedflexPipelineError):
 
 
 class MedflexRefusedError(ConfigurationError):
-    """Medflex refuses the token (401 or 403), or its certificate is not trusted."""
+    """Medflex refuses the token (401 or 403), or its certificate is not trusted.
 
-    @property
-    def is_of_clinic(self) -> bool:
-        """Whether the token is a good one that may not do this (403): for one clinic it may not, for others it may."""
-        return "(HTTP 403)" in str(self)
+    Args:
+        is_of_clinic: the token is a good one that may not do this (403): for one clinic it may not, for others it may.
+    """
+
+    def __init__(self, sentence: str, *, is_of_clinic: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_of_clinic = is_of_clinic
 
 
 class MedflexContractError(MedflexPipelineError):
-    """Medflex answered something that its contract does not know, or refused a whole request."""
+    """Medflex answered something that its contract does not know, or refused a whole request.
 
-    @property
-    def is_of_clinic(self) -> bool:
-        """Whether Medflex does not know the clinic (404), whatever the request holds."""
-        return "(HTTP 404)" in str(self)
+    Args:
+        is_of_clinic: it does not know the clinic (404), whatever the request holds.
+    """
+
+    def __init__(self, sentence: str, *, is_of_clinic: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_of_clinic = is_of_clinic
 
 
 class VersionsOutdatedError(MedflexPipelineError):
@@ -161,3 +169,13 @@ class SwitchTurnedError(MedflexPipelineError):
 
 class AlertNotToldError(MedflexPipelineError):
     """A notifier did not take an alert; the next run tells it again."""
+
+
+def raised_at(error: Exception) -> tuple[str, str]:
+    """Return file and line of our own that an error came through last, and of where it was raised: what can be told of
+    one that nobody foresaw, as its text could quote a row.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), frames[-1])
+    of_ours, of_raised = (f"{Path(frame.filename).name}, line {frame.lineno}" for frame in (ours, frames[-1]))
+    return of_ours, of_raised

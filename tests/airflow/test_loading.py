@@ -370,10 +370,12 @@ def test_a_clinic_medflex_does_not_know_leaves_the_others_alone(filled: World) -
     records = planned(filled)
     lpu_id = int(records["lpu_id"].iloc[0])
     filled.control.remove_clinics([lpu_id])
-    result = load(filled, records)
+    result = load(filled, records, parallel=1, batch_size=20)
     of_it = int((records["lpu_id"] == lpu_id).sum())
     assert totals(result) == only(accepted=len(records) - of_it, to_retry=of_it)
     assert [type(problem) for problem in result.problems] == [MedflexContractError]
+    # Smaller requests would meet with the same.
+    assert sum(item["status"] == 404 for item in filled.control.request_log() if item["method"] == "POST") == 1
 
 
 def test_a_200_with_failures_in_it_is_read_and_the_failed_rows_are_tried_again(filled: World) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -55,6 +53,7 @@ from medflex.errors import (
     MedflexPipelineError,
     MedflexRefusedError,
     RunIncompleteError,
+    raised_at,
 )
 from medflex.ledger import watches
 from medflex.ledger.actions import ActionDecision, RecordKey, Unanswered
@@ -473,11 +472,9 @@ class Actor:
 
 def _unforeseen(error: Exception) -> ActionsWaitError:
     """By its type and place only: its text could quote a row."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), frames[-1])
     return ActionsWaitError(
         f"What a partner asked for cannot be decided because of an error that nobody foresaw ({type(error).__name__} in"
-        f" {Path(at.filename).name}, line {at.lineno}): report it; the action waits until it is mended."
+        f" {raised_at(error)[0]}): report it; the action waits until it is mended."
     )
 
 

@@ -469,7 +469,8 @@ def _raise_for_status(response: requests.Response) -> NoReturn:
         raise MedflexRefusedError(
             f"Medflex refuses the token (HTTP {status}): put a valid one into the password of the connection"
             " medflex_api: into the variable AIRFLOW_CONN_MEDFLEX_API where there is one, since what Airflow keeps is"
-            " ignored then."
+            " ignored then.",
+            is_of_clinic=status == 403,
         )
     if status == 429:
         raise NotProcessedError(status, wait)
@@ -481,7 +482,8 @@ def _raise_for_status(response: requests.Response) -> NoReturn:
         raise UnknownOutcomeError(f"HTTP {status}", status, wait)
     if status == 404:
         raise MedflexContractError(
-            "Medflex does not know this clinic's lpu_id for this token (HTTP 404): have it enabled there."
+            "Medflex does not know this clinic's lpu_id for this token (HTTP 404): have it enabled there.",
+            is_of_clinic=True,
         )
     raise MedflexContractError(
         f"Medflex refuses a whole request with HTTP {status}: compare include/contracts/medflex.openapi.yaml with what"

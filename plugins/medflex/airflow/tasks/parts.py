@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +14,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from medflex.airflow import connections
 from medflex.airflow.environment import setting
-from medflex.errors import BadParameterError, ConfigurationError, MedflexPipelineError
+from medflex.errors import BadParameterError, ConfigurationError, MedflexPipelineError, raised_at
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +43,10 @@ def speaking(function: Callable[P, T]) -> Callable[P, T]:
             text = f"{type(error).__name__}: {error}"
             failure: AirflowException = TransientFailure(text) if error.transient else AirflowFailException(text)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            frames = traceback.extract_tb(error.__traceback__)
-            at = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), place)
+            ours, raised = raised_at(error)
             failure = TransientFailure(
-                f"{function.__name__} failed with {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
-                f" (raised in {Path(place.filename).name}, line {place.lineno}); its text is withheld, since it could"
-                " quote a row."
+                f"{function.__name__} failed with {type(error).__name__} in {ours} (raised in {raised}); its text is"
+                " withheld, since it could quote a row."
             )
         # Outside the handlers, so that the original is not even its context.
         raise failure
