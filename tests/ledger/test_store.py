@@ -714,7 +714,11 @@ def test_decisions_of_a_second_attempt_replace_the_first(ledger: Ledger) -> None
     assert ledger.reasons(run.run_key)["records"].tolist() == [3]
 
 
-def test_the_history_holds_the_last_runs_of_the_same_day_only(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "of_another_day", ["is_of_today = false", "is_of_today = NULL, anchor = now() - interval '9 days'"]
+)
+def test_the_history_holds_the_last_runs_of_the_same_day_only(ledger: Ledger, of_another_day: str) -> None:
+    """Which those are, runs of an older version do not say."""
     for number in range(3):
         run = start(ledger, f"r{number}")
         ledger.save_numbers(run.run_key, pd.DataFrame({"clinic_id": [CLINIC], "extracted": [100 + number]}))
@@ -722,7 +726,7 @@ def test_the_history_holds_the_last_runs_of_the_same_day_only(ledger: Ledger) ->
     with ledger._transaction() as cursor:
         # The clock of the database decides what is recent.
         cursor.execute("UPDATE ledger.run SET started_at = now(), anchor = now() - interval '1 hour'")
-        cursor.execute("UPDATE ledger.run SET anchor = now() - interval '9 days' WHERE run_id = 'r1'")
+        cursor.execute(f"UPDATE ledger.run SET {of_another_day} WHERE run_id = 'r1'".encode())
     assert ledger.row_history([CLINIC])["extracted"].tolist() == [102, 100]
     assert ledger.row_history([CLINIC], runs=1)["extracted"].tolist() == [102]
     # What a failed validation saw is no measure.

@@ -8,7 +8,7 @@ WITH earlier AS (
     WHERE
         run.run_key < %(run_key)s AND run.outcome = 'succeeded' AND run.clinic_ids IS NULL
         AND run.mode IN ('transfer', 'plan', 'resync')
-        AND run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+        AND ledger.is_of_its_day(run)
     ORDER BY run.run_key DESC
     LIMIT %(runs)s
 )

@@ -13,7 +13,7 @@ WITH ranked AS (
                 run.dag_id,
                 run.outcome,
                 run.clinic_ids IS NULL,
-                run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+                ledger.is_of_its_day(run)
             ORDER BY run.run_key DESC
         ) AS age
     FROM ledger.run AS run

@@ -25,9 +25,7 @@ CROSS JOIN
                     FROM ledger.run AS run
                     WHERE
                         run.mode IN ('transfer', 'plan', 'resync')
-                        -- A run of another day sees another window.
-                        AND run.anchor
-                        BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+                        AND ledger.is_of_its_day(run)
                         AND run.run_key < coalesce(%(before_run_key)s::bigint, 9223372036854775807)
                         AND run.started_at > clock_timestamp() - interval '30 days'
                 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from medflex.errors import ConfigurationError, LedgerOutdatedError, LedgerRefusedError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0011"
+HEAD = "0012"
 """The schema version that this code needs; a test holds it equal to the newest migration."""
 
 

@@ -3,7 +3,6 @@
 -- Parameters: dag_id  text; clinic_id  bigint or NULL for all
 -- Personal:   none.
 WITH of_its_day AS (
-    -- A run of another day sees another window. Rows of an older version do not say which day they are of.
     SELECT
         run.run_key,
         run.run_id,
@@ -14,10 +13,7 @@ WITH of_its_day AS (
     FROM ledger.run AS run
     WHERE
         run.dag_id = %(dag_id)s
-        AND coalesce(
-            run.is_of_today,
-            run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
-        )
+        AND ledger.is_of_its_day(run)
 ),
 
 recent AS (

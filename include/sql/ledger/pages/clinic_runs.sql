@@ -9,11 +9,7 @@ SELECT
     run.anchor,
     run.started_at,
     run.outcome,
-    -- Rows of an older version do not say which day they are of.
-    coalesce(
-        run.is_of_today,
-        run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
-    ) AS is_of_its_day,
+    ledger.is_of_its_day(run) AS is_of_its_day,
     run_clinic.access_state,
     run_clinic.closed_reason,
     run_clinic.shard,

@@ -17,11 +17,7 @@ WITH wanted AS MATERIALIZED (
         AND run.mode IN ('transfer', 'resync')
         AND run.clinic_ids IS NULL
         AND run.settled_at IS NOT NULL
-        -- A run of another day sees another window. Rows of an older version do not say which day they are of.
-        AND coalesce(
-            run.is_of_today,
-            run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
-        )
+        AND ledger.is_of_its_day(run)
     ORDER BY run.started_at DESC, run.run_key DESC
     LIMIT %(runs)s
 )

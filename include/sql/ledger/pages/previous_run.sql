@@ -11,7 +11,6 @@ WHERE
     AND run.settled_at IS NOT NULL
     AND run.mode = 'transfer'
     AND run.clinic_ids IS NULL
-    -- A run of another day sees another window.
-    AND run.anchor BETWEEN run.started_at - interval '36 hours' AND run.started_at + interval '1 hour'
+    AND ledger.is_of_its_day(run)
 ORDER BY run.started_at DESC
 LIMIT 1
