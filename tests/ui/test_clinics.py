@@ -61,6 +61,12 @@ def test_search_filter_and_sort(asked: dict[str, object], expected: list[int]) -
     assert [found.clinic_id for found in chosen(SOME, **asked)] == expected  # type: ignore[arg-type]
 
 
+def test_numbers_in_names_are_sorted_as_numbers() -> None:
+    names = ["№ 10", "№ 2", "№ 2а", "10", "№ 02", "", f"№ {'9' * 5000}"]
+    clinics = [SOME[0]._replace(name=name, clinic_id=number) for number, name in enumerate(names)]
+    assert [found.clinic_id for found in chosen(clinics, sort="name")] == [5, 3, 1, 4, 2, 0, 6]
+
+
 @pytest.mark.parametrize("sort", SORTS)
 def test_each_order_keeps_every_clinic(sort: str) -> None:
     for descending in (False, True):

@@ -7,6 +7,7 @@ about one clinic, and whoever turns a switch, reads afresh.
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,8 +233,18 @@ DIRECTORY = Directory()
 
 _STATE_ORDER = {AccessState.OPEN.value: 0, AccessState.WAITING.value: 1, AccessState.CLOSED.value: 2}
 STATES = ("open", "waiting", "closed", "attention")
+
+
+def _as_read(name: str) -> list[Any]:
+    """The name to sort by: number 2 comes before number 10."""
+    parts = re.split("([0-9]+)", name.casefold())
+    # Every other part is a number; by its length first, as one may have more digits than Python reads.
+    parts[1::2] = [number.lstrip("0") for number in parts[1::2]]
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
+
+
 SORTS: dict[str, Callable[[Clinic], Any]] = {
-    "name": lambda clinic: (clinic.name.casefold(), clinic.clinic_id),
+    "name": lambda clinic: (_as_read(clinic.name), clinic.clinic_id),
     "id": lambda clinic: clinic.clinic_id,
     "state": lambda clinic: (_STATE_ORDER.get(clinic.state, 9), clinic.closed_reason or ""),
     "changed": lambda clinic: clinic.changed_at.timestamp() if clinic.changed_at else None,
