@@ -5,8 +5,8 @@ A message never holds a row, a name, a phone or a driver's text that could quote
 
 from __future__ import annotations
 
+import pathlib
 import traceback
-from pathlib import Path
 from typing import Self
 
 
@@ -176,6 +176,6 @@ def raised_at(error: Exception) -> tuple[str, str]:
     one that nobody foresaw, as its text could quote a row.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    ours = next((frame for frame in reversed(frames) if "medflex" in Path(frame.filename).parts), frames[-1])
-    of_ours, of_raised = (f"{Path(frame.filename).name}, line {frame.lineno}" for frame in (ours, frames[-1]))
+    ours = next((frame for frame in reversed(frames) if "medflex" in pathlib.Path(frame.filename).parts), frames[-1])
+    of_ours, of_raised = (f"{pathlib.Path(frame.filename).name}, line {frame.lineno}" for frame in (ours, frames[-1]))
     return of_ours, of_raised
