@@ -198,7 +198,8 @@ def medflex(stack: Stack, options: argparse.Namespace) -> int:
         try:
             match options.what:
                 case "on":
-                    given = {"match": Match(path_prefix=options.path, method=options.method, lpu_id=options.lpu_id)}
+                    names = {"path": "path_prefix", "method": "method", "lpu_id": "lpu_id", "record_id": "record_id"}
+                    given = {"match": Match(**{name: getattr(options, option) for option, name in names.items()})}
                     own = {"times": options.times, "every": options.every}
                     settings = given | {name: value for name, value in own.items() if value is not None}
                     fault = control.add_fault(options.kind, **settings, **dict(options.settings))
@@ -374,6 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--path", default="/", help="only requests whose path begins so")
     on.add_argument("--method", choices=("GET", "POST"))
     on.add_argument("--lpu-id", type=int)
+    on.add_argument("--record-id", type=int, help="only requests with a record of this id")
     on.add_argument("--times", type=_positive, help="spent after so many (default: never)")
     on.add_argument("--every", type=_positive, help="each so-many-th request")
     off = switch.add_parser("off", help="switch one or all faults off", allow_abbrev=False)

@@ -228,10 +228,11 @@ class Engine:
             admitted.document = _read_body(operation, request)
         except Refusal as refusal:
             unreadable = refusal
-        log.lpu_id, log.records = _summary(request, admitted.document)
+        log.lpu_id, records = _summary(request, admitted.document)
+        log.records = len(records)
         log.key = request.headers.get("idempotency-key") if operation.takes_key else None
         admitted.wait = self.latency_ms / 1000
-        admitted.decisive, admitted.modifiers = self.faults.strike(request.method, request.path, log.lpu_id)
+        admitted.decisive, admitted.modifiers = self.faults.strike(request.method, request.path, log.lpu_id, records)
         log.faults = [armed.fault.kind for armed in (admitted.decisive, *admitted.modifiers) if armed is not None]
         admitted.wait += sum(armed.fault.params.latency_ms for armed in admitted.bent_by(FaultKind.SLOW)) / 1000
         self._strike_before_reading(admitted)
@@ -566,13 +567,13 @@ def _read_body(operation: Operation, request: Request) -> Any:
         raise Refusal(400, "The body is not JSON.") from None
 
 
-def _summary(request: Request, document: Any) -> tuple[int | None, int]:
-    """(lpu_id, number of records) as far as they can be seen, for the log and for matching faults."""
+def _summary(request: Request, document: Any) -> tuple[int | None, list[Any]]:
+    """(lpu_id, records) as far as they can be seen, for the log and for matching faults."""
     if isinstance(document, dict):
         lpu_id, records = document.get("lpu_id"), document.get("records")
-        return lpu_id if type(lpu_id) is int else None, len(records) if isinstance(records, list) else 0
+        return lpu_id if type(lpu_id) is int else None, records if isinstance(records, list) else []
     given = dict(parse_qsl(request.query)).get("lpu_id", "")
-    return int(given) if given.isascii() and given.isdigit() and len(given) < 20 else None, 0
+    return int(given) if given.isascii() and given.isdigit() and len(given) < 20 else None, []
 
 
 def _parameters(admitted: Admitted, operation: Operation) -> dict[str, Any]:

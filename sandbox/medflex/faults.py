@@ -2,6 +2,7 @@
 
 import random
 import textwrap
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -120,13 +121,18 @@ class Match(BaseModel):
     method: Literal["GET", "POST"] | None = None
     path_prefix: str = "/"
     lpu_id: int | None = None
+    record_id: int | None = None
 
-    def covers(self, method: str, path: str, lpu_id: int | None) -> bool:
+    def covers(self, method: str, path: str, lpu_id: int | None, records: Sequence[Any]) -> bool:
         """True when the fault looks at such a request."""
         return (
             self.method in (None, method)
             and path.startswith(self.path_prefix)
             and (self.lpu_id is None or self.lpu_id == lpu_id)
+            and (
+                self.record_id is None
+                or any(isinstance(item, dict) and item.get("id") == self.record_id for item in records)
+            )
         )
 
 
@@ -210,12 +216,14 @@ class FaultBoard:
         """True while a `down` fault is on."""
         return any(armed.fault.kind is FaultKind.DOWN for armed in self._armed.values())
 
-    def strike(self, method: str, path: str, lpu_id: int | None) -> tuple[_Armed | None, list[_Armed]]:
+    def strike(
+        self, method: str, path: str, lpu_id: int | None, records: Sequence[Any]
+    ) -> tuple[_Armed | None, list[_Armed]]:
         """The fault that decides this request, if any, and the modifiers that bend it."""
         decisive: _Armed | None = None
         modifiers: list[_Armed] = []
         for armed in self._armed.values():
-            if armed.fault.kind is FaultKind.DOWN or not armed.fault.match.covers(method, path, lpu_id):
+            if armed.fault.kind is FaultKind.DOWN or not armed.fault.match.covers(method, path, lpu_id, records):
                 continue
             if armed.fault.kind in MODIFIERS:
                 if armed.fires():

@@ -14,7 +14,7 @@ import pytest
 from urllib3.util import connection
 
 from medflex.airflow.columns import Columns
-from medflex.airflow.hooks.medflex import SEND_PATH, MedflexClient, NotProcessedError, UnknownOutcomeError
+from medflex.airflow.hooks.medflex import SEND_PATH, MedflexClient, NotProcessedError
 from medflex.airflow.loading import LOAD_COLUMNS, Loader, LoadResult, _Known
 from medflex.airflow.withdrawing import Withdrawer
 from medflex.airflow.writing import LOOK_SECONDS, Batch, Delivery
@@ -319,37 +319,47 @@ def test_a_refused_token_stops_at_once_and_says_so(filled: World) -> None:
     assert filled.sent() == 1
 
 
+def fails_on(world: World, *ids: int, status: int = 500) -> None:
+    """Let Medflex fail whenever one of these records is in a request."""
+    for id_ in ids:
+        world.control.add_fault("status", status=status, match=Match(record_id=id_))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return the ids in each request to Medflex, as they are posted."""
+    post = MedflexClient.post_batch
+    requests: list[list[int]] = []
+
+    def posting(client: MedflexClient, path: str, body: bytes, key: str, versions: dict[int, int]) -> Any:
+        requests.append(sorted(versions))
+        return post(client, path, body, key, versions)
+
+    monkeypatch.setattr(MedflexClient, "post_batch", posting)
+    return requests
+
+
 @pytest.mark.parametrize("status", [500, 413])
 def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being_sent(
     filled: World, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     records = planned(filled)
     bad = int(of_largest(records)["id"].iloc[5])
-    post = MedflexClient.post_batch
-    failed: list[int] = []
-
-    def posting(client: MedflexClient, path: str, body: bytes, key: str, versions: dict[int, int]) -> Any:
-        if bad in versions:
-            failed.append(len(versions))
-            raise UnknownOutcomeError("HTTP 500", 500) if status == 500 else MedflexContractError(f"HTTP {status}")
-        return post(client, path, body, key, versions)
-
-    monkeypatch.setattr(MedflexClient, "post_batch", posting)
+    requests = watched(monkeypatch)
+    fails_on(filled, bad, status=status)
     result = load(filled, records)
     assert len(result.problems) == 1
     left = "unknown" if status == 500 else "to_retry"
     assert totals(result) == only(accepted=len(records) - 1, **{left: 1})
     assert {id_ for _, id_ in filled.control.records()} == set(records["id"]) - {bad}
     # In few requests: as often as any, and once each time that fewer were tried.
+    failed = [len(request) for request in requests if bad in request]
     assert failed[-1] == 1
     assert len(failed) <= 3 + 3
     # The next attempt has nothing else to do.
-    failed.clear()
-    before = filled.sent()
+    requests.clear()
     assert totals(load(filled, records)) == only(accepted=len(records) - 1, **{left: 1})
-    assert filled.sent() == before
-    assert set(failed) == {1}
-    monkeypatch.undo()
+    assert {*map(tuple, requests)} == {(bad,)}
+    filled.control.clear_faults()
     assert totals(load(filled, records)) == only(accepted=len(records))
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from medflex.airflow import withdrawing, writing
-from medflex.airflow.hooks.medflex import MedflexClient, UnknownOutcomeError
 from medflex.airflow.hooks.medlock import Medlock
 from medflex.airflow.withdrawing import Withdrawer
-from medflex.errors import MedflexContractError, MedflexRefusedError
+from medflex.errors import MedflexRefusedError
 from medflex.ledger import watches
 from sandbox.medflex.faults import Match
-from tests.airflow.test_loading import FakeClock, load, planned
+from tests.airflow.test_loading import FakeClock, fails_on, load, planned, watched
 from tests.airflow.test_reconciling import of_clinic
 from tests.airflow.test_sweeping import OneClinicAtATime, in_minutes, sweep, write_ledger
 from tests.airflow.test_withdrawing import (
@@ -335,21 +334,6 @@ def test_clinics_of_which_medflex_rejects_each_withdrawal_keep_no_others_from_th
     assert of_clinic(sent, 2) not in _shown(sent)
 
 
-def fails_on(monkeypatch: pytest.MonkeyPatch, *ids: int, status: int = 500) -> list[list[int]]:
-    """Let Medflex fail whenever one of these is in a request; return the ids of each request that it gets."""
-    post = MedflexClient.post_batch
-    requests: list[list[int]] = []
-
-    def posting(client: MedflexClient, path: str, body: bytes, key: str, versions: dict[int, int]) -> Any:
-        requests.append(sorted(versions))
-        if versions.keys() & set(ids):
-            raise UnknownOutcomeError("HTTP 500", 500) if status == 500 else MedflexContractError(f"HTTP {status}")
-        return post(client, path, body, key, versions)
-
-    monkeypatch.setattr(MedflexClient, "post_batch", posting)
-    return requests
-
-
 @pytest.mark.parametrize("status", [500, 413])
 @pytest.mark.parametrize("parallel", [4, 1])
 def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being_withdrawn(
@@ -358,7 +342,8 @@ def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being
     ids = [id_ for lpu_id, id_ in sent.control.records() if lpu_id == of_clinic(sent, 2)]
     assert 60 < len(ids) < 500
     (bad,) = some(sent, 1, 2)
-    requests = fails_on(monkeypatch, bad, status=status)
+    requests = watched(monkeypatch)
+    fails_on(sent, bad, status=status)
     sent.edit(SWITCHES["switched off"])
     settings: dict[str, Any] = {"parallel": parallel, "attempts": 2}
     first = quick(sent, **settings)
@@ -387,7 +372,7 @@ def test_a_record_on_which_medflex_fails_keeps_no_other_of_its_clinic_from_being
     requests.clear()
     assert withdraw(sent, [1, 2, 3], **settings).problems
     assert requests == [[bad]]
-    monkeypatch.undo()
+    sent.control.clear_faults()
     quick(sent, clock=in_minutes(minutes + 15))
     assert of_clinic(sent, 2) not in _shown(sent)
     assert _stuck(sent) == []
@@ -397,7 +382,8 @@ def test_a_sweep_goes_on_where_looks_have_found_what_medflex_fails_on(
     sent: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (bad,) = some(sent, 1, 2)
-    requests = fails_on(monkeypatch, bad)
+    requests = watched(monkeypatch)
+    fails_on(sent, bad)
     sent.edit(SWITCHES["switched off"])
     quick(sent, attempts=1)
     of_it = len(requests[0])
@@ -412,7 +398,8 @@ def test_records_on_which_medflex_fails_do_not_keep_others_from_their_turn_by_th
 ) -> None:
     """Those with the lowest ids, more than may fail in one look."""
     ids = sorted(id_ for lpu_id, id_ in sent.control.records() if lpu_id == of_clinic(sent, 2))
-    requests = fails_on(monkeypatch, *ids[:6])
+    requests = watched(monkeypatch)
+    fails_on(sent, *ids[:6])
     sent.edit(SWITCHES["switched off"])
     for look in range(60):
         requests.clear()
@@ -427,7 +414,8 @@ def test_records_on_which_medflex_fails_do_not_keep_others_from_their_turn_by_th
 def test_a_medflex_that_fails_on_everything_gets_few_requests_in_each_look(
     many: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = fails_on(monkeypatch, *shown_ids(many))
+    requests = watched(monkeypatch)
+    many.control.add_fault("status", status=500, match=Match(path_prefix="/appointments/withdraw/"))
     many.edit("UPDATE medlock.medflex_access SET enabled = false")
     for look in range(5):
         requests.clear()

@@ -354,6 +354,16 @@ def test_probability_repeats_with_its_seed(client: Client, control: Control) -> 
     assert codes(4) == first != codes(5)
 
 
+def test_a_fault_may_strike_whatever_has_a_record(client: Client, control: Control) -> None:
+    control.add_fault("status", status=500, match=Match(record_id=2))
+    assert client.put(record(1)) == {1: 204}
+    assert client.write("putAppointments", [record(2), record(3)]).status_code == 500
+    assert client.put(record(3)) == {3: 204}
+    assert client.write("withdrawAppointments", [withdrawal(1, 2), withdrawal(2, 1)]).status_code == 500
+    assert client.get("listAppointments", "/appointments/", lpu_id=LPU).status_code == 200
+    assert client.listing().keys() == {1, 3}
+
+
 def test_faults_strike_only_what_they_match(client: Client, control: Control) -> None:
     control.add_fault("status", status=500, match=Match(method="POST", path_prefix="/appointments/w", lpu_id=LPU))
     assert client.put(record(1)) == {1: 204}
